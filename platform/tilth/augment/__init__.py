@@ -1,0 +1,1 @@
+"""Augmenters that add rows, and filters that drop rows with a reason."""

@@ -1,0 +1,133 @@
+"""The two bases that augmenters and filters stand on; counting, lineage, seeds and rejects are done here."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from tilth.data.schema import Row, added, row_seed
+from tilth.data.transform import Inputs, RowsFunction, Transform
+
+if TYPE_CHECKING:
+    from tilth.data.transform import Fitted
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row to make variants of."""
+
+    id: str
+    text: str
+    label: str | None
+    rng: random.Random = field(repr=False, compare=False)
+    row: Row = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A new text; `reason` where the augmenter itself rejects it, `meta` for what it measured."""
+
+    text: str
+    reason: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+VariantsFunction = Callable[[list[Sample]], Sequence[Sequence[Variant | str]]]
+
+
+class Augmenter(Transform):
+    """Adds rows made from the originals. Write `load_variants`; see `tilth/augment/eda.py` for the shortest one."""
+
+    name: str = Field("", pattern=r"^[a-z0-9_-]*$", description="Name in lineage and reports; default: its kind.")
+    field: str = Field("text", description="The column that is changed.")
+    variants: int = Field(1, ge=1, le=64, description="New rows for each original.")
+    seed: int = Field(0, ge=0, description="Seed; each row derives its own from it.")
+
+    def load_variants(self, inputs: Inputs) -> VariantsFunction:
+        """The one method of an augmenter: samples → for each, its variants. Load models here."""
+        raise TypeError(f"{type(self).__name__} must define load_variants()")
+
+    @property
+    def via(self) -> str:
+        """The name that lineage carries."""
+        return self.name or self.kind.rpartition(":")[2].lower()
+
+    @property
+    def made_by(self) -> str | None:
+        """Model or rule set recorded with each new row."""
+        return str(getattr(self, "model", None) or self.kind)
+
+    def load(self, inputs: Inputs, fitted: Fitted) -> RowsFunction:
+        make = self.load_variants(inputs)
+
+        def augment(rows: list[Row]) -> list[Row]:
+            samples = [self._sample(row) for row in rows if row["parent"] is None and row["reason"] is None]
+            made = make(samples)
+            children = [c for sample, texts in zip(samples, made, strict=True) for c in self._children(sample, texts)]
+            return [*rows, *children]
+
+        return augment
+
+    def _sample(self, row: Row) -> Sample:
+        seed = row_seed(self.seed, row["id"], self.via)
+        return Sample(row["id"], row[self.field], row.get("label"), random.Random(seed), row)
+
+    def _children(self, sample: Sample, texts: Sequence[Variant | str]) -> Iterable[Row]:
+        for number, item in enumerate(texts):
+            variant = Variant(item) if isinstance(item, str) else item
+            seed = row_seed(self.seed, sample.id, self.via)
+            child = added(sample.row, self.via, number, seed, self.made_by, **{self.field: variant.text})
+            yield {**child, "reason": variant.reason, "meta": dict(variant.meta)}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An added row before a filter, beside the text that it was made from."""
+
+    text: str
+    parent_text: str
+    label: str | None
+    row: Row = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`reason` is None for a row that stays, else `name: detail`; `meta` is recorded with the row either way."""
+
+    reason: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+KEEP = Verdict()
+VerdictsFunction = Callable[[list[Candidate]], Sequence[Verdict]]
+
+
+class Filter(Transform):
+    """Drops added rows for a named reason; originals always stay. Write `load_verdicts`."""
+
+    field: str = Field("text", description="The column that is judged.")
+
+    def load_verdicts(self, inputs: Inputs, fitted: Fitted) -> VerdictsFunction:
+        """The one method of a filter: candidates → for each, its verdict. Load models here."""
+        raise TypeError(f"{type(self).__name__} must define load_verdicts()")
+
+    def load(self, inputs: Inputs, fitted: Fitted) -> RowsFunction:
+        judge = self.load_verdicts(inputs, fitted)
+
+        def gate(rows: list[Row]) -> list[Row]:
+            by_id = {row["id"]: row for row in rows}
+            pending = [row for row in rows if row["parent"] in by_id and row["reason"] is None]
+            verdicts = judge([self._candidate(row, by_id[row["parent"]]) for row in pending])
+            for row, verdict in zip(pending, verdicts, strict=True):
+                row["reason"] = verdict.reason
+                row["meta"] = {**row["meta"], **verdict.meta}
+            return rows
+
+        return gate
+
+    def _candidate(self, row: Row, parent: Row) -> Candidate:
+        return Candidate(row[self.field], parent[self.field], row.get("label"), row)

@@ -1,0 +1,121 @@
+"""The command line: check, plan, run, show. It does not grow flags; a recipe and dotted overrides say the rest.
+
+Exit codes: 0 done, 1 failed, 2 bad recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from tilth import ui
+from tilth.errors import RecipeError, TilthError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(argv)
+    ui.use(ui.Reporter("json" if options.json and options.command == "run" else "auto"))
+    try:
+        result = _COMMANDS[options.command](options)
+    except RecipeError as error:
+        _fail(options, {"problems": [vars(problem) for problem in error.problems]}, str(error))
+        return error.exit_code
+    except TilthError as error:
+        _fail(options, {"error": str(error), "type": type(error).__name__}, f"{type(error).__name__}: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        ui.reporter().say("stopped; what is finished stays, the same command goes on from there")
+        return 1
+    if options.json:
+        print(json.dumps(result, indent=None if options.command == "run" else 1, default=str))
+    return 0
+
+
+def _fail(options: argparse.Namespace, data: dict[str, Any], text: str) -> None:
+    if options.json:
+        print(json.dumps(data))
+    else:
+        ui.reporter().say(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tilth", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, about: str, subject: str, where: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.add_argument(subject.lower(), metavar=subject, help=where)
+        sub.add_argument("--json", action="store_true", help="answer in JSON on stdout")
+        return sub
+
+    recipe = "a recipe file (YAML)"
+    for name, about in (
+        ("check", "Find every fault of a recipe in milliseconds; starts nothing."),
+        ("plan", "Show what a run would do: stages, rows, estimated cost, what is reused and why."),
+        ("run", "Run a recipe; finished stages are reused, an interrupted one resumes."),
+    ):
+        sub = command(name, about, "RECIPE", recipe)
+        sub.add_argument("overrides", nargs="*", metavar="a.b.c=value", help="set one field of the recipe")
+        if name != "check":
+            sub.add_argument("--out", required=name == "run", metavar="URI", help="run directory: a path or s3://…")
+    sub = command("show", "Show a run: stages, metrics, the lineage of a row.", "RUN", "a run directory")
+    sub.add_argument("--row", metavar="ID", help="where this row came from, what became of it, and its children")
+    return parser
+
+
+def _check(options: argparse.Namespace) -> dict[str, Any]:
+    from tilth.recipe import load
+
+    recipe = load(options.recipe, options.overrides)
+    if not options.json:
+        ui.reporter().say(f"{options.recipe}: {len(recipe.stages)} stages hold: {', '.join(recipe.order())}")
+    return {"stages": recipe.order(), "problems": []}
+
+
+def _plan(options: argparse.Namespace) -> list[dict[str, Any]]:
+    from tilth.planning import plan, plan_table
+    from tilth.recipe import load
+
+    rows = plan(load(options.recipe, options.overrides), options.out)
+    if not options.json:
+        ui.reporter().console.print(plan_table(rows))
+    return rows
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    from tilth.recipe import load
+    from tilth.report import write_report
+    from tilth.runs import Run
+
+    run = Run(options.out)
+    artifacts = run.execute(load(options.recipe, options.overrides))
+    report = write_report(run)
+    ui.reporter().say(f"report: {report}", event="report", url=report)
+    return {"event": "end", "report": report, "metrics": {name: item.metrics for name, item in artifacts.items()}}
+
+
+def _show(options: argparse.Namespace) -> dict[str, Any]:
+    from tilth.planning import run_table, show
+    from tilth.runs import Run
+
+    if options.row:
+        from tilth.data.lineage import lineage, lineage_tree
+
+        found = lineage(Run(options.run), options.row)
+        if not options.json:
+            ui.reporter().console.print(lineage_tree(found))
+        return found
+    summary = show(Run(options.run))
+    if not options.json:
+        ui.reporter().console.print(run_table(summary))
+    return summary
+
+
+_COMMANDS = {"check": _check, "plan": _plan, "run": _run, "show": _show}
+
+if __name__ == "__main__":
+    sys.exit(main())

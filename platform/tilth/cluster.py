@@ -1,0 +1,60 @@
+"""Ray, attached to or started once per run, and ended only if we started it.
+
+`RAY_ADDRESS` attaches to a cluster. Otherwise a local one starts on this machine when the first stage needs it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tilth.errors import StorageError
+from tilth.storage import Store
+
+_session: list[Store] = []
+
+
+@contextmanager
+def session(store: Store) -> Iterator[None]:
+    """The time in which stages may call `ray_ready()`; a local Ray that started within ends with it."""
+    _session.append(store)
+    started = _is_up()
+    try:
+        yield
+    finally:
+        _session.pop()
+        if not started and _is_up():
+            import ray
+
+            ray.shutdown()
+
+
+def _is_up() -> bool:
+    import sys
+
+    if "ray" not in sys.modules:
+        return False
+    import ray
+
+    return bool(ray.is_initialized())
+
+
+def ray_ready() -> Any:
+    """The ray module, connected. StorageError when a cluster of several nodes is to write to a local path."""
+    import ray
+
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        options: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False, "logging_level": "error"}
+        if os.environ.get("RAY_ADDRESS"):
+            options = {"log_to_driver": False}
+        ray.init(**options)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) > 1 and _session and _session[-1].is_local:
+        raise StorageError(
+            f"--out {_session[-1].url} is a local path, but the cluster has {len(nodes)} nodes that could not all "
+            "see it; give a shared URI such as s3://bucket/run"
+        )
+    return ray

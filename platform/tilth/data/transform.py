@@ -1,0 +1,86 @@
+"""Transforms: components on rows. An author writes one method; the framework puts it on Ray Data.
+
+The contract of the function that `load` returns: it takes the rows of one unit and returns the same rows
+(each exactly once, `reason` set on those it drops) and any rows that it adds, each with `parent`, `via`,
+`seed`. Rows that already carry a reason are passed through. Random numbers come from `row_rng`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from tilth.config import EXECUTION, Component
+from tilth.data.schema import Row
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tilth.runs import Artifact
+
+    Fitted = dict[str, np.ndarray[Any, Any]]
+
+RowsFunction = Callable[[list[Row]], list[Row]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a transform may refer to, picklable: where each "@stage" of its config lies."""
+
+    urls: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(artifacts: Mapping[str, Artifact]) -> Inputs:
+        return Inputs(
+            {ref: item.store.url for ref, item in artifacts.items()},
+            {ref: item.detail for ref, item in artifacts.items()},
+        )
+
+    def model(self, model: str) -> Path:
+        """A local directory with the model: a hub name or directory, or "@stage" (its `model/` directory)."""
+        from tilth import models
+        from tilth.storage import Store
+
+        if model not in self.urls:
+            folder: Path = models.resolve(model)
+            return folder
+        return Store(self.urls[model]).fetch("model")
+
+
+class Resources(Component):
+    """Where a stage's workers run. Never part of its identity."""
+
+    workers: int | Literal["auto"] = Field(
+        "auto", json_schema_extra=EXECUTION, description="How many; auto: one for each GPU share or CPU."
+    )
+    cpus: float = Field(1.0, gt=0, json_schema_extra=EXECUTION, description="CPU cores for each worker.")
+    gpus: float = Field(0.0, ge=0, json_schema_extra=EXECUTION, description="GPUs for each worker; may be a share.")
+
+    def count(self, available: Mapping[str, float]) -> int:
+        """Workers for a cluster with these `ray.cluster_resources()`."""
+        if self.workers != "auto":
+            return self.workers
+        if self.gpus:
+            return max(1, int(available.get("GPU", 0) / self.gpus))
+        return max(1, int(available.get("CPU", 1) / self.cpus))
+
+
+class Transform(Component, family="transform"):
+    """A component on rows."""
+
+    def fit(self, rows: Iterable[Row], inputs: Inputs) -> Fitted:
+        """Look at the whole dataset once, before any unit (all splits, originals): arrays to hand to `load`."""
+        return {}
+
+    def load(self, inputs: Inputs, fitted: Fitted) -> RowsFunction:
+        """The function on rows, called once in each worker: load models here."""
+        raise TypeError(f"{type(self).__name__} must define load()")
+
+    def decide(self, rows: Iterable[Row], inputs: Inputs) -> dict[str, str]:
+        """Reasons by row id, from a look at all rows of the job together, after every unit (global duplicates)."""
+        return {}

@@ -1,0 +1,1 @@
+"""Scoring models on rows that they never saw."""

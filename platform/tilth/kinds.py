@@ -1,0 +1,73 @@
+"""Every built-in kind, one line each: what a recipe may write after `kind:` and the class that it builds.
+
+The classes are imported only when a recipe names them. A component of your own needs no entry here:
+write `kind: my.module:MyClass`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+KINDS: dict[str, dict[str, str]] = {
+    "stage": {
+        "data": "tilth.data.stage:Data",
+        "augment": "tilth.augment.stage:Augment",
+        "mlm": "tilth.train.mlm:Mlm",
+        "sft": "tilth.train.sft:Sft",
+        "evaluate": "tilth.evaluate.stage:Evaluate",
+    },
+    "source": {
+        "jsonl": "tilth.data.source:Jsonl",
+        "csv": "tilth.data.source:Csv",
+        "parquet": "tilth.data.source:Parquet",
+        "hf": "tilth.data.source:HuggingFace",
+        "inline": "tilth.data.source:Inline",
+    },
+    "transform": {
+        "back_translation": "tilth.augment.back_translation:BackTranslation",
+        "contextual": "tilth.augment.contextual:Contextual",
+        "sentences": "tilth.augment.sentences:Sentences",
+        "eda": "tilth.augment.eda:Eda",
+        "length": "tilth.augment.filters:Length",
+        "language": "tilth.augment.filters:Language",
+        "similarity": "tilth.augment.similarity:Similarity",
+        "label": "tilth.augment.label:LabelPreserved",
+        "near_duplicates": "tilth.augment.near_duplicates:NearDuplicates",
+    },
+    "translator": {
+        "bergamot": "tilth.augment.translators:Bergamot",
+        "ctranslate2": "tilth.augment.translators:CTranslate2",
+        "transformers": "tilth.augment.translators:Transformers",
+    },
+    "proposer": {
+        "masked_lm": "tilth.augment.proposers:MaskedLM",
+        "causal_lm": "tilth.augment.proposers:CausalLM",
+    },
+    "peft": {
+        "lora": "tilth.train.peft:Lora",
+    },
+}
+
+
+def load_class(family: str, kind: str) -> type[Any]:
+    """Import the class behind `kind`; LookupError names the kinds there are."""
+    target = KINDS.get(family, {}).get(kind, kind)
+    if ":" not in target:
+        raise LookupError(f"no {family} of kind {kind!r}")
+    module, _, name = target.partition(":")
+    try:
+        loaded = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise LookupError(f"{family} {kind!r} needs module {error.name!r}, which is not installed") from error
+    except AttributeError as error:
+        raise LookupError(f"module {module!r} has no {name!r}") from error
+    if not isinstance(loaded, type):
+        raise LookupError(f"{target!r} is not a class")
+    return loaded
+
+
+def kind_of(family: str, cls: type[Any]) -> str:
+    """The shortest name a recipe may use for `cls`: its built-in kind, else "module:Class"."""
+    target = f"{cls.__module__}:{cls.__qualname__}"
+    return next((kind for kind, path in KINDS.get(family, {}).items() if path == target), target)

@@ -1,0 +1,119 @@
+"""One run of a directory at a time: the second refuses and names the first.
+
+On a local disk the kernel holds the lock (flock), so that it is gone the instant its holder dies, however it
+dies. On an object store it is a lease: a file created only if absent and renewed while the run lives.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from tilth.errors import RunLocked, StorageError
+from tilth.storage import Store
+
+LOCK = "LOCK"
+RENEW_SECONDS = 20.0
+LEASE_SECONDS = 90.0
+
+
+@contextmanager
+def exclusive(store: Store) -> Iterator[None]:
+    """Hold `store` for this process; RunLocked when another live run holds it."""
+    with _flock(store) if store.is_local else _lease(store):
+        yield
+
+
+def _owner() -> dict[str, Any]:
+    return {
+        "token": uuid.uuid4().hex,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "user": getpass.getuser(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _refuse(store: Store, owner: dict[str, Any]) -> RunLocked:
+    who = f"pid {owner.get('pid', '?')} of {owner.get('user', '?')} on {owner.get('host', '?')}"
+    return RunLocked(
+        f"{store.url} is in use by {who} since {owner.get('since', '?')}; wait for it, stop it, or choose another --out"
+    )
+
+
+@contextmanager
+def _flock(store: Store) -> Iterator[None]:
+    path = store.local(LOCK)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StorageError(f"cannot write to {store.url}: {error.strerror}; choose another --out") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _refuse(store, _parsed(path.read_bytes())) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(_owner()).encode(), 0)
+        yield
+        os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _lease(store: Store) -> Iterator[None]:
+    mine = _owner()
+    _acquire(store, mine)
+    stop = threading.Event()
+    renewal = threading.Thread(target=_renew, args=(store, mine, stop), daemon=True, name="tilth-lease")
+    renewal.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        renewal.join()
+        if _parsed(store.read(LOCK)).get("token") == mine["token"]:
+            store.remove(LOCK)
+
+
+def _acquire(store: Store, mine: dict[str, Any]) -> None:
+    if store.create(LOCK, _renewed(mine)):
+        return
+    holder = _parsed(store.read(LOCK))
+    if time.time() - float(holder.get("renewed", 0)) < LEASE_SECONDS:
+        raise _refuse(store, holder)
+    # the holder stopped renewing: it is dead. Two successors may race for it; the last write wins, the other leaves.
+    store.write(LOCK, _renewed(mine))
+    time.sleep(2.0)
+    winner = _parsed(store.read(LOCK))
+    if winner.get("token") != mine["token"]:
+        raise _refuse(store, winner)
+
+
+def _renew(store: Store, mine: dict[str, Any], stop: threading.Event) -> None:
+    while not stop.wait(RENEW_SECONDS):
+        store.write(LOCK, _renewed(mine))
+
+
+def _renewed(owner: dict[str, Any]) -> bytes:
+    return json.dumps({**owner, "renewed": time.time()}).encode()
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    try:
+        owner: dict[str, Any] = json.loads(data or b"{}")
+    except ValueError:  # caught in the middle of the holder's write: held, by someone not yet named
+        return {}
+    return owner

@@ -1,0 +1,97 @@
+"""What a run would do, and what a run did, as plain data and as tables for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from tilth.recipe import Recipe
+from tilth.runs import Artifact, Run, Step
+
+
+def plan(recipe: Recipe, out: str | Path | None) -> list[dict[str, Any]]:
+    """One mapping per stage: reused or run, why, and the estimated cost where it is known."""
+    run = Run(out if out is not None else Path("/nonexistent"))
+    rows: dict[str, int] = {}
+    table = []
+    for step in run.plan(recipe):
+        estimate = _estimate(step, rows)
+        rows[step.name] = int(estimate.get("rows", 0))
+        table.append({
+            "stage": step.name, "kind": step.stage.kind, "reused": step.reused, "why": step.why,
+            "fingerprint": step.fingerprint[:16], "estimate": estimate,
+        })  # fmt: skip
+    return table
+
+
+def _estimate(step: Step, rows: dict[str, int]) -> dict[str, float]:
+    """From the finished artifact where there is one, else the stage's own rough figures."""
+    if step.reused and (artifact := Artifact.read(step.store)) is not None:
+        return {"rows": artifact.counts.get("accepted", 0), "seconds": 0.0}
+    upstream = [rows[ref.stage] for _, ref in step.stage.refs()]
+    return step.stage.estimate(max(upstream, default=0))
+
+
+def plan_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("stage", "kind", "will", "why", "rows", "tokens", "time", "memory")
+    for row in rows:
+        cost = row["estimate"]
+        table.add_row(
+            row["stage"], row["kind"], "reuse" if row["reused"] else "run", row["why"],
+            _number(cost.get("rows")), _number(cost.get("tokens")),
+            _time(cost.get("seconds")), _memory(cost.get("gib")),
+        )  # fmt: skip
+    return table
+
+
+def show(run: Run) -> dict[str, Any]:
+    """Every stage of the last run: state, why, counts, metrics, seconds."""
+    artifacts = run.current()
+    stages = []
+    for row in run.store.read_json("plan.json"):
+        artifact = artifacts.get(row["stage"])
+        state = "unfinished" if artifact is None else "reused" if row["reused"] else "run"
+        stages.append({
+            "stage": row["stage"], "state": state, "why": row["why"], "fingerprint": row["fingerprint"][:16],
+            "counts": artifact.counts if artifact else {}, "metrics": artifact.metrics if artifact else {},
+            "seconds": artifact.seconds if artifact else None, "at": artifact.store.url if artifact else None,
+        })  # fmt: skip
+    return {"run": run.store.url, "stages": stages}
+
+
+def run_table(summary: dict[str, Any]) -> Table:
+    table = Table("stage", "state", "why", "counts", "metrics", "time", title=summary["run"])
+    for row in summary["stages"]:
+        table.add_row(
+            row["stage"], row["state"], row["why"], _pairs(row["counts"]), _pairs(row["metrics"]), _time(row["seconds"])
+        )
+    return table
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    simple = {key: value for key, value in values.items() if isinstance(value, int | float)}
+    return "\n".join(f"{key} {_number(value)}" for key, value in simple.items())
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) or value >= 1000 else f"{value:.4g}"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _memory(gib: float | None) -> str:
+    return "" if gib is None else f"{gib:.1f} GiB"

@@ -1,0 +1,233 @@
+"""A run: a directory with the resolved recipe and one artifact per finished stage, written last.
+
+    RUN/recipe.yaml                          the recipe of the last run, every default written out
+    RUN/plan.json                            each stage of that run: reused or run, and why
+    RUN/stages/NAME/FINGERPRINT/…            what the stage wrote
+    RUN/stages/NAME/FINGERPRINT/artifact.json   written last: where it stands, the stage is done
+    RUN/report.html                          what happened, for people
+
+A stage's fingerprint is the hash of its identity: parameters that decide the result, the content of its
+inputs and models, the version of its code. Workers, devices, micro-batches and paths are not part of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tilth import content, ui
+from tilth.config import Ref, digest, identity
+from tilth.errors import StageError, StorageError
+from tilth.lock import exclusive
+from tilth.recipe import Recipe, Stage, load
+from tilth.storage import Store
+
+ARTIFACT = "artifact.json"
+_PACKAGES = ("tilth", "ray", "torch", "transformers", "trl", "peft", "deepspeed", "vllm")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a finished stage leaves: where it lies, what it counts and measures, and what it came from."""
+
+    stage: str
+    kind: str
+    produces: str
+    fingerprint: str
+    store: Store
+    identity: dict[str, Any]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
+    detail: dict[str, Any] = field(default_factory=dict)
+    created: str = ""
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def save(self) -> None:
+        """Write `artifact.json`: the moment at which the stage is done."""
+        self.store.write_json(ARTIFACT, {key: value for key, value in asdict(self).items() if key != "store"})
+
+    @staticmethod
+    def read(store: Store) -> Artifact | None:
+        """The artifact under `store`, None where the stage did not finish."""
+        data = store.read_json(ARTIFACT)
+        return None if data is None else Artifact(store=store, **data)
+
+
+@dataclass(frozen=True)
+class Out:
+    """Where one stage works: its own directory, named by its fingerprint."""
+
+    stage: str
+    kind: str
+    produces: str
+    fingerprint: str
+    identity: dict[str, Any]
+    store: Store
+
+    def artifact(
+        self,
+        metrics: Mapping[str, Any] | None = None,
+        counts: Mapping[str, Any] | None = None,
+        detail: Mapping[str, Any] | None = None,
+    ) -> Artifact:
+        """The artifact to return from `Stage.run`."""
+        return Artifact(
+            **{key: value for key, value in vars(self).items()},
+            metrics=dict(metrics or {}),
+            counts=dict(counts or {}),
+            detail=dict(detail or {}),
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a plan: what will happen to it, and why."""
+
+    name: str
+    stage: Stage
+    fingerprint: str
+    identity: dict[str, Any]
+    reused: bool
+    why: str
+    store: Store
+
+    @property
+    def out(self) -> Out:
+        return Out(self.name, self.stage.kind, self.stage.produces, self.fingerprint, self.identity, self.store)
+
+
+class Run:
+    """A run directory: plan a recipe against it, execute it, look at what it holds."""
+
+    def __init__(self, out: str | Path | Store) -> None:
+        self.store = out if isinstance(out, Store) else Store.at(out)
+
+    def plan(self, recipe: Recipe) -> list[Step]:
+        """Every stage in order, with whether it is reused and why. Reads, never writes."""
+        steps: dict[str, Step] = {}
+        for name in recipe.order():
+            steps[name] = self._step(name, recipe.stages[name], steps)
+        return list(steps.values())
+
+    def _step(self, name: str, stage: Stage, before: Mapping[str, Step]) -> Step:
+        def known(value: str) -> Any:
+            return {value: before[value.stage].fingerprint} if isinstance(value, Ref) else content.identity_of(value)
+
+        parts: dict[str, Any] = identity(stage, known)
+        fingerprint = digest(parts)
+        store = self.store.sub(f"stages/{name}/{fingerprint[:16]}")
+        if store.exists(ARTIFACT):
+            return Step(name, stage, fingerprint, parts, True, "its fingerprint matches a finished stage", store)
+        return Step(name, stage, fingerprint, parts, False, self._why(name, parts, store, before), store)
+
+    def _why(self, name: str, parts: dict[str, Any], store: Store, before: Mapping[str, Step]) -> str:
+        if store.list():
+            return "it was begun with this fingerprint and not finished: it resumes"
+        if not (earlier := self.artifacts(name)):
+            return "it has not run here yet"
+        changes = list(_changes(earlier[-1].identity, parts))
+        stale = [change for change in changes if change.startswith("@")]
+        return "; ".join(sorted(set(stale)) if stale and len(stale) == len(changes) else changes) or "code changed"
+
+    def artifacts(self, name: str) -> list[Artifact]:
+        """Every finished version of a stage, oldest first."""
+        root = self.store.sub(f"stages/{name}")
+        found = (Artifact.read(root.sub(fingerprint)) for fingerprint in root.list())
+        return sorted((item for item in found if item is not None), key=lambda item: item.created)
+
+    def execute(self, recipe: Recipe) -> dict[str, Artifact]:
+        """Run what is not done yet; returns every stage's artifact. RunLocked when the directory is in use."""
+        from tilth.cluster import session
+
+        with exclusive(self.store), session(self.store):
+            steps = self.plan(recipe)
+            self._record(recipe, steps)
+            done: dict[str, Artifact] = {}
+            for step in steps:
+                done[step.name] = self._reuse(step) if step.reused else self._execute(step, done)
+            return done
+
+    def _record(self, recipe: Recipe, steps: Sequence[Step]) -> None:
+        self.store.write("recipe.yaml", recipe.dump_yaml().encode())
+        rows = [{"stage": s.name, "fingerprint": s.fingerprint, "reused": s.reused, "why": s.why} for s in steps]
+        self.store.write_json("plan.json", rows)
+
+    def _reuse(self, step: Step) -> Artifact:
+        ui.reporter().say(f"{step.name}: reused", event="reused", stage=step.name)
+        artifact = Artifact.read(step.store)
+        if artifact is None:
+            raise StorageError(f"{step.store.url}: artifact.json vanished while the run was planned; run again")
+        return artifact
+
+    def _execute(self, step: Step, done: Mapping[str, Artifact]) -> Artifact:
+        ui.reporter().say(f"{step.name}: {step.stage.kind} ({step.why})", event="start", stage=step.name)
+        inputs = {str(ref): done[ref.stage] for _, ref in step.stage.refs()}
+        start = time.monotonic()
+        artifact = step.stage.run(step.out, inputs)
+        if artifact.fingerprint != step.fingerprint:
+            raise StageError(f"{step.name}: run() must return out.artifact(…)")
+        now = datetime.now(UTC).isoformat(timespec="microseconds")
+        finished = Artifact(
+            **{
+                **vars(artifact),
+                "created": now,
+                "seconds": round(time.monotonic() - start, 2),
+                "versions": _versions(),
+            }
+        )
+        finished.save()
+        ui.reporter().say(
+            f"{step.name}: done in {finished.seconds:.1f} s", event="done", stage=step.name, metrics=finished.metrics
+        )
+        return finished
+
+    def current(self) -> dict[str, Artifact]:
+        """The artifacts of the last run's plan that are finished, by stage name, in order."""
+        plan = self.store.read_json("plan.json")
+        if plan is None:
+            raise StorageError(f"{self.store.url} holds no run: there is no plan.json; give the --out of a tilth run")
+        stores = {row["stage"]: self.store.sub(f"stages/{row['stage']}/{row['fingerprint'][:16]}") for row in plan}
+        found = {name: Artifact.read(store) for name, store in stores.items()}
+        return {name: artifact for name, artifact in found.items() if artifact is not None}
+
+
+def run(recipe: Recipe | str | Path | Mapping[str, Any], out: str | Path, *overrides: str) -> dict[str, Artifact]:
+    """Check and execute a recipe under `out`; returns every stage's artifact by name."""
+    return Run(out).execute(load(recipe, overrides))
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """What differs between two identities, one phrase for each dotted path."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        if len(old) == 1 and old.keys() == new.keys() and next(iter(old)).startswith("@"):
+            if old != new:
+                yield f"{next(iter(old))} changed"
+            return
+        for key in [*new, *(key for key in old if key not in new)]:
+            yield from _changes(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (left, right) in enumerate(zip(old, new, strict=True)):
+            yield from _changes(left, right, f"{path}.{index}")
+    elif old != new:
+        yield f"{path}: {_short(old)} → {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = "unset" if value is None else str(value)
+    return text if len(text) <= 40 else text[:39] + "…"

@@ -1,0 +1,179 @@
+"""A directory anywhere fsspec reaches (local path, s3://, gs://, memory://), with whole-file atomic writes.
+
+Locally a write is temporary file, fsync, rename, fsync of the directory. On an object store it is one PUT,
+which is atomic by itself. Nothing here ever appends: a reader sees a whole file or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import posixpath
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+
+from tilth.errors import StorageError
+
+
+@dataclass(frozen=True)
+class Store:
+    """One directory. Cheap to pickle: a worker opens its own connection from the URL."""
+
+    url: str
+
+    @staticmethod
+    def at(url: str | Path) -> Store:
+        """The store at a path or URI; a local path is made absolute so that workers agree on it."""
+        text = str(url)
+        if text.startswith("file://"):
+            text = text.removeprefix("file://")
+        return Store(text.rstrip("/") if "://" in text else str(Path(text).expanduser().resolve()))
+
+    @cached_property
+    def _target(self) -> tuple[Any, str]:
+        fs, root = fsspec.core.url_to_fs(self.url)
+        return fs, root
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url}
+
+    @property
+    def fs(self) -> Any:
+        return self._target[0]
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.url
+
+    def path(self, name: str = "") -> str:
+        """The path of `name` as this store's filesystem spells it."""
+        return posixpath.join(self._target[1], name) if name else self._target[1]
+
+    def at_url(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
+    def sub(self, name: str) -> Store:
+        return Store(self.at_url(name))
+
+    def local(self, name: str = "") -> Path:
+        """The local path of `name`; StorageError on an object store."""
+        if not self.is_local:
+            raise StorageError(f"{self.url} is not a local directory")
+        return Path(self.path(name))
+
+    def exists(self, name: str) -> bool:
+        return bool(self.fs.exists(self.path(name)))
+
+    def list(self, name: str = "") -> list[str]:
+        """File and directory names directly under `name`, sorted; empty where there is none."""
+        try:
+            found = self.fs.ls(self.path(name), detail=False, refresh=True)
+        except FileNotFoundError:
+            return []
+        return sorted(posixpath.basename(str(item).rstrip("/")) for item in found)
+
+    def open(self, name: str) -> IO[bytes]:
+        handle: IO[bytes] = self.fs.open(self.path(name), "rb")
+        return handle
+
+    def read(self, name: str) -> bytes:
+        data: bytes = self.fs.cat_file(self.path(name))
+        return data
+
+    def read_json(self, name: str) -> Any:
+        """Parsed JSON of `name`, None where it does not exist; StorageError when it is damaged."""
+        try:
+            data = self.read(name)
+        except FileNotFoundError:
+            return None
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise StorageError(
+                f"{self.at_url(name)} is not valid JSON ({error}); move it away to begin anew"
+            ) from error
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a whole file, or leave what was there."""
+        self.write_with(name, lambda handle: handle.write(data))
+
+    def write_json(self, name: str, value: Any) -> None:
+        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+        self.write(name, text.encode("utf-8", "surrogatepass"))
+
+    def write_with(self, name: str, fill: Callable[[IO[bytes]], object]) -> None:
+        """Let `fill` write to a handle; the file appears whole when it returns, or not at all."""
+        if self.is_local:
+            _replace_local(self.local(name), fill)
+            return
+        with tempfile.TemporaryFile() as spool:
+            fill(spool)
+            spool.seek(0)
+            self.fs.pipe_file(self.path(name), spool.read())
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write `name` only where nothing is yet; False when something was there first."""
+        try:
+            if self.is_local:
+                self.local(name).parent.mkdir(parents=True, exist_ok=True)
+                with open(self.local(name), "xb") as handle:
+                    handle.write(data)
+            else:
+                self.fs.pipe_file(self.path(name), data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def fetch(self, name: str) -> Path:
+        """A local directory with the content of `name`: itself, or a copy cached by URL for this node."""
+        if self.is_local:
+            return self.local(name)
+        digest = hashlib.sha256(self.at_url(name).encode()).hexdigest()[:24]
+        target = Path(tempfile.gettempdir()) / f"tilth-{os.getuid()}" / digest
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = tempfile.mkdtemp(dir=target.parent)
+            self.fs.get(self.path(name), partial, recursive=True)
+            inner = Path(partial) / posixpath.basename(name)
+            with contextlib.suppress(OSError):  # another worker of this node was first: its copy is as good
+                os.rename(inner if inner.is_dir() else partial, target)
+        return target
+
+    def remove(self, name: str) -> None:
+        """Remove a file or a whole directory; nothing happens where there is none."""
+        if self.fs.exists(self.path(name)):
+            self.fs.rm(self.path(name), recursive=True)
+
+
+def _replace_local(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,92 @@
+"""What a person sees while work runs: rich progress on a terminal, plain lines in a log, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Advance = Callable[[int], None]
+PLAIN_SECONDS = 10.0
+
+
+class Reporter:
+    """Says things on stderr, in one of three manners; JSON events go to stdout."""
+
+    def __init__(self, manner: Literal["auto", "plain", "json"] = "auto") -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.json = manner == "json"
+        self.rich = manner == "auto" and self.console.is_terminal
+
+    def say(self, text: str, **event: Any) -> None:
+        """One line; `event` is what a machine gets instead."""
+        if self.json:
+            print(json.dumps({"event": "message", "text": text, **event}, default=str), flush=True)
+        else:
+            self.console.print(text, markup=False)
+
+    @contextmanager
+    def progress(self, title: str, total: int | None, unit: str = "rows") -> Iterator[Advance]:
+        """Progress over `total` units of work; call the yielded function with each amount done."""
+        if self.rich:
+            with self._bar() as bar:
+                task = bar.add_task(title, total=total)
+                yield lambda amount: bar.update(task, advance=amount)
+            return
+        counter = _Counter(self, title, total, unit)
+        yield counter.advance
+        counter.report(final=True)
+
+    def _bar(self) -> Progress:
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        return Progress(TextColumn("{task.description}"), *columns, console=self.console)
+
+
+class _Counter:
+    """A line now and then, never one a row."""
+
+    def __init__(self, reporter: Reporter, title: str, total: int | None, unit: str) -> None:
+        self.reporter, self.title, self.total, self.unit = reporter, title, total, unit
+        self.done = 0
+        self.start = self.last = time.monotonic()
+
+    def advance(self, amount: int) -> None:
+        self.done += amount
+        if time.monotonic() - self.last >= PLAIN_SECONDS:
+            self.report()
+
+    def report(self, final: bool = False) -> None:
+        self.last = time.monotonic()
+        seconds = self.last - self.start
+        if final and seconds < 1.0:
+            return
+        rate = self.done / seconds if seconds else 0.0
+        share = f"{self.done:,}" + (f" of {self.total:,}" if self.total else "")
+        text = f"{self.title}: {share} {self.unit}, {seconds:.0f} s, {rate:,.1f} {self.unit}/s"
+        event = {"title": self.title, "done": self.done, "total": self.total, "seconds": seconds}
+        self.reporter.say(text, **{**event, "event": "progress"})
+
+
+_current: list[Reporter] = []
+
+
+def reporter() -> Reporter:
+    """The reporter in force; the command line sets its own."""
+    if not _current:
+        _current.append(Reporter())
+    return _current[-1]
+
+
+def use(new: Reporter) -> None:
+    """Make `new` the reporter in force."""
+    _current[:] = [new]
+
+
+def is_terminal() -> bool:
+    return sys.stderr.isatty()
