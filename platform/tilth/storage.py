@@ -119,6 +119,25 @@ class Store:
             spool.seek(0)
             self.fs.pipe_file(self.path(name), spool.read())
 
+    def adopt(self, name: str, file: Path) -> None:
+        """Make a finished local file, written in `scratch()`, appear as `name`; it is moved or uploaded."""
+        if self.is_local:
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+            target = self.local(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+            _sync_directory(target.parent)
+        else:
+            self.fs.put_file(str(file), self.path(name))
+            file.unlink()
+
+    def scratch(self) -> Path:
+        """A new local directory for files in the making; on the same disk as the store where it is local."""
+        if self.is_local:
+            self.local().mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=".partial-", dir=self.local() if self.is_local else None))
+
     def create(self, name: str, data: bytes) -> bool:
         """Write `name` only where nothing is yet; False when something was there first."""
         try:

@@ -1,0 +1,91 @@
+"""Stage `augment`: augmenters and filters in order over the training rows, every added row gated and traceable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from tilth.augment.base import Augmenter
+from tilth.config import EXECUTION, DatasetRef
+from tilth.data.schema import Row
+from tilth.data.transform import Inputs, Resources, Transform
+from tilth.errors import Problem
+from tilth.recipe import Stage
+
+if TYPE_CHECKING:
+    from tilth.data.dataset import Dataset
+    from tilth.data.ledger import Ledger
+    from tilth.runs import Artifact, Out
+
+Split = Literal["train", "validation", "test"]
+
+
+class Augment(Stage):
+    """Rows in, the same rows and new ones out. Other splits pass through untouched, so nothing leaks into them."""
+
+    produces: ClassVar[str] = "dataset"
+
+    data: DatasetRef = Field(description='The dataset, as "@stage".')
+    steps: tuple[Transform, ...] = Field(min_length=1, description="Augmenters and filters, applied in this order.")
+    splits: tuple[Split, ...] = Field(("train",), min_length=1, description="The splits that are augmented.")
+    max_quarantined: float = Field(
+        0.01, ge=0, le=1, json_schema_extra=EXECUTION, description="Share of rows in quarantine at which it fails."
+    )
+    unit_rows: int | None = Field(None, ge=1, description="Rows committed together; None: by the size of the data.")
+    resources: Resources = Field(default_factory=Resources, description="Workers.", json_schema_extra=EXECUTION)
+
+    def check(self) -> list[Problem]:
+        names = [step.via for step in self.steps if isinstance(step, Augmenter)]
+        return [
+            Problem(f"steps.{index}", f"two augmenters are called {step.via!r}", "give one of them a name: field")
+            for index, step in enumerate(self.steps)
+            if isinstance(step, Augmenter) and names.count(step.via) > 1
+        ]
+
+    def estimate(self, rows: int) -> dict[str, float]:
+        added = sum(step.variants for step in self.steps if isinstance(step, Augmenter))
+        return {"rows": rows * (1 + added)}
+
+    def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
+        from tilth.data.dataset import Dataset
+        from tilth.data.finish import finished
+
+        source = Dataset.open(inputs[self.data])
+        result = finished(out.store) or self._augment(out, source, Inputs.of(inputs))
+        counts = result.counts
+        metrics = {
+            "added": sum(counts["via"].values()),
+            "added_share": sum(counts["via"].values()) / max(1, len(source)),
+        }
+        return out.artifact(metrics=metrics, counts=counts, detail={"row_type": result.row_type})
+
+    def _augment(self, out: Out, source: Dataset, context: Inputs) -> Dataset:
+        from tilth.data.chain import Chain, cut
+        from tilth.data.engine import run_units
+        from tilth.data.finish import Verdicts, finish
+        from tilth.data.ledger import Ledger
+
+        chosen = source.split(*self.splits)
+        others = source.split(*(split for split in source.splits() if split not in self.splits))
+        ledger = Ledger(out.store, out.fingerprint, cut(chosen, self.unit_rows))
+        if ledger.missing():
+            fitted = tuple(step.fit(source.rows(), context) for step in self.steps)
+            work = Chain(source.store, source.row_type, self.steps, context, fitted)
+            run_units(work, ledger, self.resources, out.stage)
+        reasons = self._decide(ledger, others, context)
+        return finish(ledger, source.row_type, Verdicts(reasons), others, self.max_quarantined)
+
+    def _decide(self, ledger: Ledger, others: Dataset, context: Inputs) -> dict[str, str]:
+        """Global verdicts of every step, the first reason of a row standing."""
+        from tilth.data.finish import accepted_rows
+
+        reasons: dict[str, str] = {}
+        for step in self.steps:
+            if type(step).decide is not Transform.decide:
+                seen: Iterator[Row] = chain(others.rows(), accepted_rows(ledger))
+                kept = (row for row in seen if row["id"] not in reasons)
+                reasons.update(step.decide(kept, context))
+        return reasons

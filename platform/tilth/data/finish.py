@@ -1,0 +1,222 @@
+"""From committed units to a finished dataset: global verdicts applied, small files joined, one switch at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tilth.data.dataset import MANIFEST, Dataset, Shard
+from tilth.data.ledger import ROW_GROUP, Ledger, is_quarantine
+from tilth.data.schema import SPLITS, Row, arrow_schema, from_table
+from tilth.errors import QuarantineError
+from tilth.storage import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SHARD_ROWS = 64 * ROW_GROUP
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What only a look at all rows could decide, by row id: a reason to drop it, the split it belongs to."""
+
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    splits: Mapping[str, str] = field(default_factory=dict)
+
+    def apply(self, table: pa.Table) -> pa.Table:
+        """The table with its reason and split columns amended; a row already dropped keeps its reason."""
+        if not self.reasons and not self.splits:
+            return table
+        ids = table["id"].to_pylist()
+        table = _amend(table, "reason", [old or self.reasons.get(i) for i, old in _pairs(ids, table["reason"])])
+        return _amend(table, "split", [self.splits.get(i, old) for i, old in _pairs(ids, table["split"])])
+
+
+def _pairs(ids: list[str], column: pa.ChunkedArray) -> Iterator[tuple[str, Any]]:
+    return zip(ids, column.to_pylist(), strict=True)
+
+
+def _amend(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
+    import pyarrow as pa
+
+    return table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
+
+
+def accepted_rows(ledger: Ledger, *, added: bool = False) -> Iterator[Row]:
+    """The rows that the units kept; with `added`, only those that this stage made."""
+    import pyarrow.compute as pc
+
+    for table in ledger.tables():
+        keep = pc.is_null(table["reason"])
+        yield from from_table(table.filter(pc.and_(keep, pc.is_valid(table["parent"])) if added else keep))
+
+
+def finish(
+    ledger: Ledger,
+    row_type: str,
+    verdicts: Verdicts | None = None,
+    carried: Dataset | None = None,
+    max_quarantined: float = 1.0,
+) -> Dataset:
+    """Write the shards of every committed unit, then `dataset.json`: from then on the dataset exists.
+
+    `carried` rows of the input are passed through unchanged. QuarantineError when more than
+    `max_quarantined` of the inputs were quarantined; the rejected rows are on storage by then.
+    """
+    store = ledger.store
+    for leftover in ("data", "rejected"):
+        store.remove(leftover)
+    tally = ledger.tally()
+    writer = _Writer(store, row_type)
+    with writer:
+        for table in carried.tables() if carried is not None else ():
+            writer.write(table)
+        writer.counting = True
+        for table in ledger.tables():
+            writer.write((verdicts or Verdicts()).apply(table))
+    counts = {"inputs": tally.inputs, "made": tally.made, **writer.counts()}
+    counts["carried"] = len(carried) if carried is not None else 0
+    _check_quarantine(store, counts, max_quarantined)
+    dataset = Dataset(store, row_type, tuple(writer.shards), tuple(writer.rejected), counts)
+    dataset.save()
+    store.remove("units")
+    return dataset
+
+
+def finished(store: Store) -> Dataset | None:
+    """The dataset under `store` if an earlier run got as far as its switch."""
+    return Dataset.open(store) if store.exists(MANIFEST) else None
+
+
+def _check_quarantine(store: Store, counts: Mapping[str, Any], limit: float) -> None:
+    share = counts["quarantined"] / max(1, counts["inputs"])
+    if share > limit:
+        reasons = {name: n for name, n in counts["reasons"].items() if is_quarantine(name)}
+        tally = ", ".join(f"{n:,} {name.removeprefix('quarantined/')}" for name, n in reasons.items())
+        raise QuarantineError(
+            f"{counts['quarantined']:,} of {counts['inputs']:,} rows ({share:.1%}) are in quarantine ({tally}); "
+            f"max_quarantined is {limit:.1%}. Read them in {store.at_url('rejected')}, mend the source, "
+            f"or set max_quarantined={share + 0.001:.3f} to go on without them"
+        )
+
+
+class _Writer(AbstractContextManager["_Writer"]):
+    """Splits tables into accepted shards per split and rejected shards, in row groups of one size."""
+
+    def __init__(self, store: Store, row_type: str) -> None:
+        self.store, self.row_type = store, row_type
+        self.scratch = store.scratch()
+        self.open: dict[str, _ShardFile] = {}
+        self.shards: list[Shard] = []
+        self.rejected: list[Shard] = []
+        self.counting = False
+        self.fates: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self.via: Counter[str] = Counter()
+        self.numbers: Counter[str] = Counter()
+
+    def write(self, table: pa.Table) -> None:
+        """Send each row of `table` to its shard."""
+        import pyarrow.compute as pc
+
+        dropped = pc.is_valid(table["reason"])
+        kept, out = table.filter(pc.invert(dropped)), table.filter(dropped)
+        if self.counting:
+            self._count(kept, out)
+        for split in sorted(set(kept["split"].to_pylist()), key=_split_order):
+            self._append(split, kept.filter(pc.equal(kept["split"], split)))
+        if out.num_rows:
+            self._append("rejected", out)
+
+    def _count(self, kept: pa.Table, out: pa.Table) -> None:
+        self.fates["accepted"] += kept.num_rows
+        self.via.update(via for via in kept["via"].to_pylist() if via)
+        for reason in out["reason"].to_pylist():
+            self.fates["quarantined" if is_quarantine(reason) else "filtered"] += 1
+            self.reasons[reason.partition(":")[0]] += 1
+
+    def _append(self, stream: str, table: pa.Table) -> None:
+        shard = self.open.get(stream)
+        if shard is None:
+            self.numbers[stream] += 1
+            number = self.numbers[stream] - 1
+            name = f"rejected/{number:05d}.parquet" if stream == "rejected" else f"data/{stream}-{number:05d}.parquet"
+            shard = self.open[stream] = _ShardFile(self.scratch / name.replace("/", "-"), name, stream, self.row_type)
+        shard.write(table)
+        if shard.rows >= SHARD_ROWS:
+            self._close(stream)
+
+    def _close(self, stream: str) -> None:
+        shard = self.open.pop(stream)
+        done = shard.close()
+        self.store.adopt(done.name, shard.path)
+        (self.rejected if stream == "rejected" else self.shards).append(done)
+
+    def counts(self) -> dict[str, Any]:
+        """Tallies of what was written after `counting` was set."""
+        splits: Counter[str] = Counter()
+        for shard in self.shards:
+            splits[shard.split] += shard.rows
+        fates = {name: self.fates[name] for name in ("accepted", "filtered", "quarantined")}
+        return {
+            **fates,
+            "reasons": dict(self.reasons.most_common()),
+            "via": dict(self.via.most_common()),
+            "splits": dict(splits),
+        }
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                for stream in sorted(self.open, key=_split_order):
+                    self._close(stream)
+                self.shards.sort(key=lambda shard: (_split_order(shard.split), shard.name))
+        finally:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def _split_order(split: str) -> tuple[int, str]:
+    return (SPLITS.index(split) if split in SPLITS else len(SPLITS), split)
+
+
+class _ShardFile:
+    """One Parquet file in the making: rows are held back until a full row group stands."""
+
+    def __init__(self, path: Path, name: str, split: str, row_type: str) -> None:
+        import pyarrow.parquet as pq
+
+        self.path, self.name, self.split, self.rows = path, name, split, 0
+        self.schema = arrow_schema(row_type)
+        self.writer = pq.ParquetWriter(path, self.schema, compression="zstd")
+        self.held: list[pa.Table] = []
+        self.held_rows = 0
+
+    def write(self, table: pa.Table) -> None:
+        self.rows += table.num_rows
+        self.held.append(table)
+        self.held_rows += table.num_rows
+        if self.held_rows >= ROW_GROUP:
+            self._flush(self.held_rows - self.held_rows % ROW_GROUP)
+
+    def _flush(self, upto: int) -> None:
+        import pyarrow as pa
+
+        table = pa.concat_tables(self.held).combine_chunks()
+        self.writer.write_table(table.slice(0, upto), row_group_size=ROW_GROUP)
+        rest = table.slice(upto)
+        self.held, self.held_rows = [rest], rest.num_rows
+
+    def close(self) -> Shard:
+        if self.held_rows:
+            self._flush(self.held_rows)
+        self.writer.close()
+        with open(self.path, "rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        return Shard(self.name, self.split, self.rows, self.path.stat().st_size, digest)

@@ -1,0 +1,250 @@
+"""The ledger: every unit of work is committed with all its outputs at once, or not at all.
+
+    units/00000012.parquet   all rows of unit 12: accepted ones, and dropped ones with their reason
+    ledger/HEAD.json         whose ledger this is: the stage's fingerprint and how its input was cut
+    ledger/00000003.jsonl    a segment of the manifest: one line for each unit committed since the last
+
+A worker writes a unit file whole (temporary file, fsync, rename; one PUT on an object store): that is the
+commit. The driver then writes manifest segments, never appending, so that the protocol is the same on
+object stores. A unit file that no segment names yet (the driver died between the two) carries its own
+tallies and is adopted. Redoing a unit is harmless: randomness belongs to row ids, so the bytes are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import IO, TYPE_CHECKING, Any
+
+from tilth.data.schema import Row, arrow_schema, to_table
+from tilth.errors import StageError, StorageError
+from tilth.storage import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROW_GROUP = 4096
+FLUSH_RECORDS = 200
+FLUSH_SECONDS = 2.0
+_TALLY = b"tilth.tally"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of the input: rows `start` to `stop` (exclusive) of one source file or shard."""
+
+    index: int
+    source: str
+    start: int = 0
+    stop: int = 1
+
+    @property
+    def file(self) -> str:
+        return f"units/{self.index:08d}.parquet"
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What became of a unit: `inputs + made = accepted + filtered + quarantined`, always."""
+
+    inputs: int = 0
+    made: int = 0
+    accepted: int = 0
+    filtered: int = 0
+    quarantined: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def check(self, what: str) -> None:
+        """StageError unless the books balance."""
+        if self.inputs + self.made != self.accepted + self.filtered + self.quarantined:
+            raise StageError(f"{what}: rows were lost or invented: {self}; a transform must return each row once")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of the manifest."""
+
+    unit: int
+    tally: Tally
+    bytes: int
+    sha256: str
+    file: str
+
+    def line(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def parse(line: str | bytes) -> Record:
+        data = json.loads(line)
+        return Record(**{**data, "tally": Tally(**data["tally"])})
+
+
+def is_quarantine(reason: str | None) -> bool:
+    """Whether a row with this reason was unreadable or poisonous, rather than judged and dropped."""
+    return reason is not None and reason.startswith("quarantined/")
+
+
+def commit(store: Store, unit: Unit, rows: Iterable[Row], row_type: str, inputs: int | None = None) -> Record:
+    """Write all rows of a unit as one file, atomically; `rows` may be a stream, memory stays bounded.
+
+    `inputs` of them were there before, the others were made; None: the unit reads a source, all are inputs.
+    """
+    done: dict[str, Any] = {}
+    store.write_with(unit.file, lambda handle: done.update(_write_unit(handle, rows, row_type, inputs)))
+    done["tally"].check(f"unit {unit.index}")
+    return Record(unit.index, file=unit.file, **done)
+
+
+def _write_unit(handle: IO[bytes], rows: Iterable[Row], row_type: str, inputs: int | None) -> dict[str, Any]:
+    import pyarrow.parquet as pq
+
+    hashed = _Hashing(handle)
+    counts: Counter[str] = Counter()
+    stream = iter(rows)
+    with pq.ParquetWriter(hashed, arrow_schema(row_type), compression="zstd") as writer:
+        while batch := list(islice(stream, ROW_GROUP)):
+            counts.update(map(_fate, batch))
+            writer.write_table(to_table(batch, row_type), row_group_size=ROW_GROUP)
+        total = counts.total()
+        tally = Tally(total if inputs is None else inputs, 0 if inputs is None else total - inputs, **counts)
+        writer.add_key_value_metadata({_TALLY: json.dumps(asdict(tally))})
+    return {"tally": tally, "bytes": hashed.size, "sha256": hashed.digest.hexdigest()}
+
+
+def _fate(row: Row) -> str:
+    if row["reason"] is None:
+        return "accepted"
+    return "quarantined" if is_quarantine(row["reason"]) else "filtered"
+
+
+class _Hashing:
+    """A write-only file that knows the hash and size of what went through it."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self.handle, self.digest, self.size, self.closed = handle, hashlib.sha256(), 0, False
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self.handle.write(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        self.handle.flush()
+
+    def close(self) -> None:  # the owner of the handle closes it, after fsync
+        self.closed = True
+
+
+class Ledger:
+    """The driver's side: which units are committed, across any number of deaths."""
+
+    def __init__(self, store: Store, fingerprint: str, units: Iterable[Unit]) -> None:
+        self.store = store
+        self.units = {unit.index: unit for unit in units}
+        self.records: dict[int, Record] = {}
+        self._pending: list[Record] = []
+        self._flushed = time.monotonic()
+        self._segments = 0
+        self._open(fingerprint)
+
+    def _open(self, fingerprint: str) -> None:
+        plan = hashlib.sha256(repr(sorted(self.units.items())).encode()).hexdigest()
+        head = {"fingerprint": fingerprint, "units": len(self.units), "plan": plan}
+        if (found := self.store.read_json("ledger/HEAD.json")) is None:
+            self.store.write_json("ledger/HEAD.json", head)
+        elif found != head:
+            raise StorageError(
+                f"{self.store.url} holds a ledger of other work ({found}); this stage is {head}; remove that directory"
+            )
+        self._recover()
+
+    def _recover(self) -> None:
+        """Read the manifest, drop lines whose file is gone, adopt files that no line names."""
+        segments = [name for name in self.store.list("ledger") if name.endswith(".jsonl")]
+        self._segments = len(segments)
+        present = {f"units/{name}" for name in self.store.list("units") if name.endswith(".parquet")}
+        for name in segments:
+            for line in self.store.read(f"ledger/{name}").splitlines():
+                record = Record.parse(line)
+                if record.file in present and record.unit in self.units:
+                    self.records[record.unit] = record
+        named = {record.file for record in self.records.values()}
+        for unit in self.units.values():
+            if unit.file in present - named and (adopted := _adopt(self.store, unit)):
+                self.add(adopted)
+        self.flush()
+
+    def missing(self) -> list[Unit]:
+        """Units that are not committed yet, in order."""
+        return [unit for index, unit in sorted(self.units.items()) if index not in self.records]
+
+    def add(self, record: Record) -> None:
+        """Note a committed unit; a manifest segment is written every few seconds."""
+        self.records[record.unit] = record
+        self._pending.append(record)
+        if len(self._pending) >= FLUSH_RECORDS or time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the lines that are not yet in a segment."""
+        self._flushed = time.monotonic()
+        if self._pending:
+            lines = "".join(record.line() + "\n" for record in self._pending)
+            self.store.write(f"ledger/{self._segments:08d}.jsonl", lines.encode())
+            self._segments += 1
+            self._pending.clear()
+
+    def tally(self) -> Tally:
+        """The books over all committed units; StageError when they do not balance."""
+        total = sum((record.tally for record in self.records.values()), Tally())
+        total.check(self.store.url)
+        return total
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The committed rows of each unit in order, every file checked against its hash."""
+        import pyarrow.parquet as pq
+
+        for _, record in sorted(self.records.items()):
+            data = self.store.read(record.file)
+            if hashlib.sha256(data).hexdigest() != record.sha256:
+                self.store.remove(record.file)
+                raise StorageError(
+                    f"{self.store.at_url(record.file)} was damaged after it was written (its sha256 differs); "
+                    "it has been removed: run again and only that unit is redone"
+                )
+            yield pq.read_table(_buffer(data))
+
+
+def _adopt(store: Store, unit: Unit) -> Record | None:
+    """The record of a unit file that has no manifest line; None where the file is not whole."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = store.read(unit.file)
+    try:
+        metadata = pq.read_metadata(_buffer(data)).metadata or {}
+    except pa.ArrowInvalid:
+        return None
+    if _TALLY not in metadata:
+        return None
+    tally = Tally(**json.loads(metadata[_TALLY]))
+    return Record(unit.index, tally, len(data), hashlib.sha256(data).hexdigest(), unit.file)
+
+
+def _buffer(data: bytes) -> Any:
+    import pyarrow as pa
+
+    return pa.BufferReader(data)
