@@ -78,7 +78,8 @@ DataFiles = Annotated[str, Field(min_length=1), AfterValidator(DataPath)]
 class Component(BaseModel):
     """Base of every config. Subclass with `family="name"` to open a family of kinds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    # defaults are validated too: that is what makes a default model name a ModelName, known by its content
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, protected_namespaces=())
 
     family: ClassVar[str] = ""
     abstract: ClassVar[bool] = False
