@@ -1,0 +1,173 @@
+"""From a source's records to rows: columns mapped, types checked, texts cleaned, an id from the content.
+
+A record that is no row of ours is quarantined: its payload is null, its id comes from file and line, and its
+meta carries file, line and how it begins. Types are not guessed: text must be text. The one exception is a
+whole number as label or id, which is taken as its decimal digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tilth.data.clean import Cleaning, clean_text, clean_value, map_texts
+from tilth.data.readers import EXCERPT, Bad, Item, Record
+from tilth.data.schema import PAYLOADS, Row, original
+from tilth.data.source import Source
+
+_ABSENT = object()
+_AS_DIGITS = ("label", "id")
+_TURN = re.compile(r"\n\n(?:Assistant|A|Bot|AI):\s?")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class _Unfit(Exception):  # noqa: N818 - says why one record is no row; it never leaves this module
+    pass
+
+
+@dataclass(frozen=True)
+class Shaper:
+    """Turns the records of one source into rows. `split` is the source's own, None where it is not split yet."""
+
+    source: Source
+    row_type: str
+    clean: Cleaning
+    split: str | None = None
+
+    def rows(self, items: Iterator[Item], file: str) -> Iterator[Row]:
+        """One row for each record or finding, in order."""
+        for item in items:
+            if isinstance(item, Bad):
+                yield self.bad(item, file)
+                continue
+            try:
+                yield self._row(item, file)
+            except _Unfit as error:
+                yield self.bad(Bad(item.line, str(error), _begin(item.value)), file)
+
+    def bad(self, bad: Bad, file: str) -> Row:
+        """The row that stands for what could not be read."""
+        meta = {"file": file, "line": bad.line, **({"excerpt": bad.excerpt} if bad.excerpt else {})}
+        row = original(content_id("bad", self.split, file, bad.line), "", {}, meta)
+        return {**row, "split": self.split, "task": self.source.task, "reason": f"quarantined/{bad.reason}"}
+
+    def _row(self, record: Record, file: str) -> Row:
+        payload = {name: self._value(record.value, name) for name in self._columns()}
+        if self.source.implicit_prompt:
+            payload = _with_prompt(payload)
+        for name, value in payload.items():
+            texts = [value] if isinstance(value, str) else [turn["content"] for turn in value]
+            if not any(text.strip() for text in texts):
+                raise _Unfit(f"empty: {name}")
+        meta: dict[str, Any] = {"file": file, "line": record.line}
+        for name in self.source.carry:
+            if (kept := _look(record.value, name)) is not _ABSENT:
+                meta[name] = _carried(kept)
+        row_id = self._given_id(record.value) or content_id(self.source.task, payload)
+        return {**original(row_id, self.split or "", payload, meta), "split": self.split, "task": self.source.task}
+
+    def _columns(self) -> tuple[str, ...]:
+        names = PAYLOADS[self.row_type]
+        return tuple(name for name in names if name != "prompt") if self.source.implicit_prompt else names
+
+    def _value(self, record: Mapping[str, Any], name: str) -> Any:
+        theirs = self.source.columns.get(name, name)
+        value = _look(record, theirs)
+        if value is _ABSENT:
+            raise _Unfit(f"missing_column: no {theirs!r} in the record")
+        if value is None:
+            raise _Unfit(f"null: {name}")
+        return clean_value(_checked(value, name), self.clean)
+
+    def _given_id(self, record: Mapping[str, Any]) -> str | None:
+        """The id of a record whose column is mapped; content-derived ids need none."""
+        if "id" not in self.source.columns:
+            return None
+        value = _look(record, self.source.columns["id"])
+        if value is _ABSENT or value is None:
+            raise _Unfit("missing_id: the record has no id although one is mapped")
+        return clean_text(_checked(value, "id"), self.clean) or content_id(self.source.task, dict(record))
+
+
+def content_id(*parts: Any) -> str:
+    """16 hex digits that depend on the content alone, wherever and whenever it is read."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _look(record: Any, path: str) -> Any:
+    """The value at a dotted path; a key that holds dots itself comes first."""
+    if isinstance(record, Mapping) and path in record:
+        return record[path]
+    head, dot, rest = path.partition(".")
+    if isinstance(record, list) and head.isdigit() and int(head) < len(record):
+        inner = record[int(head)]
+    elif dot and isinstance(record, Mapping) and head in record:
+        inner = record[head]
+    else:
+        return _ABSENT
+    return _look(inner, rest) if dot else inner
+
+
+def _checked(value: Any, name: str) -> Any:
+    """The value if it has the declared type and can be stored; _Unfit otherwise."""
+    if name in _AS_DIGITS and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if name == "messages":
+        value = _messages(value)
+    elif not isinstance(value, str):
+        raise _Unfit(f"wrong_type: {name} is {type(value).__name__} where text is declared")
+    return map_texts(value, lambda text: _storable(text, name))
+
+
+def _messages(value: Any) -> list[dict[str, str]]:
+    if not isinstance(value, list):
+        raise _Unfit(f"wrong_type: messages is {type(value).__name__} where a list of turns is declared")
+    turns = []
+    for turn in value:
+        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, Mapping) else (None, None)
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise _Unfit("wrong_type: each of messages must be {role: text, content: text}")
+        turns.append({"role": _storable(role, "messages"), "content": content})
+    return turns
+
+
+def _storable(text: str, name: str) -> str:
+    if found := _SURROGATE.search(text):
+        raise _Unfit(f"lone_surrogate: {name} holds U+{ord(found.group()):04X}, which is no character")
+    if "\x00" in text:
+        raise _Unfit(f"nul: {name} holds a NUL character")
+    return text
+
+
+def _carried(value: Any) -> Any:
+    """A value as meta can store it: plain JSON, lone surrogates as question marks."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return json.loads(text.encode("utf-8", "replace"))
+
+
+def _begin(record: Mapping[str, Any]) -> str:
+    text = json.dumps({key: _short(value) for key, value in list(record.items())[:20]}, default=str)
+    return text[:EXCERPT]
+
+
+def _short(value: Any) -> Any:
+    return value[:EXCERPT] if isinstance(value, str) else value if isinstance(value, int | float) else str(type(value))
+
+
+def _with_prompt(payload: dict[str, Any]) -> dict[str, Any]:
+    """Split what two dialogues share off as the prompt, at the start of the last turn that they differ in."""
+    chosen, rejected = payload["chosen"], payload["rejected"]
+    length = next(
+        (index for index, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b),
+        min(len(chosen), len(rejected)),
+    )
+    turns = list(_TURN.finditer(chosen, 0, length))
+    cut = turns[-1].end() if turns else chosen.rfind(" ", 0, length) + 1
+    if cut == 0:
+        raise _Unfit("no_shared_prompt: chosen and rejected begin differently")
+    return {"prompt": chosen[:cut].strip(), "chosen": chosen[cut:].strip(), "rejected": rejected[cut:].strip()}

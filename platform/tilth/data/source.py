@@ -1,0 +1,284 @@
+"""Sources: where raw rows come from, as light configs. The reading itself is in `tilth.data.readers` and `tables`."""
+
+from __future__ import annotations
+
+import difflib
+import posixpath
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, Field
+
+from tilth.config import Component, DataFiles, DataPath
+from tilth.errors import Problem, StorageError
+
+if TYPE_CHECKING:
+    from tilth.data.readers import Item
+
+_WILD = "*?["
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a source that one worker reads: bytes `start` to `stop` of a text file, or rows of a table."""
+
+    file: str
+    #: the file relative to the source's root, which is what lineage carries
+    name: str
+    start: int = 0
+    #: None: to the end
+    stop: int | None = None
+    #: number of the line at byte `start`
+    line: int = 1
+
+
+class Source(Component, family="source"):
+    """Where rows come from and which of their columns are ours. A kind of your own writes `pieces` and `records`."""
+
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Our column: theirs, such as {text: question, id: uid}; a dotted path (answers.0.text) looks "
+        "inside. Columns left out have the same name on both sides.",
+    )
+    carry: tuple[str, ...] = Field((), description="Their columns to keep in each row's meta.")
+    task: str | None = Field(None, description="Name of the task, where several are mixed.")
+    implicit_prompt: bool = Field(
+        False, description="Preference pairs without a prompt column: the prompt is what both dialogues begin with."
+    )
+
+    def pieces(self) -> list[Piece]:
+        """How the source is cut for workers; StorageError where there is nothing."""
+        raise TypeError(f"{type(self).__name__} must define pieces()")
+
+    def records(self, piece: Piece) -> Iterator[Item]:
+        """The records of one piece, in order; what cannot be read comes as `Bad`."""
+        raise TypeError(f"{type(self).__name__} must define records()")
+
+    def peek(self) -> list[str] | None:
+        """The source's columns where they can be had in milliseconds, else None."""
+        return None
+
+    def first_columns(self) -> list[str] | None:
+        """The columns of the first readable record; None where no record can be read."""
+        from tilth.data.readers import Record, first_record
+
+        pieces = self.pieces()
+        found = first_record(self.records(pieces[0])) if pieces else None
+        return _paths(found.value) if isinstance(found, Record) else None
+
+    def check(self) -> list[Problem]:
+        return self.column_problems(self.peek(), {**self.columns, **{f"carry.{name}": name for name in self.carry}})
+
+    def column_problems(self, found: list[str] | None, wanted: Mapping[str, str]) -> list[Problem]:
+        """One problem for each wanted column (ours: theirs) that is not among those found."""
+        if found is None:
+            return []
+        return [
+            Problem(ours if ours.startswith("carry.") else f"columns.{ours}", *_absent(theirs, found))
+            for ours, theirs in wanted.items()
+            if theirs not in found
+        ]
+
+
+def _absent(name: str, found: list[str]) -> tuple[str, str]:
+    close = difflib.get_close_matches(name, found, n=1, cutoff=0.6)
+    mend = f'did you mean "{close[0]}"?' if close else f"there are: {', '.join(found[:20])}"
+    return f"the source has no column {name!r}", mend
+
+
+def _paths(value: Any, prefix: str = "") -> list[str]:
+    """Every dotted path into a record, outermost first; the first item of a list stands for the others."""
+    found: list[str] = []
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        found += [f"{prefix}{key}", *_paths(item, f"{prefix}{key}.")]
+    return found
+
+
+class Files(Source):
+    """Base of the sources that lie in files."""
+
+    path: DataFiles = Field(description="A file, directory, glob or URI; .gz, .bz2 and .zst are decompressed.")
+    max_record_bytes: int = Field(
+        8 << 20, ge=1024, description="A larger record goes to quarantine and is never held in memory."
+    )
+
+    def files(self) -> list[tuple[str, str]]:
+        """Every file, with its name relative to the source's root; StorageError where none matches."""
+        names, root = _remote_files(self.path) if "://" in self.path else _local_files(self.path)
+        if not names:
+            raise StorageError(_no_match(self.path))
+        return [(name, posixpath.relpath(name.partition("://")[2] or name, root)) for name in names]
+
+    def pieces(self) -> list[Piece]:
+        return [Piece(file, name) for file, name in self.files()]
+
+    def check(self) -> list[Problem]:
+        if "://" not in self.path and not _local_files(self.path)[0]:
+            return [Problem("path", _no_match(self.path), "check the path")]
+        return super().check()
+
+
+def _no_match(path: str) -> str:
+    return f"no file matches {path!r}" + ("" if "://" in path else f" (looked from {Path.cwd()})")
+
+
+def _local_files(path: str) -> tuple[list[str], str]:
+    """Local files of a path, directory or glob, sorted, and the directory that names are relative to."""
+    whole = Path(path).expanduser().absolute()
+    if whole.is_file():
+        return [str(whole)], str(whole.parent)
+    if whole.is_dir():
+        inside = (file for file in whole.rglob("*") if file.is_file() and not file.name.startswith((".", "_")))
+        return sorted(map(str, inside)), str(whole)
+    if not any(mark in path for mark in _WILD):
+        return [], str(whole)
+    root = _fixed_part(str(whole))
+    found = Path(root).glob(posixpath.relpath(str(whole), root))
+    return sorted(str(file) for file in found if file.is_file()), root
+
+
+def _remote_files(path: str) -> tuple[list[str], str]:
+    import fsspec
+
+    from tilth.content import matches
+
+    fs, inner = fsspec.core.url_to_fs(path)
+    root = _fixed_part(inner) if any(mark in inner for mark in _WILD) else inner
+    found = matches(fs, inner)
+    if found == [inner]:
+        root = posixpath.dirname(inner)
+    protocol = path.partition("://")[0]
+    return [f"{protocol}://{name.lstrip('/') if protocol != 'file' else name}" for name in found], root.lstrip("/")
+
+
+def _fixed_part(pattern: str) -> str:
+    """The directory before the first wildcard."""
+    parts = pattern.split("/")
+    wild = next(index for index, part in enumerate(parts) if any(mark in part for mark in _WILD))
+    return "/".join(parts[:wild]) or "/"
+
+
+@contextmanager
+def opened(file: str) -> Iterator[IO[bytes]]:
+    """A local path or URI, open for reading bytes."""
+    if "://" not in file:
+        with open(file, "rb") as handle:
+            yield handle
+        return
+    import fsspec
+
+    with fsspec.open(file, "rb") as remote:
+        yield remote
+
+
+class Text(Files):
+    """Base of the line-oriented sources."""
+
+    def peek(self) -> list[str] | None:
+        # .zst needs pyarrow and a URI needs fsspec: both too slow for a check
+        if "://" in self.path or _local_files(self.path)[0][0].endswith(".zst"):
+            return None
+        return self.first_columns()
+
+
+class Jsonl(Text):
+    """JSON Lines: one object a line."""
+
+    def pieces(self) -> list[Piece]:
+        from tilth.data.readers import cut_lines
+
+        return [Piece(file, name, *span) for file, name in self.files() for span in cut_lines(file)]
+
+    def records(self, piece: Piece) -> Iterator[Item]:
+        from tilth.data.readers import decompressed, read_jsonl
+
+        with opened(piece.file) as handle:
+            handle.seek(piece.start)
+            stream = decompressed(handle, piece.file)
+            yield from read_jsonl(stream, self.max_record_bytes, piece.line, piece.stop)
+
+
+class Csv(Text):
+    """CSV with a header line (RFC 4180, UTF-8); quoted fields may span lines."""
+
+    delimiter: str = Field(",", min_length=1, max_length=1, description='Between fields; "\\t" for TSV.')
+
+    def records(self, piece: Piece) -> Iterator[Item]:
+        from tilth.data.readers import decompressed, read_csv
+
+        with opened(piece.file) as handle:
+            yield from read_csv(decompressed(handle, piece.file), self.max_record_bytes, self.delimiter)
+
+
+class Parquet(Files):
+    """Parquet files, cut along their row groups."""
+
+    def pieces(self) -> list[Piece]:
+        from tilth.data.tables import parquet_spans
+
+        return [Piece(file, name, *span) for file, name in self.files() for span in parquet_spans(file)]
+
+    def records(self, piece: Piece) -> Iterator[Item]:
+        from tilth.data.tables import read_parquet
+
+        yield from read_parquet(piece, self.max_record_bytes)
+
+
+def _hub_or_directory(text: str) -> str:
+    local = text.startswith((".", "/", "~")) or Path(text).is_dir()
+    return DataPath(text) if local else text
+
+
+class HuggingFace(Source):
+    """A dataset of the Hugging Face hub by name, or one saved with `save_to_disk`."""
+
+    path: Annotated[str, Field(min_length=1), AfterValidator(_hub_or_directory)] = Field(
+        description="Hub name such as openai/gsm8k, or the directory of a saved dataset."
+    )
+    name: str | None = Field(None, description="Configuration of a hub dataset.")
+    subset: str = Field("train", description="Which of its splits to read.")
+    revision: str | None = Field(None, description="Commit of a hub dataset; without it results may change.")
+    rows_in_piece: ClassVar[int] = 50_000
+
+    def pieces(self) -> list[Piece]:
+        from tilth.data.tables import open_dataset
+
+        rows = len(open_dataset(self))
+        step = self.rows_in_piece
+        return [Piece(self.path, self.subset, at, min(at + step, rows)) for at in range(0, rows, step)]
+
+    def records(self, piece: Piece) -> Iterator[Item]:
+        from tilth.data.tables import open_dataset, read_dataset
+
+        yield from read_dataset(open_dataset(self), piece)
+
+
+class Inline(Source):
+    """Rows written in the recipe itself."""
+
+    rows: tuple[dict[str, Any], ...] = Field(min_length=1, description="The rows, each a mapping of its columns.")
+
+    def pieces(self) -> list[Piece]:
+        return [Piece("inline", "inline")]
+
+    def records(self, piece: Piece) -> Iterator[Item]:
+        from tilth.data.readers import Record
+
+        for number, row in enumerate(self.rows, 1):
+            yield Record(number, _plain(row))
+
+    def peek(self) -> list[str] | None:
+        return self.first_columns()
+
+
+def _plain(value: Any) -> Any:
+    """Tuples of a frozen config as lists again."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,100 @@
+"""Tables as records: Parquet files and Hugging Face datasets, row by row, a batch in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tilth.config import DataPath
+from tilth.data.readers import Bad, Item, Record
+from tilth.data.source import opened
+from tilth.errors import StorageError
+
+if TYPE_CHECKING:
+    from tilth.data.source import HuggingFace, Piece
+
+BATCH = 512
+PIECE_ROWS = 50_000
+
+
+def parquet_spans(file: str) -> list[tuple[int, int | None]]:
+    """Row ranges of a file along its row groups, about `PIECE_ROWS` each; one open range where it is damaged."""
+    try:
+        with opened(file) as handle:
+            groups = pq.ParquetFile(handle).metadata
+            sizes = [groups.row_group(index).num_rows for index in range(groups.num_row_groups)]
+    except pa.ArrowInvalid:
+        return [(0, None)]
+    spans: list[tuple[int, int | None]] = []
+    start = stop = 0
+    for size in sizes:
+        stop += size
+        if stop - start >= PIECE_ROWS:
+            spans.append((start, stop))
+            start = stop
+    return [*spans, (start, stop)] if stop > start else spans
+
+
+def read_parquet(piece: Piece, limit: int) -> Iterator[Item]:
+    """The rows of a piece; a damaged file ends in a Bad at the row where reading stopped."""
+    row = piece.start
+    try:
+        with opened(piece.file) as handle, pq.ParquetFile(handle) as file:
+            groups, row = _groups(file.metadata, piece)
+            for batch in file.iter_batches(BATCH, row_groups=groups):
+                yield from _rows(batch, row, limit)
+                row += batch.num_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        why = "empty_file: it has no bytes" if "file size is 0" in str(error) else f"broken_file: {error}"
+        yield Bad(row + 1, why)
+
+
+def _groups(metadata: Any, piece: Piece) -> tuple[list[int], int]:
+    """The row groups of a piece, which lies along them, and its first row."""
+    sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    stop = sum(sizes) if piece.stop is None else piece.stop
+    return [index for index, start in enumerate(starts) if piece.start <= start < stop], piece.start
+
+
+def _rows(batch: pa.RecordBatch, before: int, limit: int) -> Iterator[Item]:
+    for index in range(batch.num_rows):
+        one = batch.slice(index, 1)
+        size = one.nbytes
+        if size > limit:
+            yield Bad(before + index + 1, f"oversized: {size} bytes, over max_record_bytes={limit}")
+            continue
+        try:
+            yield Record(before + index + 1, one.to_pylist()[0])
+        except UnicodeDecodeError as error:
+            yield Bad(before + index + 1, f"invalid_utf8: {error}")
+
+
+def open_dataset(source: HuggingFace) -> Any:
+    """The chosen split as a memory-mapped `datasets.Dataset`; StorageError names the splits there are."""
+    import datasets
+
+    if isinstance(source.path, DataPath):
+        found = datasets.load_from_disk(source.path)
+    else:
+        found = datasets.load_dataset(source.path, source.name, revision=source.revision)
+    if isinstance(found, datasets.Dataset):
+        return found
+    if source.subset not in found:
+        raise StorageError(f"{source.path} has no split {source.subset!r}; there are: {', '.join(found)}")
+    return found[source.subset]
+
+
+def read_dataset(dataset: Any, piece: Piece) -> Iterator[Item]:
+    """The rows of a piece; class labels become their names."""
+    named = {name: kind for name, kind in dataset.features.items() if hasattr(kind, "int2str")}
+    for index in range(piece.start, len(dataset) if piece.stop is None else piece.stop):
+        row = dataset[index]
+        for name, kind in named.items():
+            row[name] = kind.int2str(row[name]) if row[name] is not None and row[name] >= 0 else None
+        yield Record(index + 1, row)
