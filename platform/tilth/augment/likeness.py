@@ -1,0 +1,55 @@
+"""How like two texts are, by their words alone: what a rewriter measures of its variants, and which it rejects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from functools import cache
+from typing import Any
+
+from tilth.augment.base import Variant
+from tilth.augment.words import words
+
+
+def plain(text: str) -> tuple[str, ...]:
+    """The words of `text` without capitals and punctuation: texts that agree in these are the same variant."""
+    return tuple(word.text.casefold() for word in words(text))
+
+
+def edit_similarity(one: str, other: str) -> float:
+    """Share of words that both have in order, 0 to 1 (Ratcliff and Obershelp 1988); 1 for a change of case only."""
+    return SequenceMatcher(None, plain(one), plain(other), autojunk=False).ratio()
+
+
+def chrf(text: str, reference: str) -> float:
+    """chrF (Popović 2015) of `text` against `reference` by sacrebleu's defaults, 0 to 100."""
+    score: float = _chrf().sentence_score(text, [reference]).score
+    return round(score, 1)
+
+
+def judged(texts: Sequence[str], original: str, near_identical: float) -> list[Variant]:
+    """Rewritings of one text as variants: measured, with a reason for those that say nothing new.
+
+    `meta` holds `chrf` and `edit_similarity` to the original; from `near_identical` on one counts as unchanged.
+    """
+    first: dict[tuple[str, ...], int] = {}
+    return [_judge(text, original, near_identical, first.setdefault(plain(text), n), n) for n, text in enumerate(texts)]
+
+
+def _judge(text: str, original: str, near_identical: float, first: int, number: int) -> Variant:
+    similarity = edit_similarity(text, original)
+    reason = None
+    if original.strip() and not plain(text):
+        reason = "empty: no word is left"
+    elif similarity >= near_identical:
+        reason = f"unchanged: edit similarity {similarity:.2f} is not under {near_identical:g}"
+    elif first != number:
+        reason = f"duplicate: the same words as variant {first}"
+    return Variant(text, reason, {"chrf": chrf(text, original), "edit_similarity": round(similarity, 3)})
+
+
+@cache
+def _chrf() -> Any:
+    from sacrebleu import CHRF
+
+    return CHRF()
