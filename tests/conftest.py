@@ -31,9 +31,8 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[Any]:
     """A local Ray with four logical CPUs, ended after the session."""
-    import ray
+    from tilth import cluster
 
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray = cluster.ray_ready(num_cpus=4)
     yield ray
     ray.shutdown()

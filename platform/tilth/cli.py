@@ -18,6 +18,8 @@ from tilth.errors import RecipeError, TilthError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(argv)
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # components of the user's own, as "my_module:MyAugmenter", lie where they work
     ui.use(ui.Reporter("json" if options.json and options.command == "run" else "auto"))
     try:
         result = _COMMANDS[options.command](options)

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tilth.errors import StorageError
@@ -32,8 +34,6 @@ def session(store: Store) -> Iterator[None]:
 
 
 def _is_up() -> bool:
-    import sys
-
     if "ray" not in sys.modules:
         return False
     import ray
@@ -41,16 +41,34 @@ def _is_up() -> bool:
     return bool(ray.is_initialized())
 
 
-def ray_ready() -> Any:
-    """The ray module, connected. StorageError when a cluster of several nodes is to write to a local path."""
+@contextmanager
+def _importable_by_workers() -> Iterator[None]:
+    """Workers of a local Ray inherit the environment in which it starts: let them import what this process can."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def ray_ready(num_cpus: int | None = None) -> Any:
+    """The ray module, connected; a local Ray gets `num_cpus` logical CPUs (None: as many as the machine has).
+
+    StorageError when a cluster of several nodes is to write to a local path."""
+    if "ray" not in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it while it is imported
     import ray
 
     if not ray.is_initialized():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        options: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False, "logging_level": "error"}
         if os.environ.get("RAY_ADDRESS"):
-            options = {"log_to_driver": False}
-        ray.init(**options)
+            ray.init(log_to_driver=False)
+        else:
+            with _importable_by_workers():
+                ray.init(num_cpus=num_cpus, log_to_driver=False, include_dashboard=False, logging_level="error")
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) > 1 and _session and _session[-1].is_local:
         raise StorageError(

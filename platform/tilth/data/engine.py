@@ -9,6 +9,8 @@ kill their worker stand alone, which are quarantined while their neighbours surv
 from __future__ import annotations
 
 import json
+import logging
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -26,7 +28,9 @@ PASSES = 3
 class Work(Protocol):
     """What is done with a unit. Picklable; `load` is called once in each worker."""
 
-    row_type: str
+    @property
+    def row_type(self) -> str:
+        """The row type of what it returns."""
 
     def load(self) -> Callable[[Unit], Iterable[Row]]:
         """A function from a unit to all its rows: accepted, and dropped with a reason."""
@@ -39,34 +43,39 @@ class Work(Protocol):
 
 
 def run_units(work: Work, ledger: Ledger, resources: Resources, title: str) -> None:
-    """Commit every missing unit of the ledger, on Ray Data. StageError when a unit fails for good."""
+    """Commit every missing unit of the ledger. StageError when a unit fails for good.
+
+    On Ray Data, or with `resources.workers` 0 in this process, where Ray is not even imported.
+    """
     missing = ledger.missing()
     if not missing:
         return
+    total = sum(map(len, ledger.units.values()))
+    with ui.reporter().progress(title, total) as advance:
+        advance(total - sum(map(len, missing)))
+        records = _inline(work, ledger) if resources.workers == 0 else _on_ray(work, ledger, resources)
+        for record in records:
+            ledger.add(record)
+            advance(len(ledger.units[record.unit]))
+        ledger.flush()
+
+
+def _inline(work: Work, ledger: Ledger) -> Iterator[Record]:
+    worker = UnitWorker(work, ledger.store)
+    for unit in ledger.missing():
+        yield worker.commit(unit)
+
+
+def _on_ray(work: Work, ledger: Ledger, resources: Resources) -> Iterator[Record]:
+    """Records as units commit; a unit that is not among them after three passes is isolated."""
     cluster.ray_ready()
-    done = sum(len(unit) for unit in ledger.units.values()) - sum(map(len, missing))
-    with ui.reporter().progress(title, sum(len(unit) for unit in ledger.units.values())) as advance:
-        advance(done)
-        for _ in range(PASSES):
-            for record in _pass(work, ledger.store, missing, resources):
-                ledger.add(record)
-                advance(len(ledger.units[record.unit]))
-            ledger.flush()
-            if not (missing := ledger.missing()):
-                return
-        for unit in missing:
-            ledger.add(_isolate(work, ledger.store, unit, resources))
-            advance(len(unit))
-        ledger.flush()
-
-
-def run_inline(work: Work, ledger: Ledger) -> None:
-    """The same in this process, without Ray: for small inputs and machines that have no Ray."""
+    for _ in range(PASSES):
+        if missing := ledger.missing():
+            yield from _pass(work, ledger.store, missing, resources)
     if missing := ledger.missing():
-        worker = UnitWorker(work, ledger.store)
+        _refuse_hopeless(work, ledger, resources)
         for unit in missing:
-            ledger.add(worker.commit(unit))
-        ledger.flush()
+            yield _isolate(work, ledger.store, unit, resources)
 
 
 class UnitWorker:
@@ -74,7 +83,7 @@ class UnitWorker:
 
     def __init__(self, work: Work, store: Store) -> None:
         self.work, self.store = work, store
-        self.run = work.load()
+        self.run: Callable[[Unit], Iterable[Row]] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """A Ray Data batch of units (one) → manifest records, or the error that ends the stage."""
@@ -84,15 +93,41 @@ class UnitWorker:
         try:
             return self.commit(unit).line()
         except TilthError as error:
-            return json.dumps({"error": f"{type(error).__name__}: {error}", "unit": unit.index})
+            return json.dumps({"error": f"{error}\n{_cause(error)}".rstrip(), "unit": unit.index})
 
     def commit(self, unit: Unit) -> Record:
-        """Compute and commit one unit."""
-        return commit(self.store, unit, self.run(unit), self.work.row_type, self.work.inputs(unit))
+        """Compute and commit one unit; StageError with the cause when it cannot be."""
+        run = self.loaded()
+        try:
+            return commit(self.store, unit, run(unit), self.work.row_type, self.work.inputs(unit))
+        except TilthError:
+            raise
+        except Exception as error:
+            raise StageError(f"{type(error).__name__}: {error}") from error
 
     def rows(self, unit: Unit) -> list[Row]:
         """Compute a unit without committing it."""
-        return list(self.run(unit))
+        return list(self.loaded()(unit))
+
+    def loaded(self) -> Callable[[Unit], Iterable[Row]]:
+        """The work's function. Loaded at the first unit: Ray would start an actor whose constructor fails for ever."""
+        if self.run is None:
+            try:
+                self.run = self.work.load()
+            except TilthError:
+                raise
+            except Exception as error:
+                raise StageError(f"cannot load: {type(error).__name__}: {error}") from error
+        return self.run
+
+    def ready(self) -> bool:
+        """Load, and say so."""
+        return self.loaded() is not None
+
+
+def _cause(error: BaseException) -> str:
+    """Where an error that is not ours was raised, for the person who has to mend it."""
+    return "" if error.__cause__ is None else "".join(traceback.format_exception(error.__cause__)[-4:])
 
 
 def _pass(work: Work, store: Store, units: Sequence[Unit], resources: Resources) -> Iterator[Record]:
@@ -100,6 +135,11 @@ def _pass(work: Work, store: Store, units: Sequence[Unit], resources: Resources)
     import ray
 
     count = min(resources.count(ray.cluster_resources()), len(units))
+    context = ray.data.DataContext.get_current()
+    # a block is lost only when its worker died: errors come back as answers, and the ledger knows what is missing
+    context.max_errored_blocks = -1
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     blocks = ray.data.from_items([{"unit": json.dumps(asdict(unit))} for unit in units], override_num_blocks=len(units))
     answers = blocks.map_batches(
         UnitWorker,
@@ -108,6 +148,8 @@ def _pass(work: Work, store: Store, units: Sequence[Unit], resources: Resources)
         compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
+        max_restarts=2 * PASSES * count,
+        max_task_retries=0,
     )
     for batch in answers.iter_batches(batch_size=1, batch_format="pandas"):
         yield from map(_record, batch["record"])
@@ -118,6 +160,15 @@ def _record(line: str) -> Record:
     if "error" in answer:
         raise StageError(f"unit {answer['unit']}: {answer['error']}")
     return Record.parse(line)
+
+
+def _refuse_hopeless(work: Work, ledger: Ledger, resources: Resources) -> None:
+    """StageError when a worker dies before it sees a row: that is no row's fault."""
+    if not _Lone(work, ledger.store, resources).survives_loading():
+        raise StageError(
+            "every worker process dies while it loads its models, most likely for want of memory; "
+            f"use fewer workers (resources.workers, now {resources.workers}) or a smaller model"
+        )
 
 
 def _isolate(work: Work, store: Store, unit: Unit, resources: Resources) -> Record:
@@ -138,6 +189,13 @@ class _Lone:
 
     def rows(self, unit: Unit) -> list[Row] | None:
         """The rows of a unit, None when it killed the process."""
+        found: list[Row] | None = self._ask("rows", unit)
+        return found
+
+    def survives_loading(self) -> bool:
+        return bool(self._ask("ready"))
+
+    def _ask(self, method: str, *args: Any) -> Any:
         import ray
         from ray.exceptions import RayActorError
 
@@ -145,11 +203,10 @@ class _Lone:
             options = {"num_cpus": self.resources.cpus, "num_gpus": self.resources.gpus, "max_restarts": 0}
             self.actor = ray.remote(UnitWorker).options(**options).remote(self.work, self.store)
         try:
-            found: list[Row] = ray.get(self.actor.rows.remote(unit))
+            return ray.get(getattr(self.actor, method).remote(*args))
         except RayActorError:
             self.actor = None
             return None
-        return found
 
 
 def _survivors(worker: _Lone, unit: Unit) -> Iterator[Row]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -55,15 +55,15 @@ class Inputs:
 class Resources(Component):
     """Where a stage's workers run. Never part of its identity."""
 
-    workers: int | Literal["auto"] = Field(
-        "auto", json_schema_extra=EXECUTION, description="How many; auto: one for each GPU share or CPU."
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", json_schema_extra=EXECUTION, description="How many; auto: one per GPU share or CPU; 0: no Ray, in process."
     )
     cpus: float = Field(1.0, gt=0, json_schema_extra=EXECUTION, description="CPU cores for each worker.")
     gpus: float = Field(0.0, ge=0, json_schema_extra=EXECUTION, description="GPUs for each worker; may be a share.")
 
     def count(self, available: Mapping[str, float]) -> int:
         """Workers for a cluster with these `ray.cluster_resources()`."""
-        if self.workers != "auto":
+        if isinstance(self.workers, int):
             return self.workers
         if self.gpus:
             return max(1, int(available.get("GPU", 0) / self.gpus))

@@ -1,0 +1,42 @@
+"""Augmenters with faults of their own, for the tests of the ledger."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from pydantic import Field
+
+from tilth.augment.base import Augmenter, Sample, Variant, VariantsFunction
+from tilth.data.transform import Inputs
+
+
+class Numbered(Augmenter):
+    """Two honest variants for each row, from the row's own random numbers; slow if told so."""
+
+    seconds: float = Field(0.0, description="Sleep for each row.")
+
+    def load_variants(self, inputs: Inputs) -> VariantsFunction:
+        def make(samples: list[Sample]) -> list[list[Variant]]:
+            time.sleep(self.seconds * len(samples))
+            return [[Variant(f"{s.text} {s.rng.random():.6f} {k}") for k in range(self.variants)] for s in samples]
+
+        return make
+
+
+class Deadly(Augmenter):
+    """Kills its process, or raises, on the rows named."""
+
+    kill: tuple[str, ...] = Field((), description="Row ids that kill the worker.")
+    fail: tuple[str, ...] = Field((), description="Row ids that raise.")
+
+    def load_variants(self, inputs: Inputs) -> VariantsFunction:
+        def make(samples: list[Sample]) -> list[list[str]]:
+            for sample in samples:
+                if sample.id in self.kill:
+                    os.kill(os.getpid(), 9)
+                if sample.id in self.fail:
+                    raise ValueError(f"cannot read {sample.id}")
+            return [[f"{sample.text} again"] for sample in samples]
+
+        return make

@@ -1,0 +1,251 @@
+"""Every row exactly once, whatever dies: the ledger under faults."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from faulty import Deadly, Numbered
+from helpers import labelled, write_dataset
+
+from tilth.augment.base import Augmenter
+from tilth.data.chain import Chain, cut
+from tilth.data.dataset import Dataset
+from tilth.data.engine import run_units
+from tilth.data.finish import Verdicts, finish
+from tilth.data.ledger import Ledger
+from tilth.data.transform import Resources, Transform
+from tilth.errors import QuarantineError, StageError, StorageError
+from tilth.storage import Store
+
+HERE = Path(__file__).parent
+INLINE = Resources(workers=0)
+
+
+def augment(out: Store, source: Dataset, *steps: Transform, resources: Resources = INLINE) -> Dataset:
+    ledger = Ledger(out, "test", cut(source, 16))
+    run_units(Chain(source.store, source.row_type, steps), ledger, resources, "test")
+    return finish(ledger, source.row_type)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Dataset:
+    return write_dataset(Store.at(tmp_path / "source"), labelled(100))
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Hash of every file of a finished dataset."""
+    files = [*folder.glob("data/*"), *folder.glob("rejected/*"), folder / "dataset.json"]
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def test_every_row_and_every_variant_is_there_once(source: Dataset, tmp_path: Path) -> None:
+    done = augment(Store.at(tmp_path / "out"), source, Numbered(variants=3))
+    rows = list(done.rows())
+    assert Counter(row["id"] for row in rows).most_common(1)[0][1] == 1
+    assert sum(row["parent"] is None for row in rows) == 100
+    assert Counter(row["parent"] for row in rows if row["parent"]) == {f"r{i:04d}": 3 for i in range(100)}
+    assert done.counts["inputs"] + done.counts["made"] == done.counts["accepted"] == 400
+    child = next(row for row in rows if row["parent"] == "r0007")
+    assert (child["root"], child["via"], child["split"]) == ("r0007", "numbered", "train")
+    assert child["seed"] is not None
+    assert child["label"] == "label1"
+
+
+def test_rows_do_not_depend_on_how_the_input_is_cut(source: Dataset, tmp_path: Path) -> None:
+    texts = []
+    for size in (1, 7, 100):
+        store = Store.at(tmp_path / str(size))
+        ledger = Ledger(store, "test", cut(source, size))
+        run_units(Chain(source.store, "labelled", (Numbered(),)), ledger, INLINE, "test")
+        texts.append({row["id"]: row["text"] for row in finish(ledger, "labelled").rows()})
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_a_row_that_raises_is_quarantined_alone(source: Dataset, tmp_path: Path) -> None:
+    done = augment(Store.at(tmp_path / "out"), source, Deadly(fail=("r0020", "r0090")))
+    assert done.counts["quarantined"] == 2
+    assert {row["id"]: row["reason"] for row in done.rejected_rows()} == {
+        "r0020": "quarantined/ValueError: cannot read r0020",
+        "r0090": "quarantined/ValueError: cannot read r0090",
+    }
+    assert done.counts["accepted"] == 2 * 98
+
+
+def test_when_every_row_raises_the_stage_fails_with_the_error(source: Dataset, tmp_path: Path) -> None:
+    everything = tuple(f"r{i:04d}" for i in range(100))
+    with pytest.raises(StageError, match="ValueError: cannot read"):
+        augment(Store.at(tmp_path / "out"), source, Deadly(fail=everything))
+
+
+def test_too_much_quarantine_fails_with_the_tally_and_leaves_the_rows_to_read(source: Dataset, tmp_path: Path) -> None:
+    store = Store.at(tmp_path / "out")
+    ledger = Ledger(store, "test", cut(source, 16))
+    run_units(Chain(source.store, "labelled", (Deadly(fail=("r0001", "r0050")),)), ledger, INLINE, "test")
+    with pytest.raises(QuarantineError, match=r"2 of 100 rows \(2.0%\).*2 ValueError.*max_quarantined"):
+        finish(ledger, "labelled", max_quarantined=0.01)
+    assert list(tmp_path.glob("out/rejected/*.parquet"))
+    assert finish(ledger, "labelled", max_quarantined=0.03).counts["quarantined"] == 2
+
+
+class _Loses(Augmenter):
+    def load(self, inputs, fitted):
+        return lambda rows: rows[1:]
+
+
+class _Doubles(Augmenter):
+    def load(self, inputs, fitted):
+        return lambda rows: [*rows, rows[0]]
+
+
+@pytest.mark.parametrize(("step", "message"), [(_Loses(), "lost row"), (_Doubles(), "2 times")])
+def test_a_transform_that_loses_or_doubles_rows_is_refused(
+    step: Transform, message: str, source: Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(StageError, match=message):
+        augment(Store.at(tmp_path / "out"), source, step)
+
+
+def test_global_verdicts_move_rows_between_fates_without_losing_any(source: Dataset, tmp_path: Path) -> None:
+    ledger = Ledger(Store.at(tmp_path / "out"), "test", cut(source, 16))
+    run_units(Chain(source.store, "labelled", (Numbered(),)), ledger, INLINE, "test")
+    verdicts = Verdicts({"r0003/numbered.0": "duplicate: of r0001"}, {"r0004": "test"})
+    done = finish(ledger, "labelled", verdicts)
+    assert done.counts["reasons"] == {"duplicate": 1}
+    assert done.splits() == {"train": 198, "test": 1}
+
+
+def test_a_ledger_of_other_work_is_refused(source: Dataset, tmp_path: Path) -> None:
+    store = Store.at(tmp_path / "out")
+    Ledger(store, "one", cut(source, 16))
+    with pytest.raises(StorageError, match="other work"):
+        Ledger(store, "two", cut(source, 16))
+    with pytest.raises(StorageError, match="other work"):
+        Ledger(store, "one", cut(source, 8))
+
+
+def test_a_damaged_unit_is_named_removed_and_redone(source: Dataset, tmp_path: Path) -> None:
+    store = Store.at(tmp_path / "out")
+    work = Chain(source.store, "labelled", (Numbered(),))
+    run_units(work, Ledger(store, "test", cut(source, 16)), INLINE, "test")
+    victim = tmp_path / "out/units/00000002.parquet"
+    victim.write_bytes(victim.read_bytes()[:-40])
+    with pytest.raises(StorageError, match="damaged"):
+        finish(Ledger(store, "test", cut(source, 16)), "labelled")
+    ledger = Ledger(store, "test", cut(source, 16))
+    assert [unit.index for unit in ledger.missing()] == [2]
+    run_units(work, ledger, INLINE, "test")
+    assert finish(ledger, "labelled").counts["accepted"] == 200
+
+
+# --- kill -9 of the driver at every durable write ---------------------------------------------------------
+
+
+def write_recipe(folder: Path, source: Path, **augment_fields: object) -> Path:
+    recipe = {
+        "name": "faults",
+        "stages": {
+            "data": {
+                "kind": "data",
+                "row": "labelled",
+                "source": {"kind": "jsonl", "path": str(source)},
+                "resources": {"workers": 0},
+            },
+            "augment": {"kind": "augment", "data": "@data", **augment_fields},
+        },
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def write_source(folder: Path, rows: int) -> Path:
+    import json
+
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"question number {i}", "label": f"l{i % 4}"}) + "\n" for i in range(rows)))
+    return path
+
+
+def final(out: Path) -> dict[str, dict[str, str]]:
+    return {folder.parent.name: contents(folder) for folder in sorted(out.glob("stages/*/*")) if folder.is_dir()}
+
+
+def test_killed_at_every_durable_write_a_second_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    inline = {"resources": {"workers": 0}, "unit_rows": 10, "steps": [{"kind": "faulty:Numbered", "variants": 2}]}
+    recipe = write_recipe(tmp_path, write_source(tmp_path, 30), **inline)
+
+    def start(out: str, at: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, str(HERE / "run_and_die.py"), str(recipe), str(tmp_path / out), str(at)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    whole = start("whole", -1)
+    points = int(whole.communicate()[0])
+    expected = final(tmp_path / "whole")
+    assert points > 40
+    assert set(expected) == {"data", "augment"}
+    for at in range(0, points, 3):
+        dying = start(f"die{at}", at)
+        dying.communicate()
+        assert dying.returncode == -signal.SIGKILL
+        again = start(f"die{at}", -1)
+        error = again.communicate()[1]
+        assert again.returncode == 0, error.decode()
+        assert final(tmp_path / f"die{at}") == expected, f"killed at durable write {at} of {points}"
+
+
+# --- on Ray -----------------------------------------------------------------------------------------------
+
+
+def test_ray_data_gives_the_same_bytes_as_one_process(ray_session: object, source: Dataset, tmp_path: Path) -> None:
+    augment(Store.at(tmp_path / "inline"), source, Numbered(variants=2))
+    augment(Store.at(tmp_path / "ray"), source, Numbered(variants=2), resources=Resources(workers=2))
+    assert contents(tmp_path / "inline") == contents(tmp_path / "ray")
+
+
+def test_a_row_that_kills_its_worker_is_found_and_its_neighbours_survive(
+    ray_session: object, source: Dataset, tmp_path: Path
+) -> None:
+    done = augment(Store.at(tmp_path / "out"), source, Deadly(kill=("r0042",)), resources=Resources(workers=2))
+    assert [row["id"] for row in done.rejected_rows()] == ["r0042"]
+    assert done.counts["quarantined"] == 1
+    assert done.counts["accepted"] == 2 * 99
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_driver_killed_midway_redoes_only_what_was_not_committed(share: float, tmp_path: Path) -> None:
+    steps = [{"kind": "faulty:Numbered", "variants": 2, "seconds": 0.1}]
+    recipe = write_recipe(tmp_path, write_source(tmp_path, 80), steps=steps, unit_rows=4, resources={"workers": 2})
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "tilth", "run", str(recipe), "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    units: set[str] = set()
+    deadline = time.monotonic() + 240
+    while len(units) < 20 * share and first.poll() is None and time.monotonic() < deadline:
+        units = {file.name for file in out.glob("stages/augment/*/units/0*.parquet")}
+        time.sleep(0.02)
+    first.kill()
+    first.wait()
+    kept = {file: file.stat().st_mtime_ns for file in out.glob("stages/augment/*/units/0*.parquet")}
+    assert kept, "nothing was committed before the kill"
+    second = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    redone: set[Path] = set()
+    while second.poll() is None:
+        for file, stamp in kept.items():
+            if file.exists() and file.stat().st_mtime_ns != stamp:
+                redone.add(file)
+        time.sleep(0.01)
+    assert second.returncode == 0, second.communicate()[1].decode()
+    assert not redone
+    done = Dataset.open(Store.at(next(out.glob("stages/augment/*"))))
+    assert Counter(row["id"] for row in done.rows()).most_common(1)[0][1] == 1
+    assert done.counts["accepted"] == 240
