@@ -92,12 +92,12 @@ def test_bands_find_a_pair_at_the_threshold(threshold):
 
 
 def test_candidates_of_real_questions_hold_every_pair_that_all_pairs_find(questions):
-    texts = questions[:1500]
+    texts = questions[:1000]
     sets = [shingles(text, 2) for text in texts]
     truth = {(i, j) for i, j in itertools.combinations(range(len(texts)), 2) if jaccard(sets[i], sets[j]) >= 0.7}
     buckets = shared_buckets(band_keys(texts, 2, 0.7))
     found = {(i, j) for i, j in truth if set(buckets[i][buckets[i] >= 0]) & set(buckets[j][buckets[j] >= 0])}
-    assert len(truth) > 20
+    assert len(truth) > 10
     assert len(found) >= 0.97 * len(truth)
 
 
@@ -115,18 +115,15 @@ def test_planted_near_duplicates_are_found_and_different_texts_stay(questions):
     }
     assert len(expected) > 150
     assert len(expected & found.keys()) >= 0.99 * len(expected)
-    assert all(row["id"] not in found for row in fresh if not _has_twin(row, [*parents, *fresh]))
+    sets = {row["id"]: shingles(row["text"], 2) for row in [*parents, *fresh]}
+    twins = {a for a, b in itertools.permutations(sets, 2) if jaccard(sets[a], sets[b]) >= 0.8}
+    assert all(row["id"] not in found for row in fresh if row["id"] not in twins)
 
 
 def _insert(text, word, rng):
     parts = text.split()
     parts.insert(rng.randrange(len(parts)), word)
     return " ".join(parts)
-
-
-def _has_twin(row, others):
-    mine = shingles(row["text"], 2)
-    return any(jaccard(mine, shingles(other["text"], 2)) >= 0.8 for other in others if other is not row)
 
 
 def test_an_added_row_that_repeats_a_test_row_is_a_leak_and_is_named_so():

@@ -1,0 +1,144 @@
+"""Loading a trained model: the directory that a training stage leaves, or one as the hub publishes it.
+
+`tilth.json` beside the weights is the model's card: what it was trained for and on top of what.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tilth import models
+from tilth.errors import ModelError
+from tilth.storage import Store
+
+CARD = "tilth.json"
+_CLASSES = {
+    "classification": "AutoModelForSequenceClassification",
+    "language_model": "AutoModelForCausalLM",
+    "masked_lm": "AutoModelForMaskedLM",
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model directory holds. `base` is a hub name, a directory, or the URI of another stage's `model/`."""
+
+    objective: str = "language_model"
+    labels: tuple[str, ...] = ()
+    base: str = ""
+    #: the kind of adapter in the directory, None where it holds all weights
+    peft: str | None = None
+    max_length: int | None = None
+    #: whether texts were trained with `label_prefix` before them
+    conditioned: bool = False
+
+    @staticmethod
+    def read(folder: Path) -> Card:
+        """The card in `folder`; of a directory without one, that of a plain language model."""
+        try:
+            data = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return Card()
+        return Card(**{**data, "labels": tuple(data["labels"])})
+
+    def write(self, folder: Path) -> None:
+        (folder / CARD).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and its tokenizer, on `model.device`, ready for a forward pass."""
+
+    model: Any
+    tokenizer: Any
+    objective: str
+    labels: tuple[str, ...]
+    #: tokens that it was trained to read; None where only the model's own limit is known
+    max_length: int | None = None
+    conditioned: bool = False
+
+
+def load_trained(folder: Path, *, device: str = "auto") -> Loaded:
+    """The model of a training stage (adapter or all weights), or a plain causal language model.
+
+    ModelError where the directory, or the base that an adapter stands on, cannot be loaded.
+    """
+    import torch
+
+    card = Card.read(folder)
+    if card.peft is None:
+        model = load_pretrained(folder, card.objective, card.labels).model
+    else:
+        from peft import PeftModel
+
+        below = load_pretrained(base_folder(card), card.objective, card.labels)
+        model = PeftModel.from_pretrained(below.model, folder)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = load_tokenizer(folder)
+    return Loaded(model.to(device).eval(), tokenizer, card.objective, card.labels, card.max_length, card.conditioned)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A transformers model, and the names of its modules that the weights in its directory did not fill."""
+
+    model: Any
+    new: tuple[str, ...] = ()
+
+
+def load_pretrained(folder: Path, objective: str, labels: tuple[str, ...] = (), dtype: str = "auto") -> Pretrained:
+    """A transformers model for an objective; an adapter in `folder` is merged into the base below it.
+
+    `labels` sets the width and names of a classification head. `dtype` is a torch dtype's name.
+    """
+    import transformers
+
+    card = Card.read(folder)
+    if card.peft is not None:
+        from peft import PeftModel
+
+        below = load_pretrained(base_folder(card), objective, labels, dtype)
+        return Pretrained(PeftModel.from_pretrained(below.model, folder).merge_and_unload())
+    head: dict[str, Any] = {}
+    if objective == "classification":
+        head = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    auto = getattr(transformers, _CLASSES[objective])
+    try:
+        model, info = auto.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **head
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} cannot be loaded for {objective}: {error}") from error
+    return Pretrained(
+        model, _new_modules(model, {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    )
+
+
+def _new_modules(model: Any, unfilled: set[str]) -> tuple[str, ...]:
+    """Innermost modules with weights of their own among `unfilled`; a matrix tied to the embeddings is not new."""
+    tied = model.get_input_embeddings().weight
+    names = {key.rpartition(".")[0] for key in unfilled if model.get_parameter_or_buffer(key) is not tied}
+    return tuple(sorted(name for name in names if not list(model.get_submodule(name).children())))
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in `folder`, with a padding token: its own, else the end of text."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def base_folder(card: Card) -> Path:
+    """The local directory of the model that an adapter stands on."""
+    if "://" in card.base:
+        parent, _, name = card.base.rpartition("/")
+        return Store.at(parent).fetch(name)
+    folder: Path = models.resolve(card.base)
+    return folder

@@ -1,0 +1,124 @@
+"""What every training stage is configured with. Light: building the heavy objects is `worker`'s work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from tilth.config import Component, ModelRef
+from tilth.errors import Problem
+from tilth.kinds import KINDS
+from tilth.train.peft import Peft
+
+
+class ModelConfig(Component):
+    """A model and, optionally, an adapter on it. `{name: x, lora: {rank: 8}}` is short for `peft: {kind: lora, …}`."""
+
+    name: ModelRef = Field(description='A hub name, a directory, or "@stage" for the model of an earlier stage.')
+    peft: Peft | None = Field(None, description="The adapter to train; without one, all weights are trained.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Number format of the weights.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, value: Any) -> Any:
+        """A plain string names the model; a key that names an adapter kind is that adapter."""
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, dict):
+            return value
+        kinds = [key for key in value if key in KINDS["peft"]]
+        if not kinds:
+            return value
+        kind, given = kinds[0], value.get("peft")
+        same = given is None or (isinstance(given, dict) and given.get("kind") == kind)
+        if len(kinds) > 1 or not same:
+            raise PydanticCustomError("peft", "takes one adapter, not {kinds}", {"kinds": [*kinds, "peft"]})
+        rest = {key: item for key, item in value.items() if key not in ("peft", kind)}
+        return {**rest, "peft": {**(given or {}), **(value[kind] or {}), "kind": kind}}
+
+
+class Optimisation(Component):
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with a warm-up and a schedule."""
+
+    learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate.")
+    epochs: float = Field(1.0, gt=0, description="Passes over the rows.")
+    steps: int | None = Field(None, ge=1, description="Optimizer steps, instead of epochs.")
+    global_batch: int = Field(32, ge=1, description="Rows of one optimizer step, over all workers.")
+    warmup: float = Field(0.0, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this norm; 0: not clipped.")
+    scheduler: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after the warm-up.")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast forward passes.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the order of rows, of new weights and of dropout.")
+
+    @property
+    def warmup_scheduler(self) -> str:
+        """The schedule's name in transformers, where a warm-up belongs to it."""
+        return "constant_with_warmup" if self.scheduler == "constant" else self.scheduler
+
+
+class Checkpointing(Component):
+    """When training can be resumed from. The result does not depend on it."""
+
+    every_steps: int = Field(100, ge=1, description="Optimizer steps between two checkpoints.")
+    keep: int = Field(2, ge=1, description="Checkpoints kept on storage.")
+
+
+class DeepSpeed(Component):
+    """ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054): what is partitioned over the workers."""
+
+    stage: Literal[0, 1, 2, 3] = Field(2, description="1: optimizer state; 2: and gradients; 3: and weights.")
+    offload: bool = Field(False, description="Keep optimizer state (and with stage 3 weights) in CPU memory.")
+    bucket_mib: int = Field(256, ge=1, description="Size of one reduction or gathering, in MiB of float16.")
+
+
+@dataclass(frozen=True)
+class Batches:
+    """A global batch: workers x micro rows x accumulation."""
+
+    workers: int
+    micro: int
+    accumulation: int
+
+
+class Scale(Component):
+    """Where training runs. The result does not depend on it, beyond the order of floating-point sums."""
+
+    workers: int = Field(1, ge=0, description="Ray Train workers; 0: in this process, without Ray.")
+    cpus: float = Field(1.0, gt=0, description="CPU cores for each worker.")
+    gpus: float = Field(0.0, ge=0, description="GPUs for each worker.")
+    micro_batch: int | None = Field(None, ge=1, description="Rows a worker takes at once; default: at most 8.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, a third more time.")
+    deepspeed: DeepSpeed | None = Field(None, description="Train with DeepSpeed; null: with PyTorch's DDP.")
+    max_failures: int = Field(2, ge=0, description="Times that dead workers are started anew from a checkpoint.")
+
+    def over(self, workers: int) -> Scale:
+        """The same over another number of workers."""
+        return self.model_copy(update={"workers": workers})
+
+    def batches(self, global_batch: int) -> Batches | None:
+        """How a global batch is divided; None where it is not divisible."""
+        workers = max(1, self.workers)
+        share, rest = divmod(global_batch, workers)
+        micro = self.micro_batch or max((n for n in range(1, 9) if share and share % n == 0), default=1)
+        if rest or not share or share % micro:
+            return None
+        return Batches(workers=workers, micro=micro, accumulation=share // micro)
+
+    def check(self) -> list[Problem]:
+        if self.deepspeed and not self.workers:
+            return [Problem("workers", "DeepSpeed needs a process group, but workers is 0", "use 1 or more")]
+        return []
+
+    def batch_problem(self, global_batch: int) -> Problem | None:
+        """What is wrong with the division, with the nearest batches that divide."""
+        if self.batches(global_batch) is not None:
+            return None
+        workers, micro = max(1, self.workers), self.micro_batch or 1
+        unit = workers * micro
+        fits = [str(size) for size in (global_batch // unit * unit, (global_batch // unit + 1) * unit) if size]
+        over = f"{workers} workers" + (f" x micro batch {micro}" if self.micro_batch else "")
+        return Problem("", f"global batch {global_batch} is not divisible by {over}", f"use {' or '.join(fits)}")

@@ -1,0 +1,37 @@
+"""One training run as plain, picklable data: what the driver hands to every worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tilth.data.transform import Inputs
+from tilth.storage import Store
+
+if TYPE_CHECKING:
+    from tilth.train.base import Training
+
+RESULT = "result.json"
+FAILED = "failed.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage, what it reads and where it writes."""
+
+    name: str
+    stage: Training
+    fingerprint: str
+    out: Store
+    data: Store
+    row_type: str
+    objective: str
+    labels: tuple[str, ...]
+    conditioned: bool
+    inputs: Inputs
+
+    @property
+    def base(self) -> str:
+        """The model below, as `Card.base` names it."""
+        name = self.stage.model.name
+        return f"{self.inputs.urls[name]}/model" if name in self.inputs.urls else str(name)

@@ -1,0 +1,200 @@
+"""Putting a job on workers and waiting for it, with progress; a finished result is verified, never trusted by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tilth import cluster, ui
+from tilth.data.dataset import Dataset
+from tilth.errors import StageError
+from tilth.train.job import FAILED, RESULT, Job
+
+CHECKPOINTS = "checkpoints"
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a finished job measured."""
+
+    result: Mapping[str, Any]
+    metrics: dict[str, Any]
+    counts: dict[str, Any]
+
+
+def launch(job: Job) -> Trained:
+    """Train, or continue what was begun; StageError when workers fail for good or the loss is no number."""
+    if _finished(job) is None:
+        job.out.remove(FAILED)
+        with _progress(job):
+            if job.stage.scale.workers:
+                _on_ray(job)
+            else:
+                _here(job)
+    result = _finished(job)
+    if result is None:
+        raise _failure(job)
+    trace = _write_trace(job, result["steps"])
+    job.out.remove(CHECKPOINTS)
+    return Trained(result, _metrics(result, trace), _counts(job, trace))
+
+
+def _finished(job: Job) -> Mapping[str, Any] | None:
+    """The result on storage, if it is of this very fingerprint."""
+    result: dict[str, Any] | None = job.out.read_json(RESULT)
+    return result if result is not None and result["fingerprint"] == job.fingerprint else None
+
+
+def _failure(job: Job) -> StageError:
+    failed = job.out.read_json(FAILED)
+    if failed is None:
+        return StageError(f"{job.name}: training ended without a result under {job.out.url}; run it again")
+    rows = ", ".join(failed["rows"])
+    return StageError(
+        f"{job.name}: the loss is {failed['loss']} and the gradient norm {failed['grad_norm']} at step "
+        f"{failed['step']}, on rows {rows}; look at these rows, or lower optimisation.learning_rate"
+    )
+
+
+def _here(job: Job) -> None:
+    from tilth.train.checkpoint import StoreLink
+    from tilth.train.worker import train
+
+    train(job, StoreLink(job.out.sub(f"{CHECKPOINTS}/here"), keep=job.stage.checkpointing.keep))
+
+
+def _on_ray(job: Job) -> None:
+    cluster.ray_ready()
+    from ray.train import TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from tilth.train.worker import entry
+
+    scale = job.stage.scale
+    trainer = TorchTrainer(
+        entry,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if scale.gpus else "gloo"),
+        scaling_config=_scaling(job),
+        run_config=_run_config(job),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise StageError(f"{job.name}: {_cause(error)}") from error
+
+
+def _cause(error: Any) -> str:
+    """The first worker's own error, without the others that followed from it."""
+    failures = getattr(error, "worker_failures", {})
+    for rank, failure in sorted(failures.items()):
+        return f"worker {rank} failed: {failure}"
+    return str(error)
+
+
+def _scaling(job: Job) -> Any:
+    from ray.train import ScalingConfig
+
+    scale = job.stage.scale
+    resources = {"CPU": scale.cpus} | ({"GPU": scale.gpus} if scale.gpus else {})
+    return ScalingConfig(num_workers=scale.workers, use_gpu=bool(scale.gpus), resources_per_worker=resources)
+
+
+def _run_config(job: Job) -> Any:
+    """Ray resumes a run silently by its name, so the name carries the fingerprint and the partitioning."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig
+
+    scale, store = job.stage.scale, job.out.sub(CHECKPOINTS)
+    zero = scale.deepspeed.stage if scale.deepspeed else None
+    # DeepSpeed's optimizer state fits only as many workers as wrote it
+    layout = "ddp" if zero is None else f"zero{zero}x{scale.workers}"
+    place: dict[str, Any] = {"storage_path": store.path()}
+    if not store.is_local:
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        place["storage_filesystem"] = PyFileSystem(FSSpecHandler(store.fs))
+    return RunConfig(
+        name=f"{job.name}-{job.fingerprint[:16]}-{layout}",
+        failure_config=FailureConfig(max_failures=scale.max_failures),
+        checkpoint_config=CheckpointConfig(num_to_keep=job.stage.checkpointing.keep),
+        worker_runtime_env={"env_vars": _environment(job)},
+        **place,
+    )
+
+
+def _environment(job: Job) -> dict[str, str]:
+    scale = job.stage.scale
+    variables = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    if not scale.gpus:
+        variables |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, int(scale.cpus)))}
+    if "TILTH_CACHE" in os.environ:
+        variables["TILTH_CACHE"] = os.environ["TILTH_CACHE"]
+    return variables
+
+
+@contextmanager
+def _progress(job: Job) -> Iterator[None]:
+    """Show steps as rank 0 writes them to `progress.json`."""
+    from tilth.train.watch import PROGRESS
+
+    stop = threading.Event()
+    job.out.remove(PROGRESS)
+
+    def follow(advance: ui.Advance) -> None:
+        shown = 0
+        while not stop.wait(POLL_SECONDS):
+            seen = job.out.read_json(PROGRESS)
+            if seen is not None and seen["step"] > shown:
+                advance(seen["step"] - shown)
+                shown = seen["step"]
+
+    with ui.reporter().progress(job.name, steps(job), "steps") as advance:
+        thread = threading.Thread(target=follow, args=(advance,), daemon=True, name="tilth-progress")
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def steps(job: Job) -> int:
+    """Optimizer steps of the job, if no row is too long to be learnt from."""
+    optimisation = job.stage.optimisation
+    rows = Dataset.open(job.data).splits()[job.stage.split]
+    return optimisation.steps or int(-(-rows // optimisation.global_batch) * optimisation.epochs)
+
+
+def _write_trace(job: Job, last: int) -> list[dict[str, Any]]:
+    from tilth.train.watch import read_trace
+
+    trace = read_trace(job.out, last)
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in trace)
+    job.out.write("trace.jsonl", text.encode("utf-8", "surrogatepass"))
+    return trace
+
+
+def _metrics(result: Mapping[str, Any], trace: list[dict[str, Any]]) -> dict[str, Any]:
+    seconds = sum(line["seconds"] for line in trace)
+    tokens = sum(line["tokens"] for line in trace)
+    return {
+        "train_loss": trace[-1]["loss"],
+        "validation_loss": result["validation_loss"],
+        "steps": result["steps"],
+        "tokens": tokens,
+        "tokens_per_second": round(tokens / seconds, 1) if seconds else 0.0,
+        "training_seconds": round(seconds, 2),
+    }
+
+
+def _counts(job: Job, trace: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows of the split, and those that no step ever saw."""
+    rows = Dataset.open(job.data).splits()[job.stage.split]
+    seen = {row for line in trace for row in line["rows"]}
+    return {"rows": rows, "rows_seen": len(seen)}

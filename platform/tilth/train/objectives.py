@@ -1,0 +1,229 @@
+"""From rows to a trainer, for each objective: TRL's for language models, transformers' for heads on an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+from tilth.data.conditioning import label_prefix
+from tilth.data.dataset import Dataset
+from tilth.train.checkpoint import Link
+from tilth.train.config import Batches, Optimisation, Scale
+from tilth.train.deepspeed import deepspeed_config
+from tilth.train.job import Job
+from tilth.train.masking import IGNORED, MaskingCollator
+from tilth.train.mlm import Mlm
+from tilth.train.watch import ROWS, Checkpoints, Epochs, Watch, Watched
+
+EVAL_BATCH = 8  # fixed, so that a validation loss does not depend on the micro-batch
+_INPUTS = {"input_ids", "labels", "words"}
+
+
+class WatchedTrainer(Watched, Trainer):  # type: ignore[misc]
+    """transformers' Trainer that tells which rows it saw."""
+
+
+class WatchedSFTTrainer(Watched, SFTTrainer):  # type: ignore[misc]
+    """TRL's SFTTrainer that tells which rows it saw."""
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Batches by `inner`, with the row ids beside them; rows without an id ask nothing of the model."""
+
+    inner: Callable[[list[dict[str, Any]]], Any]
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        keep = _INPUTS | ({"id"} if isinstance(self.inner, MaskingCollator) else set())
+        batch = dict(self.inner([{key: row[key] for key in row if key in keep} for row in rows]))
+        batch[ROWS] = [row["id"] for row in rows]
+        for index, row in enumerate(rows):
+            if not row["id"]:
+                batch["labels"][index] = IGNORED
+        return batch
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a trainer is built from."""
+
+    job: Job
+    link: Link
+    model: Any
+    tokenizer: Any
+    peft: Any
+    folder: Path
+    batches: Batches
+
+
+def build(parts: Parts, watch: Watch) -> Any:
+    """The trainer of the job's objective, ready to train: its rows divide into whole global batches."""
+    make = {"language_model": _language_model, "classification": _classifier, "masked_lm": _masked}
+    trainer = make[parts.job.objective](parts)
+    trainer.watch = watch
+    trainer.train_dataset = filled(trainer.train_dataset, parts.job.stage.optimisation.global_batch)
+    if isinstance(trainer.data_collator, MaskingCollator):
+        trainer.add_callback(Epochs(trainer.data_collator))
+    trainer.data_collator = Collate(trainer.data_collator)
+    trainer.add_callback(Checkpoints(watch))
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def filled(rows: datasets.Dataset, multiple: int) -> datasets.Dataset:
+    """`rows` and as many without an id as make a multiple of `multiple`, which carry no loss.
+
+    So every worker has the same number of micro-batches and no row is repeated or left out in an epoch.
+    """
+    missing = -len(rows) % multiple
+    if not missing:
+        return rows
+    blank = rows.select([0] * missing).map(lambda row: {"id": ""}, features=rows.features, desc="Filling up")
+    return datasets.concatenate_datasets([rows, blank])
+
+
+def _language_model(parts: Parts) -> Any:
+    stage = parts.job.stage
+    args = SFTConfig(**_arguments(parts), max_length=stage.max_length, dataset_text_field="text")
+    train, validation = (_prepare(parts, args, split, _conversation(parts.job), "text") for split in _splits(parts))
+    return WatchedSFTTrainer(
+        model=parts.model, args=args, train_dataset=train, eval_dataset=validation,
+        processing_class=parts.tokenizer, peft_config=parts.peft,
+    )  # fmt: skip
+
+
+def _conversation(job: Job) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Rows as TRL knows them: a text, or a prompt with its completion."""
+    if job.row_type == "labelled":
+        return lambda row: {"text": label_prefix(row["label"]) + row["text"]}
+    if job.row_type == "chat":
+        return lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
+    return lambda row: {name: row[name] for name in ("text", "prompt", "completion") if name in row}
+
+
+def _classifier(parts: Parts) -> Any:
+    index = {label: number for number, label in enumerate(parts.job.labels)}
+    length, tokenizer = parts.job.stage.max_length, parts.tokenizer
+
+    def encode(row: dict[str, Any]) -> dict[str, Any]:
+        ids = tokenizer(row["text"], truncation=True, max_length=length)["input_ids"]
+        return {"input_ids": ids, "labels": index[row["label"]]}
+
+    parts.model.config.pad_token_id = tokenizer.pad_token_id
+    return _trainer(parts, encode, DataCollatorWithPadding(tokenizer), compute_loss_func=cross_entropy)
+
+
+def _masked(parts: Parts) -> Any:
+    stage, tokenizer = parts.job.stage, parts.tokenizer
+    if not isinstance(stage, Mlm):
+        raise TypeError(f"masked language modelling is trained by the stage mlm, not {stage.kind}")
+
+    def encode(row: dict[str, Any]) -> dict[str, Any]:
+        prefix = label_prefix(row.get("label")) if parts.job.conditioned else ""
+        found = tokenizer(
+            prefix + row["text"], truncation=True, max_length=stage.max_length, return_offsets_mapping=True
+        )
+        spans = zip(found.word_ids(), found["offset_mapping"], strict=True)
+        words = [-1 if word is None or start < len(prefix) else word for word, (start, _) in spans]
+        return {"input_ids": found["input_ids"], "words": words}
+
+    collator = MaskingCollator(tokenizer, stage.mask_rate, stage.optimisation.seed)
+    return _trainer(parts, encode, collator, compute_loss_func=cross_entropy)
+
+
+def _trainer(parts: Parts, encode: Callable[[dict[str, Any]], dict[str, Any]], collator: Any, **options: Any) -> Any:
+    """transformers' Trainer on rows that `encode` made inputs of."""
+    from peft import get_peft_model
+
+    args = TrainingArguments(**_arguments(parts))
+    train, validation = (_prepare(parts, args, split, encode, parts.job.objective) for split in _splits(parts))
+    model = parts.model if parts.peft is None else get_peft_model(parts.model, parts.peft)
+    return WatchedTrainer(
+        model=model, args=args, train_dataset=train, eval_dataset=validation, data_collator=collator,
+        processing_class=parts.tokenizer, **options,
+    )  # fmt: skip
+
+
+def cross_entropy(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """Mean over the labels of the whole global batch (IGNORED does not count); over `labels` where it is not given.
+
+    The heads of several architectures ignore `num_items_in_batch`, which makes their loss depend on accumulation.
+    """
+    logits = outputs["logits"].float().flatten(end_dim=-2)
+    total = torch.nn.functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+    return total / torch.as_tensor(count, device=total.device).clamp(min=1)
+
+
+def _splits(parts: Parts) -> tuple[str, str | None]:
+    return parts.job.stage.split, parts.job.stage.validation
+
+
+def _prepare(parts: Parts, args: Any, split: str | None, encode: Callable[..., dict[str, Any]], what: str) -> Any:
+    """Encoded rows of a split, memory-mapped: the first rank of each node encodes, the others open its file."""
+    if split is None:
+        return None
+    dataset = Dataset.open(parts.job.data).split(split)
+    with args.main_process_first(local=True, desc=f"preparing {split}"):
+        rows = dataset.write_to(parts.folder / "rows")
+        drop = [name for name in rows.column_names if name != "id"]
+        key = f"{parts.job.fingerprint[:32]}-{split}-{what}"
+        return rows.map(encode, remove_columns=drop, new_fingerprint=key, desc=f"Preparing {split}")
+
+
+def _arguments(parts: Parts) -> dict[str, Any]:
+    """`TrainingArguments` of the stage's configuration."""
+    stage, batches = parts.job.stage, parts.batches
+    optimisation, scale = stage.optimisation, stage.scale
+    return {
+        **_schedule(optimisation),
+        **_execution(scale, optimisation, batches),
+        "output_dir": str(parts.folder / f"rank-{parts.link.rank}"),
+        "save_strategy": "steps",
+        "save_steps": stage.checkpointing.every_steps,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "prediction_loss_only": True,
+    }
+
+
+def _schedule(optimisation: Optimisation) -> dict[str, Any]:
+    return {
+        "learning_rate": optimisation.learning_rate,
+        "num_train_epochs": optimisation.epochs,
+        "max_steps": optimisation.steps or -1,
+        "warmup_steps": optimisation.warmup,
+        "lr_scheduler_type": optimisation.warmup_scheduler,
+        "optim": "adamw_torch",
+        "weight_decay": optimisation.weight_decay,
+        "max_grad_norm": optimisation.max_grad_norm,
+        "bf16": optimisation.precision == "bfloat16",
+        "seed": optimisation.seed,
+        "data_seed": optimisation.seed,
+    }
+
+
+def _execution(scale: Scale, optimisation: Optimisation, batches: Batches) -> dict[str, Any]:
+    cpu = not scale.gpus
+    backend = ("gloo" if cpu else "nccl") if torch.distributed.is_initialized() else None
+    return {
+        "per_device_train_batch_size": batches.micro,
+        "per_device_eval_batch_size": EVAL_BATCH,
+        "gradient_accumulation_steps": batches.accumulation,
+        "gradient_checkpointing": scale.gradient_checkpointing,
+        "use_cpu": cpu,
+        "ddp_backend": backend,
+        "ddp_find_unused_parameters": False,
+        "deepspeed": deepspeed_config(scale.deepspeed, optimisation, batches) if scale.deepspeed else None,
+    }

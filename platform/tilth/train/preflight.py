@@ -1,0 +1,84 @@
+"""What can be known to fail before any worker is taken: rows, labels, lengths, the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tilth.data.dataset import Dataset
+from tilth.data.transform import Inputs
+from tilth.errors import ModelError, StageError
+from tilth.train.job import Job
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tilth.runs import Artifact, Out
+    from tilth.train.base import Training
+
+
+def prepare(stage: Training, out: Out, inputs: Mapping[str, Artifact]) -> Job:
+    """The job of a stage, or StageError or ModelError with what does not hold."""
+    dataset = Dataset.open(inputs[stage.data])
+    objective = stage.objective_of(dataset.row_type)
+    _splits(stage, out.stage, dataset)
+    labels = _labels(out.stage, dataset) if objective == "classification" else ()
+    if dataset.row_type == "chat":
+        _conversations(stage, out.stage, dataset)
+    where = Inputs.of(inputs)
+    _model(stage, out.stage, objective, where.model(stage.model.name))
+    conditioned = stage.conditioned_on(dataset.row_type, objective)
+    return Job(
+        out.stage, stage, out.fingerprint, out.store, dataset.store, dataset.row_type, objective, labels, conditioned,
+        where,
+    )  # fmt: skip
+
+
+def _splits(stage: Training, name: str, dataset: Dataset) -> None:
+    rows = dataset.splits()
+    for split in filter(None, (stage.split, stage.validation)):
+        if not rows.get(split):
+            have = ", ".join(f"{key} {count}" for key, count in rows.items() if count) or "no rows at all"
+            raise StageError(f"{name}: split {split!r} of {stage.data} is empty; there are: {have}")
+
+
+def _labels(name: str, dataset: Dataset) -> tuple[str, ...]:
+    """The sorted labels of all splits."""
+    found: set[str] = set()
+    for table in dataset.tables(["id", "label"]):
+        for row_id, label in zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True):
+            if not label:
+                raise StageError(f"{name}: row {row_id} has no label; label it or drop it before classification")
+            found.add(label)
+    if len(found) < 2:
+        raise StageError(f"{name}: classification needs two labels or more, not {sorted(found)}")
+    return tuple(sorted(found))
+
+
+def _conversations(stage: Training, name: str, dataset: Dataset) -> None:
+    for table in dataset.split(*filter(None, (stage.split, stage.validation))).tables(["id", "messages"]):
+        for row_id, messages in zip(table["id"].to_pylist(), table["messages"].to_pylist(), strict=True):
+            if len(messages or ()) < 2 or messages[-1]["role"] != "assistant":
+                raise StageError(f"{name}: conversation {row_id} does not end with an answer of the assistant")
+
+
+def _model(stage: Training, name: str, objective: str, folder: Path) -> None:
+    """Read the model's configuration and tokenizer, not its weights."""
+    from transformers import AutoConfig
+
+    from tilth.data.loading import Card, base_folder, load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    while (card := Card.read(folder)).peft is not None:
+        folder = base_folder(card)
+    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    context = getattr(config, "max_position_embeddings", None)
+    if context and stage.max_length > context:
+        raise StageError(
+            f"{name}: max_length {stage.max_length} is beyond the {context} tokens of {stage.model.name}; "
+            f"use {context} or less"
+        )
+    if objective == "masked_lm" and tokenizer.mask_token is None:
+        raise ModelError(f"{name}: {stage.model.name} has no mask token; name an encoder such as BERT")
+    if tokenizer.pad_token is None:
+        raise ModelError(f"{name}: {stage.model.name} has neither a padding nor an end-of-text token")

@@ -1,0 +1,142 @@
+"""What is seen of a training run: one line for each step, live progress, and the stop on a loss that is no number.
+
+Lines are written in segments, `trace/STEP.jsonl`, each just before the checkpoint of that step: a resumed run
+writes the segments after its checkpoint again, so the trace is that of one uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from transformers import TrainerCallback
+
+from tilth.storage import Store
+from tilth.train.checkpoint import Link
+
+ROWS = "row_ids"
+PROGRESS = "progress.json"
+PROGRESS_SECONDS = 0.5
+
+
+@dataclass
+class Watch:
+    """The record of one rank; rank 0 writes for all."""
+
+    store: Store
+    link: Link
+    rows: list[str] = field(default_factory=list)
+    tokens: int = 0
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    #: the line of the step whose loss or gradient was not finite
+    diverged: dict[str, Any] | None = None
+    _then: float = 0.0
+    _shown: float = 0.0
+
+    def start(self) -> None:
+        """Start the clock of the first step."""
+        self._then = time.monotonic()
+
+    def saw(self, rows: list[str], attention_mask: Any) -> None:
+        """Count a micro-batch; rows without an id only fill up the last batch."""
+        real = [index for index, row in enumerate(rows) if row]
+        self.rows += [rows[index] for index in real]
+        self.tokens += int(attention_mask[real].sum())
+
+    def step(self, step: int, total: int, epoch: float, logs: dict[str, float]) -> None:
+        """Close an optimizer step: gather every rank's rows, and note whether training may go on."""
+        parts = gather_object([{"rows": self.rows, "tokens": self.tokens}])
+        now = time.monotonic()
+        line = {
+            "step": step, "epoch": round(epoch, 6), "loss": logs["loss"], "learning_rate": logs["learning_rate"],
+            "grad_norm": logs.get("grad_norm"), "tokens": sum(part["tokens"] for part in parts),
+            "seconds": round(now - self._then, 4), "rows": [row for part in parts for row in part["rows"]],
+        }  # fmt: skip
+        self.rows, self.tokens, self._then = [], 0, now
+        if not all(math.isfinite(value) for value in (line["loss"], line["grad_norm"] or 0.0)):
+            self.diverged = line
+        self.lines.append(line)
+        if self.link.rank == 0 and (now - self._shown >= PROGRESS_SECONDS or step == total):
+            self._shown = now
+            where = {"host": socket.gethostname(), "pid": os.getpid()}
+            loss = line["loss"] if self.diverged is None else None
+            self.store.write_json(PROGRESS, {"step": step, "total": total, "loss": loss, **where})
+
+    def flush(self, step: int) -> None:
+        """Write the lines up to `step` that are not written yet."""
+        if self.link.rank == 0 and self.lines:
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines)
+            self.store.write(f"trace/{step:08d}.jsonl", text.encode("utf-8", "surrogatepass"))
+        self.lines = []
+
+
+class Watched:
+    """Mixed into a transformers Trainer: takes the row ids out of its batches and closes each step."""
+
+    watch: Watch
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        self.watch.saw(inputs.pop(ROWS), inputs["attention_mask"])
+        return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        inputs.pop(ROWS)
+        return super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)  # type: ignore[misc]
+        trainer: Any = self
+        if "loss" not in logs:
+            return
+        state, control = trainer.state, trainer.control
+        self.watch.step(state.global_step, state.max_steps, state.epoch, logs)
+        if self.watch.diverged is not None:  # every rank sees the same mean loss, so all of them stop here
+            control.should_training_stop, control.should_save, control.should_evaluate = True, False, False
+
+
+class Checkpoints(TrainerCallback):  # type: ignore[misc]
+    """Hands each checkpoint that the Trainer saves to the link, and removes the local copy."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.watch.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_save = False  # the finished model follows at once
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.watch.flush(state.global_step)
+        self.watch.link.commit(folder, state.global_step)
+        shutil.rmtree(folder)
+
+
+class Epochs(TrainerCallback):  # type: ignore[misc]
+    """Tells a collator which epoch it is in."""
+
+    def __init__(self, collator: Any) -> None:
+        self.collator = collator
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.collator.epoch = int(state.epoch or 0)
+
+
+def read_trace(store: Store, last: int) -> list[dict[str, Any]]:
+    """All lines of the trace up to step `last`, in order."""
+    found: dict[int, dict[str, Any]] = {}
+    for name in store.list("trace"):
+        for line in store.read(f"trace/{name}").decode("utf-8", "surrogatepass").splitlines():
+            item = json.loads(line)
+            found[item["step"]] = item
+    return [found[step] for step in sorted(found) if step <= last]
