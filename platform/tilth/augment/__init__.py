@@ -1,1 +1,1 @@
-"""Augmenters that add rows, and filters that drop rows with a reason."""
+"""Augmenters that add rows, and gates that drop added rows, each for a named reason."""

@@ -55,7 +55,7 @@ class NearDuplicates(Transform):
         return lambda rows: rows
 
     def decide(self, rows: Iterable[Row], inputs: Inputs) -> dict[str, str]:
-        """Reasons by id. About 30 µs and 0.5 kB for each row; StageError where a row lacks the column."""
+        """Reasons by id. About 60 µs and 0.7 kB for each row; StageError where a row lacks the column."""
         texts = sorted((self._text(row) for row in rows if row["reason"] is None), key=lambda item: item.order)
         reasons = dict(self._exact(texts))
         reasons.update(self._near([item for item in texts if item.id not in reasons]))
