@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from typing import Literal
@@ -12,7 +12,6 @@ from typing import Literal
 from pydantic import Field
 
 from tilth.config import Component
-from tilth.data.schema import SPLITS
 from tilth.errors import Problem
 
 SplitName = Literal["train", "validation", "test"]
@@ -88,25 +87,32 @@ def _quotas(rows: int, shares: Sequence[float]) -> tuple[int, ...]:
     return tuple(high - low for low, high in pairwise(edges))
 
 
-def not_sampled(rows: Iterable[tuple[str, str, str | None]], sampling: Sampling) -> dict[str, str]:
-    """Reasons by root id for the rows left out; `rows` are (root id, split, label).
+def not_sampled(rows: Iterable[tuple[str, str, str, str | None]], sampling: Sampling) -> dict[str, str]:
+    """Reasons by key for the rows left out; `rows` are (key, root id, split, label).
 
-    Rows are taken in the order of their hash, so a larger sample contains the smaller one.
+    Rows are taken in the order of their root's hash, so a larger sample contains the smaller one.
     """
     dropped: dict[str, str] = {}
-    groups: dict[tuple[str, str | None], list[str]] = defaultdict(list)
-    for root, split, label in rows:
+    chosen: dict[str, list[tuple[float, str, str | None]]] = defaultdict(list)
+    for key, root, split, label in rows:
         if sampling.labels is not None and label not in sampling.labels:
-            dropped[root] = "not_sampled: its label is not among those asked for"
+            dropped[key] = "not_sampled: its label is not among those asked for"
         elif split in sampling.splits:
-            groups[split, label].append(root)
-    for roots in groups.values():
-        roots.sort(key=lambda root: (place(sampling.seed, root, "sample"), root))
-    for roots in groups.values():
-        over = roots[sampling.per_label :] if sampling.per_label is not None else []
-        dropped |= dict.fromkeys(over, f"not_sampled: over {sampling.per_label} of its label")
-    for split in SPLITS if sampling.rows is not None else ():
-        kept = [root for (name, _), roots in groups.items() if name == split for root in roots[: sampling.per_label]]
-        kept.sort(key=lambda root: (place(sampling.seed, root, "sample"), root))
-        dropped |= dict.fromkeys(kept[sampling.rows :], f"not_sampled: over {sampling.rows} rows")
+            chosen[split].append((place(sampling.seed, root, "sample"), key, label))
+    for split in chosen:
+        dropped.update(_over(sorted(chosen[split]), sampling))
     return dropped
+
+
+def _over(ordered: Sequence[tuple[float, str, str | None]], sampling: Sampling) -> Iterator[tuple[str, str]]:
+    """(key, reason) of the rows of one split that are too many of their label, or too many in all."""
+    of_label: Counter[str | None] = Counter()
+    rows = 0
+    for _, key, label in ordered:
+        if sampling.per_label is not None and of_label[label] >= sampling.per_label:
+            yield key, f"not_sampled: over {sampling.per_label} of its label"
+        elif sampling.rows is not None and rows >= sampling.rows:
+            yield key, f"not_sampled: over {sampling.rows} rows"
+        else:
+            of_label[label] += 1
+            rows += 1

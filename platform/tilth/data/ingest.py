@@ -1,0 +1,60 @@
+"""The work of the data stage: one piece of a source is one unit, whose records become rows in a worker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+from tilth.data.clean import Cleaning
+from tilth.data.ledger import Unit
+from tilth.data.readers import Bad
+from tilth.data.records import Shaper
+from tilth.data.schema import Row
+from tilth.data.source import Piece, Source
+
+#: between a row's id and its place while ids may still clash; `place_rows` takes the place off again
+MARK = "@"
+
+
+def plan(sources: Mapping[str, Source]) -> list[Unit]:
+    """One unit for each piece of each source, in the order in which duplicates are resolved."""
+    pieces = [(split, piece) for split, source in sources.items() for piece in source.pieces()]
+    return [
+        Unit(index, json.dumps({"split": split, "piece": asdict(piece)})) for index, (split, piece) in enumerate(pieces)
+    ]
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """Reads a unit. `sources` by split, "" where there is none yet. See `tilth.data.engine.Work`."""
+
+    row_type: str
+    sources: Mapping[str, Source]
+    clean: Cleaning
+
+    def load(self) -> Callable[[Unit], Iterable[Row]]:
+        return self._rows
+
+    def _rows(self, unit: Unit) -> Iterator[Row]:
+        split, piece = _read(unit)
+        rows = self._shaper(split).rows(self.sources[split].records(piece), piece.name)
+        for number, row in enumerate(rows):
+            yield {**row, "id": f"{row['id']}{MARK}{unit.index}.{number}"}
+
+    def inputs(self, unit: Unit) -> None:
+        return None
+
+    def poisoned(self, unit: Unit, why: str) -> list[Row]:
+        split, piece = _read(unit)
+        bad = Bad(piece.line, why.removeprefix("quarantined/"))
+        row = self._shaper(split).bad(bad, piece.name)
+        return [{**row, "id": f"{row['id']}{MARK}{unit.index}.0"}]
+
+    def _shaper(self, split: str) -> Shaper:
+        return Shaper(self.sources[split], self.row_type, self.clean, split or None)
+
+
+def _read(unit: Unit) -> tuple[str, Piece]:
+    data = json.loads(unit.source)
+    return data["split"], Piece(**data["piece"])
