@@ -52,12 +52,12 @@ def matches(fs: Any, path: str) -> list[str]:
 def _file_identity(fs: Any, name: str) -> str:
     info = fs.info(name)
     if "local" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
-        return _local_hash(Path(name))
+        return file_hash(Path(name))
     mark = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("LastModified") or info.get("mtime")
     return hashlib.sha256(f"{info['size']}:{mark}".encode()).hexdigest()
 
 
-def _local_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
     """SHA-256 of a file, remembered by path, size and time so that a second plan is immediate."""
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()

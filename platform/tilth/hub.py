@@ -1,0 +1,127 @@
+"""The model hub: its cache on this machine, then the hub itself, which costs a few seconds where it is out of reach."""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tilth.content import cache_dir
+from tilth.errors import ModelError
+
+PATIENCE_SECONDS = 4.0
+#: how long one process's "out of reach" spares the others the wait
+MEMORY_SECONDS = 300.0
+FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.jinja"]  # no pickles, no code
+ELSEWHERE = ["onnx/*", "openvino/*", "original/*"]  # the same weights again, for other programs
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the hub says of a name: the commit, or why there is none."""
+
+    commit: str | None = None
+    why: str = ""
+
+
+def cached(name: str, revision: str | None) -> Path | None:
+    """The snapshot in the hub's own cache on this machine, if it is whole."""
+    from huggingface_hub import constants
+
+    root = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    wanted = revision or "main"
+    try:
+        commit = (root / "refs" / wanted).read_text().strip()
+    except OSError:
+        commit = wanted
+    snapshot = root / "snapshots" / commit
+    return snapshot if snapshot.is_dir() and lacks(snapshot) is None else None
+
+
+def lacks(folder: Path) -> str | None:
+    """What a directory lacks to be a model, None if nothing: a config, and weights that are not pickles."""
+    if (folder / "adapter_config.json").is_file():
+        return None if (folder / "adapter_model.safetensors").is_file() else "adapter_model.safetensors"
+    if not (folder / "config.json").is_file():
+        return "config.json"
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return next((shard for shard in shards if not (folder / shard).is_file()), None)
+    weights = [path for ending in ("safetensors", "gguf") for path in folder.glob(f"*.{ending}")]
+    return None if weights else "weights in safetensors"
+
+
+@functools.cache
+def ask(name: str, revision: str | None) -> Answer:
+    """The hub's word on a model, asked once per process."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return Answer(why="HF_HUB_OFFLINE keeps the hub out of use")
+    if time.time() - _unreachable_at(constants.ENDPOINT) < MEMORY_SECONDS:
+        return Answer(why=f"the hub at {constants.ENDPOINT} was out of reach moments ago")
+    answers: list[Answer] = []
+    # in a thread, since no timeout of the HTTP client covers the look-up of a host name
+    asking = threading.Thread(target=lambda: answers.append(_ask(name, revision)), daemon=True)
+    asking.start()
+    asking.join(2 * PATIENCE_SECONDS)
+    return answers[0] if answers else _unreachable(constants.ENDPOINT, "no answer")
+
+
+def _ask(name: str, revision: str | None) -> Answer:
+    import httpx
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        info = HfApi().model_info(name, revision=revision, timeout=PATIENCE_SECONDS)
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403, 404):
+            return Answer(why=f"the hub has no such model or revision, or HF_TOKEN gives no right to it ({status})")
+        return _unreachable(constants.ENDPOINT, f"status {status}")
+    except (httpx.HTTPError, OSError) as error:
+        return _unreachable(constants.ENDPOINT, str(error) or type(error).__name__)
+    if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()):
+        return Answer(why="the hub has no safetensors of it, and pickles are not loaded")
+    return Answer(info.sha)
+
+
+def download(name: str, revision: str | None) -> Path:
+    """The snapshot, in the hub's own cache; a download that broke off is taken up again."""
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        found = snapshot_download(
+            name, revision=revision, allow_patterns=FILES, ignore_patterns=ELSEWHERE, etag_timeout=PATIENCE_SECONDS
+        )
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        why = str(error).partition("\n")[0]
+        raise ModelError(f"model {name!r}: the download from the hub broke off ({why}); run again to resume") from error
+    return Path(found)
+
+
+def _memory() -> Path:
+    return cache_dir() / "hub-unreachable.json"
+
+
+def _unreachable_at(endpoint: str) -> float:
+    try:
+        return float(json.loads(_memory().read_text())[endpoint])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0  # nothing is remembered, or not of this endpoint
+
+
+def _unreachable(endpoint: str, why: str) -> Answer:
+    try:
+        _memory().parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _memory().write_text(json.dumps({endpoint: time.time()}))
+    except OSError:
+        pass  # a read-only home only costs the next process its own wait
+    return Answer(why=f"the hub at {endpoint} cannot be reached ({why})")
