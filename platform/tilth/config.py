@@ -23,6 +23,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from tilth.errors import Problem
@@ -107,6 +108,8 @@ class Component(BaseModel):
         if isinstance(value, cls):
             return value
         if not isinstance(value, Mapping):
+            if cls.abstract:
+                raise PydanticCustomError("kind_missing", "needs a kind", {"family": cls.family, "given": value})
             return handler(value)
         fields = {key: _frozen(item) for key, item in value.items()}
         if not cls.family:
@@ -122,7 +125,7 @@ class Component(BaseModel):
                 raise PydanticCustomError("kind", "kind {kind} is not {cls}", {"kind": kind, "cls": cls.__name__})
             return cls
         if not isinstance(kind, str):
-            raise PydanticCustomError("kind_missing", "needs a kind", {"family": cls.family})
+            raise PydanticCustomError("kind_missing", "needs a kind", {"family": cls.family, "given": kind})
         try:
             target = load_class(cls.family, kind)
         except LookupError as error:
@@ -203,7 +206,7 @@ def identity(value: Any, content: Callable[[str], Any]) -> Any:
         fields = {
             name: identity(getattr(value, name), content)
             for name, field in cls.model_fields.items()
-            if field.json_schema_extra is not EXECUTION
+            if not _is_execution(field)
         }
         return {"kind": value.kind, "version": _code_version(cls), **fields} if value.family else fields
     if isinstance(value, tuple):
@@ -211,6 +214,11 @@ def identity(value: Any, content: Callable[[str], Any]) -> Any:
     if isinstance(value, Mapping):
         return {key: identity(item, content) for key, item in sorted(value.items())}
     return value
+
+
+def _is_execution(field: FieldInfo) -> bool:
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and extra.get("execution") is True
 
 
 def _code_version(cls: type[Component]) -> int | str:

@@ -53,9 +53,10 @@ KINDS: dict[str, dict[str, str]] = {
 def load_class(family: str, kind: str) -> type[Any]:
     """Import the class behind `kind`; LookupError names the kinds there are."""
     target = KINDS.get(family, {}).get(kind, kind)
-    if ":" not in target:
-        raise LookupError(f"no {family} of kind {kind!r}")
     module, _, name = target.partition(":")
+    if not module or not name or module.startswith("."):
+        homes = [other for other, kinds in KINDS.items() if kind in kinds]
+        raise LookupError(f"no {family} of kind {kind!r}" + (f" (that is a {homes[0]})" if homes else ""))
     try:
         loaded = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:

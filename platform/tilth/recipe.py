@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import yaml
 from pydantic import Field, ValidationError
 
 from tilth import yaml12
-from tilth.config import Component, Ref
+from tilth.config import Component
 from tilth.errors import Problem, RecipeError
-from tilth.kinds import KINDS, load_class
+from tilth.problems import nearest, problems
 
 if TYPE_CHECKING:
     from tilth.runs import Artifact, Out
@@ -36,34 +35,45 @@ class Stage(Component, family="stage"):
         return {"rows": rows}
 
 
+# a directory of the run and a step of a dotted path
+StageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
 class Recipe(Component):
     """A name and named stages; later stages refer to earlier ones as "@name"."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run and its report.")
     description: str = Field("", description="One or two sentences for the report.")
-    stages: dict[str, Stage] = Field(min_length=1, description="Stages by name; order does not matter.")
+    stages: dict[StageName, Stage] = Field(min_length=1, description="Stages by name; order does not matter.")
 
     def order(self) -> list[str]:
         """Stage names, each after those that it refers to."""
-        graph = {name: {ref.stage for _, ref in stage.refs()} for name, stage in self.stages.items()}
+        # lists, not sets: the order of two independent stages is then the recipe's, in every process
+        graph = {name: [ref.stage for _, ref in stage.refs()] for name, stage in self.stages.items()}
         return [name for name in TopologicalSorter(graph).static_order() if name in self.stages]
 
-    def check(self) -> list[Problem]:
-        """Every fault: references, cycles, and what each component finds in itself."""
-        problems = list(self._reference_problems())
-        for name, stage in self.stages.items():
-            problems += [_under(f"stages.{name}", problem) for problem in stage.check()]
-            for path, child in stage.children():
-                problems += [_under(f"stages.{name}.{path}", problem) for problem in child.check()]
-        return problems
+    def check(self, unbuilt: Collection[str] = ()) -> list[Problem]:
+        """Every fault: references, cycles, and what each component finds in itself.
 
-    def _reference_problems(self) -> Iterator[Problem]:
+        `unbuilt` names stages that are written but missing here because they are faulty themselves.
+        """
+        found = list(self._reference_problems(unbuilt))
+        for name, stage in self.stages.items():
+            found += [_under(f"stages.{name}", problem) for problem in stage.check()]
+            for path, child in stage.children():
+                found += [_under(f"stages.{name}.{path}", problem) for problem in child.check()]
+        return found
+
+    def _reference_problems(self, unbuilt: Collection[str]) -> Iterator[Problem]:
         for name, stage in self.stages.items():
             for path, ref in stage.refs():
                 where = f"stages.{name}.{path}"
                 target = self.stages.get(ref.stage)
+                if ref.stage in unbuilt:
+                    continue
                 if target is None:
-                    yield Problem(where, f"no stage is named {ref.stage!r}", _mean(ref.stage, self.stages, "@"))
+                    named = [*self.stages, *unbuilt]
+                    yield Problem(where, f"no stage is named {ref.stage!r}", nearest(ref.stage, named, "@"))
                 elif ref.wants not in ("any", target.produces):
                     what = f"needs a {ref.wants}, but {ref} ({target.kind}) produces a {target.produces}"
                     fits = [f"@{n}" for n, s in self.stages.items() if s.produces == ref.wants and n != name]
@@ -75,7 +85,7 @@ class Recipe(Component):
 
     def dump_yaml(self) -> str:
         """This recipe as YAML, every default written out; loading it gives an equal recipe."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True, width=100)
+        return yaml12.dump(self.model_dump())
 
 
 def load(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
@@ -90,16 +100,29 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[st
         data = copy.deepcopy(dict(source))
     else:
         data, lines = yaml12.parse(_text(source), str(source))
-    name = str(source) if lines else "recipe"
     for override in overrides:
         _override(data, override)
     try:
         recipe = Recipe.model_validate(data)
+        found = recipe.check()
     except ValidationError as error:
-        raise RecipeError([_located(_problem(item, data), lines, name) for item in error.errors()]) from error
-    if problems := recipe.check():
-        raise RecipeError([_located(problem, lines, name) for problem in problems])
+        found = problems(error, data, Recipe) + _sound_part(data)
+    if found:
+        changed = [override.partition("=")[0].strip() for override in overrides]
+        raise RecipeError([_located(problem, lines, str(source), changed) for problem in found])
     return recipe
+
+
+def _sound_part(data: Mapping[str, Any]) -> list[Problem]:
+    """What check() finds in those stages of a faulty recipe that are sound in themselves."""
+    stages: dict[str, Stage] = {}
+    written = data.get("stages")
+    written = written if isinstance(written, Mapping) else {}
+    for name, stage in written.items():
+        with contextlib.suppress(ValidationError):  # reported already, with its place in the whole recipe
+            stages[str(name)] = Recipe(name="part", stages={name: stage}).stages[name]
+    part = Recipe.model_construct(name="part", description="", stages=stages)
+    return part.check(unbuilt=[str(name) for name in written if name not in stages])
 
 
 def _text(path: str | Path) -> str:
@@ -117,7 +140,7 @@ def _override(data: dict[str, Any], text: str) -> None:
         raise RecipeError([Problem(text, "is not an override", "write a.b.c=value")])
     here: Any = data
     for key in keys[:-1]:
-        here = here.setdefault(key, {}) if isinstance(here, dict) else _item(here, key, text)
+        here = _entered(here, key) if isinstance(here, dict) else _item(here, key, text)
     if isinstance(here, list):
         _item(here, keys[-1], text)
         here[int(keys[-1])] = yaml12.scalar(value)
@@ -125,6 +148,13 @@ def _override(data: dict[str, Any], text: str) -> None:
         here[keys[-1]] = yaml12.scalar(value)
     else:
         raise RecipeError([Problem(path, f"{keys[-2]} is {here!r}, which has no keys")])
+
+
+def _entered(here: dict[str, Any], key: str) -> Any:
+    """The mapping under `key`, made where there is none yet or null."""
+    if here.get(key) is None:
+        here[key] = {}
+    return here[key]
 
 
 def _item(here: Any, key: str, text: str) -> Any:
@@ -138,60 +168,13 @@ def _under(prefix: str, problem: Problem) -> Problem:
     return Problem(f"{prefix}.{problem.where}".rstrip("."), problem.what, problem.mend)
 
 
-def _located(problem: Problem, lines: Mapping[str, int], name: str) -> Problem:
-    """The problem with file and line, where the recipe came from a file."""
+def _located(problem: Problem, lines: Mapping[str, int], name: str, changed: Sequence[str]) -> Problem:
+    """The problem with file and line, where the recipe came from a file and the value from no override."""
+    path = problem.where
+    if any(f"{path}.".startswith(f"{override}.") for override in changed):
+        return Problem(f"override {path}", problem.what, problem.mend)
     if not lines:
         return problem
-    path = problem.where
     while path and path not in lines:
         path = path.rpartition(".")[0]
     return Problem(f"{name}:{lines.get(path, 1)}: {problem.where}", problem.what, problem.mend)
-
-
-def _mean(given: str, known: Mapping[str, Any] | Sequence[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
-    if close:
-        return f'did you mean "{prefix}{close[0]}"?'
-    return f"there are: {', '.join(f'{prefix}{k}' for k in sorted(known))}"
-
-
-def _problem(item: Any, data: Any) -> Problem:
-    """One pydantic error in our words."""
-    where = ".".join(map(str, item["loc"])) or "recipe"
-    context = item.get("ctx", {})
-    match item["type"]:
-        case "extra_forbidden":
-            *parent, key = item["loc"]
-            return Problem(where, "unknown field", _mean(str(key), _fields_at(tuple(parent), data)))
-        case "missing":
-            return Problem(where, "is missing", "it has no default")
-        case "kind_missing" | "model_type" | "model_attributes_type" if "family" in context:
-            return Problem(where, "needs a kind", f"one of: {', '.join(sorted(KINDS[context['family']]))}")
-        case "kind_unknown":
-            return Problem(where, context["why"], _mean(context["given"], KINDS[context["family"]]))
-        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal" | "literal_error":
-            return Problem(
-                where, f"{item['msg'].removeprefix('Input s').replace('hould', 'must', 1)}, not {item['input']!r}"
-            )
-    given = repr(item["input"])
-    return Problem(where, f"{item['msg']} (it is {given[:77] + '…' if len(given) > 78 else given})")
-
-
-def _fields_at(location: tuple[Any, ...], data: Any) -> list[str]:
-    """The fields that the component at `location` of the raw recipe does have."""
-    cls: type[Component] | None = Recipe
-    for key in location:
-        if cls is None:
-            return []
-        data = data[key]
-        field = cls.model_fields.get(str(key))
-        cls = _component_in(field.annotation if field else cls)
-        if cls is not None and cls.abstract and isinstance(data, Mapping) and "kind" in data:
-            cls = load_class(cls.family, data["kind"])
-    return list(cls.model_fields) if cls is not None else []
-
-
-def _component_in(annotation: Any) -> type[Component] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Component):
-        return annotation
-    return next((found for arg in get_args(annotation) if (found := _component_in(arg))), None)

@@ -1,0 +1,97 @@
+"""What pydantic found wrong, in our words: where, the rule, the value, the way out."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from tilth.config import Component
+from tilth.errors import Problem
+from tilth.kinds import KINDS, load_class
+
+_RULE = re.compile(r"^(?:[A-Z][a-z]+ )+should |^Value error, ")
+
+
+def problems(error: ValidationError, data: Any, root: type[Component]) -> list[Problem]:
+    """Every fault of the raw recipe `data`, one for each place; the branches of a union are one fault."""
+    found: dict[str, list[Problem]] = {}
+    for item in error.errors():
+        problem = _problem(item, _place(item["loc"], data, item["type"]), data, root)
+        found.setdefault(problem.where, []).append(problem)
+    return [_merged(group) for group in found.values()]
+
+
+def nearest(given: str, known: Iterable[str], prefix: str = "") -> str:
+    """A way out for a name that is not known: the one that was meant, or all that there are."""
+    names = sorted(known)
+    if close := difflib.get_close_matches(given, names, n=1, cutoff=0.6):
+        return f'did you mean "{prefix}{close[0]}"?'
+    return f"there are: {', '.join(prefix + name for name in names)}" if names else ""
+
+
+def _place(location: tuple[Any, ...], data: Any, kind: str) -> tuple[Any, ...]:
+    """The part of pydantic's location that a person wrote: without the names of union branches and `[key]`."""
+    for depth, key in enumerate(location):
+        inside = isinstance(data, list | tuple) and isinstance(key, int) and key < len(data)
+        if not inside and not (isinstance(data, Mapping) and key in data):
+            return location[: depth + 1] if kind == "missing" and isinstance(data, Mapping) else location[:depth]
+        data = data[key]
+    return location
+
+
+def _problem(item: Any, place: tuple[Any, ...], data: Any, root: type[Component]) -> Problem:
+    where = ".".join(map(str, place)) or "recipe"
+    context = item.get("ctx", {})
+    match item["type"]:
+        case "extra_forbidden":
+            return Problem(where, "unknown field", nearest(str(place[-1]), _fields_at(place[:-1], data, root)))
+        case "missing":
+            return Problem(where, "is missing", "it has no default")
+        case "kind_missing":
+            kinds = KINDS.get(context["family"], {})
+            if context["given"] in kinds:
+                return Problem(where, "needs a kind", f"write {{kind: {context['given']}}}")
+            return Problem(where, "needs a kind", f"one of: {', '.join(sorted(kinds))}" if kinds else "")
+        case "kind_unknown":
+            return Problem(where, context["why"], nearest(context["given"], KINDS.get(context["family"], {})))
+        case "kind":
+            return Problem(where, item["msg"])
+    given = repr(item["input"])
+    rule = _RULE.sub(lambda found: "" if found[0].startswith("Value") else "must ", item["msg"])
+    if ", not " in rule:  # pydantic named the value, as in "at least 1 item, not 0"
+        return Problem(where, rule.replace(" after validation", ""))
+    return Problem(where, f"{rule}, not {given[:77] + '…' if len(given) > 78 else given}")
+
+
+def _merged(group: list[Problem]) -> Problem:
+    """The one problem of a place; several are the branches of a union, any of which would do."""
+    first, *others = group
+    if not others:
+        return first
+    rules = [problem.what.partition(", not ")[0] for problem in group]
+    either = " or ".join([rules[0], *(rule.removeprefix("must be ") for rule in rules[1:])])
+    return Problem(first.where, either + "".join(first.what.partition(", not ")[1:]), first.mend)
+
+
+def _fields_at(location: tuple[Any, ...], data: Any, root: type[Component]) -> list[str]:
+    """The fields that the component at `location` of the raw recipe does have."""
+    cls: type[Component] | None = root
+    for key in location:
+        if cls is None:
+            return []
+        data = data[key]
+        field = cls.model_fields.get(str(key))
+        cls = _component_in(field.annotation if field else cls)
+        if cls is not None and cls.abstract and isinstance(data, Mapping) and "kind" in data:
+            cls = load_class(cls.family, data["kind"])
+    return list(cls.model_fields) if cls is not None else []
+
+
+def _component_in(annotation: Any) -> type[Component] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Component):
+        return annotation
+    return next((found for arg in get_args(annotation) if (found := _component_in(arg))), None)
