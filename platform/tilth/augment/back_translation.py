@@ -7,7 +7,6 @@ than the best one), Xie et al. 2020 (UDA: round trips of labelled text keep the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 from pydantic import Field
@@ -66,9 +65,6 @@ class BackTranslation(Augmenter):
 
     def _judged(self, original: str, by_pivot: Sequence[Sequence[str]]) -> list[Variant]:
         turns = [divmod(n, len(by_pivot)) for n in range(self.variants)]
-        variants = judged([by_pivot[pivot][turn] for turn, pivot in turns], original, self.near_identical)
-        titles = [self.pivots[pivot].title for _, pivot in turns]
-        return [
-            replace(variant, meta={"pivot": title, **variant.meta})
-            for variant, title in zip(variants, titles, strict=True)
-        ]
+        texts = [by_pivot[pivot][turn] for turn, pivot in turns]
+        metas = [{"pivot": self.pivots[pivot].title} for _, pivot in turns]
+        return judged(texts, original, self.near_identical, metas)

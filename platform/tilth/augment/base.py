@@ -62,7 +62,10 @@ class Augmenter(Transform):
         return str(getattr(self, "model", None) or self.kind)
 
     def load(self, inputs: Inputs, fitted: Fitted) -> RowsFunction:
-        make = self.load_variants(inputs)
+        return self.adding(self.load_variants(inputs))
+
+    def adding(self, make: VariantsFunction) -> RowsFunction:
+        """The function on rows for one on samples. An augmenter with a `fit` calls it from a `load` of its own."""
 
         def augment(rows: list[Row]) -> list[Row]:
             samples = [self._sample(row) for row in rows if row["parent"] is None and row["reason"] is None]

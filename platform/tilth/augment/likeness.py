@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import cache
 from typing import Any
@@ -27,25 +27,28 @@ def chrf(text: str, reference: str) -> float:
     return round(score, 1)
 
 
-def judged(texts: Sequence[str], original: str, near_identical: float) -> list[Variant]:
+def judged(
+    texts: Sequence[str], original: str, near_identical: float, metas: Sequence[Mapping[str, Any]]
+) -> list[Variant]:
     """Rewritings of one text as variants: measured, with a reason for those that say nothing new.
 
-    `meta` holds `chrf` and `edit_similarity` to the original; from `near_identical` on one counts as unchanged.
+    Adds `chrf` and `edit_similarity` to the original to each `meta`; from `near_identical` on a text is unchanged.
     """
     first: dict[tuple[str, ...], int] = {}
-    return [_judge(text, original, near_identical, first.setdefault(plain(text), n), n) for n, text in enumerate(texts)]
-
-
-def _judge(text: str, original: str, near_identical: float, first: int, number: int) -> Variant:
-    similarity = edit_similarity(text, original)
-    reason = None
-    if original.strip() and not plain(text):
-        reason = "empty: no word is left"
-    elif similarity >= near_identical:
-        reason = f"unchanged: edit similarity {similarity:.2f} is not under {near_identical:g}"
-    elif first != number:
-        reason = f"duplicate: the same words as variant {first}"
-    return Variant(text, reason, {"chrf": chrf(text, original), "edit_similarity": round(similarity, 3)})
+    variants = []
+    for number, (text, meta) in enumerate(zip(texts, metas, strict=True)):
+        similarity = edit_similarity(text, original)
+        measured = {**meta, "chrf": chrf(text, original), "edit_similarity": round(similarity, 3)}
+        same_as = first.setdefault(plain(text), number)
+        reason = None
+        if plain(original) and not plain(text):
+            reason = "empty: no word is left"
+        elif similarity >= near_identical:
+            reason = f"unchanged: edit similarity {similarity:.2f} is not under {near_identical:g}"
+        elif same_as != number:
+            reason = f"duplicate: the same words as variant {same_as}"
+        variants.append(Variant(text, reason, measured))
+    return variants
 
 
 @cache

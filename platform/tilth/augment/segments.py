@@ -13,6 +13,7 @@ Span = tuple[int, int]
 LONGEST = 500
 _MAY_END = re.compile(r"[.!?…。！？।؟:;][\"'”’)\]]*\s")
 _LINE = re.compile(r"[^\n]+")
+_WHOLE_WORDS = re.compile(r".*\S(?=\s)", re.DOTALL)
 
 
 def sentences(text: str, language: str = "en", longest: int = LONGEST) -> list[Span]:
@@ -81,8 +82,8 @@ def _cut(text: str, start: int, end: int, longest: int) -> Iterator[Span]:
     start += len(content) - len(content.lstrip())
     end = start + len(content.strip())
     while end - start > longest:
-        middle = text.rfind(" ", start + 1, start + longest)
-        middle = middle if middle > 0 else start + longest
+        words = _WHOLE_WORDS.match(text, start, start + longest + 1)
+        middle = words.end() if words else start + longest
         yield start, middle
         start = middle + len(text[middle:end]) - len(text[middle:end].lstrip())
     if end > start:
