@@ -59,9 +59,3 @@ def map_texts(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, list):
         return [{**message, "content": change(message["content"])} for message in value]
     return value
-
-
-def same_text(text: str) -> str:
-    """What two texts share that differ in case, punctuation, width of characters or blanks only."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.findall(r"\w+", folded)) or folded.strip()

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from tilth.data.clean import map_texts, same_text
+from tilth.data.clean import map_texts
+from tilth.data.dedup import normalise
 from tilth.data.finish import Verdicts
 from tilth.data.ingest import MARK
 from tilth.data.schema import PAYLOADS, SPLITS, from_table
@@ -75,10 +76,14 @@ def _accepted(ledger: Ledger, row_type: str, normalized: bool) -> Iterator[_Seen
     columns = [name for name in PAYLOADS[row_type] if name != "label"]
     for table in ledger.tables():
         for row in from_table(table.filter(pc.is_null(table["reason"]))):
-            values = [map_texts(row[name], same_text) if normalized else row[name] for name in columns]
+            values = [map_texts(row[name], _folded) if normalized else row[name] for name in columns]
             text = json.dumps([row["task"], *values], ensure_ascii=False)
             content = hashlib.blake2b(text.encode(), digest_size=16).digest()
             yield _Seen(row["id"], row["split"], row.get("label"), content)
+
+
+def _folded(text: str) -> str:
+    return normalise(text) or text  # of marks alone nothing would be left
 
 
 def _namesakes(rows: list[_Seen]) -> tuple[dict[str, str], dict[str, str]]:

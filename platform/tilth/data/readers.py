@@ -113,6 +113,8 @@ def _json_record(line: int, data: bytes) -> Item:
         return _not_utf8(line, data, error)
     except RecursionError:
         return Bad(line, "malformed_json: nested too deeply", excerpt(data))
+    except json.JSONDecodeError as error:
+        return Bad(line, f"malformed_json: {error.msg} at column {error.colno}", excerpt(data))
     except ValueError as error:
         return Bad(line, f"malformed_json: {error}", excerpt(data))
     if not isinstance(value, dict):
@@ -273,13 +275,3 @@ def _too_large(line: int, head: bytes, size: int, limit: int) -> Bad:
 
 def _not_utf8(line: int, data: bytes, error: UnicodeDecodeError) -> Bad:
     return Bad(line, f"invalid_utf8: byte 0x{data[error.start]:02x} at {error.start}", excerpt(data))
-
-
-def first_record(items: Iterator[Item]) -> Item | None:
-    """The first readable record, else the first finding, else nothing."""
-    first: Item | None = None
-    for _, item in zip(range(100), items, strict=False):
-        if isinstance(item, Record):
-            return item
-        first = first or item
-    return first

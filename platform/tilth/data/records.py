@@ -68,7 +68,8 @@ class Shaper:
             if (kept := _look(record.value, name)) is not _ABSENT:
                 meta[name] = _carried(kept)
         row_id = self._given_id(record.value) or content_id(self.source.task, payload)
-        return {**original(row_id, self.split or "", payload, meta), "split": self.split, "task": self.source.task}
+        row = original(row_id, "", payload, meta)
+        return {**row, "split": self.split, "task": self.source.task, "reason": _no_use(payload)}
 
     def _columns(self) -> tuple[str, ...]:
         names = PAYLOADS[self.row_type]
@@ -91,6 +92,12 @@ class Shaper:
         if value is _ABSENT or value is None:
             raise _Unfit("missing_id: the record has no id although one is mapped")
         return clean_text(_checked(value, "id"), self.clean) or content_id(self.source.task, dict(record))
+
+
+def _no_use(payload: Mapping[str, Any]) -> str | None:
+    """Why a row that is well formed still teaches nothing."""
+    same = "chosen" in payload and payload["chosen"] == payload["rejected"]
+    return "no_preference: chosen and rejected are the same" if same else None
 
 
 def content_id(*parts: Any) -> str:

@@ -7,6 +7,7 @@ import posixpath
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -18,6 +19,8 @@ from tilth.errors import Problem, StorageError
 if TYPE_CHECKING:
     from tilth.data.readers import Item
 
+#: how much of a source is looked at for its columns
+FIRST_PIECES, FIRST_RECORDS = 5, 100
 _WILD = "*?["
 
 
@@ -61,13 +64,20 @@ class Source(Component, family="source"):
         """The source's columns where they can be had in milliseconds, else None."""
         return None
 
-    def first_columns(self) -> list[str] | None:
-        """The columns of the first readable record; None where no record can be read."""
-        from tilth.data.readers import Record, first_record
+    def first_pieces(self) -> list[Piece]:
+        """Where a look at the first records begins."""
+        return self.pieces()
 
-        pieces = self.pieces()
-        found = first_record(self.records(pieces[0])) if pieces else None
-        return _paths(found.value) if isinstance(found, Record) else None
+    def first_columns(self) -> list[str] | None:
+        """The columns of the first records that can be read; None where none can."""
+        from tilth.data.readers import Record
+
+        for piece in self.first_pieces()[:FIRST_PIECES]:
+            items = islice(self.records(piece), FIRST_RECORDS)
+            found = [path for item in items if isinstance(item, Record) for path in _paths(item.value)]
+            if found:
+                return list(dict.fromkeys(found))
+        return None
 
     def check(self) -> list[Problem]:
         return self.column_problems(self.peek(), {**self.columns, **{f"carry.{name}": name for name in self.carry}})
@@ -108,13 +118,20 @@ class Files(Source):
 
     def files(self) -> list[tuple[str, str]]:
         """Every file, with its name relative to the source's root; StorageError where none matches."""
-        names, root = _remote_files(self.path) if "://" in self.path else _local_files(self.path)
-        if not names:
+        if "://" in self.path:
+            found = _remote_files(self.path)
+        else:
+            names, root = _local_files(self.path)
+            found = [(name, posixpath.relpath(name, root)) for name in names]
+        if not found:
             raise StorageError(_no_match(self.path))
-        return [(name, posixpath.relpath(name.partition("://")[2] or name, root)) for name in names]
+        return found
 
     def pieces(self) -> list[Piece]:
         return [Piece(file, name) for file, name in self.files()]
+
+    def first_pieces(self) -> list[Piece]:
+        return [Piece(file, name) for file, name in self.files()[:FIRST_PIECES]]
 
     def check(self) -> list[Problem]:
         if "://" not in self.path and not _local_files(self.path)[0]:
@@ -141,18 +158,18 @@ def _local_files(path: str) -> tuple[list[str], str]:
     return sorted(str(file) for file in found if file.is_file()), root
 
 
-def _remote_files(path: str) -> tuple[list[str], str]:
+def _remote_files(path: str) -> list[tuple[str, str]]:
     import fsspec
 
     from tilth.content import matches
 
     fs, inner = fsspec.core.url_to_fs(path)
-    root = _fixed_part(inner) if any(mark in inner for mark in _WILD) else inner
     found = matches(fs, inner)
     if found == [inner]:
         root = posixpath.dirname(inner)
-    protocol = path.partition("://")[0]
-    return [f"{protocol}://{name.lstrip('/') if protocol != 'file' else name}" for name in found], root.lstrip("/")
+    else:
+        root = _fixed_part(inner) if any(mark in inner for mark in _WILD) else inner
+    return [(fs.unstrip_protocol(name), posixpath.relpath(name, root)) for name in found]
 
 
 def _fixed_part(pattern: str) -> str:
