@@ -20,7 +20,7 @@ from typing import IO, Any, NoReturn
 
 EXCERPT = 200
 _STEP = 1 << 16
-PART = 64 << 20
+PART = 16 << 20
 COMPRESSED = (".gz", ".bz2", ".zst")
 # what decompressors and file systems raise in the middle of a damaged stream
 BROKEN = (EOFError, OSError, zlib.error)

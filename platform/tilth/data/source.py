@@ -5,15 +5,15 @@ from __future__ import annotations
 import difflib
 import posixpath
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 
 from tilth.config import Component, DataFiles, DataPath
+from tilth.data.files import local_files, no_match, opened, remote_files
 from tilth.errors import Problem, StorageError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 #: how much of a source is looked at for its columns
 FIRST_PIECES, FIRST_RECORDS = 5, 100
-_WILD = "*?["
 
 
 @dataclass(frozen=True)
@@ -119,12 +118,12 @@ class Files(Source):
     def files(self) -> list[tuple[str, str]]:
         """Every file, with its name relative to the source's root; StorageError where none matches."""
         if "://" in self.path:
-            found = _remote_files(self.path)
+            found = remote_files(self.path)
         else:
-            names, root = _local_files(self.path)
+            names, root = local_files(self.path)
             found = [(name, posixpath.relpath(name, root)) for name in names]
         if not found:
-            raise StorageError(_no_match(self.path))
+            raise StorageError(no_match(self.path))
         return found
 
     def pieces(self) -> list[Piece]:
@@ -134,62 +133,9 @@ class Files(Source):
         return [Piece(file, name) for file, name in self.files()[:FIRST_PIECES]]
 
     def check(self) -> list[Problem]:
-        if "://" not in self.path and not _local_files(self.path)[0]:
-            return [Problem("path", _no_match(self.path), "check the path")]
+        if "://" not in self.path and not local_files(self.path)[0]:
+            return [Problem("path", no_match(self.path), "check the path")]
         return super().check()
-
-
-def _no_match(path: str) -> str:
-    return f"no file matches {path!r}" + ("" if "://" in path else f" (looked from {Path.cwd()})")
-
-
-def _local_files(path: str) -> tuple[list[str], str]:
-    """Local files of a path, directory or glob, sorted, and the directory that names are relative to."""
-    whole = Path(path).expanduser().absolute()
-    if whole.is_file():
-        return [str(whole)], str(whole.parent)
-    if whole.is_dir():
-        inside = (file for file in whole.rglob("*") if file.is_file() and not file.name.startswith((".", "_")))
-        return sorted(map(str, inside)), str(whole)
-    if not any(mark in path for mark in _WILD):
-        return [], str(whole)
-    root = _fixed_part(str(whole))
-    found = Path(root).glob(posixpath.relpath(str(whole), root))
-    return sorted(str(file) for file in found if file.is_file()), root
-
-
-def _remote_files(path: str) -> list[tuple[str, str]]:
-    import fsspec
-
-    from tilth.content import matches
-
-    fs, inner = fsspec.core.url_to_fs(path)
-    found = matches(fs, inner)
-    if found == [inner]:
-        root = posixpath.dirname(inner)
-    else:
-        root = _fixed_part(inner) if any(mark in inner for mark in _WILD) else inner
-    return [(fs.unstrip_protocol(name), posixpath.relpath(name, root)) for name in found]
-
-
-def _fixed_part(pattern: str) -> str:
-    """The directory before the first wildcard."""
-    parts = pattern.split("/")
-    wild = next(index for index, part in enumerate(parts) if any(mark in part for mark in _WILD))
-    return "/".join(parts[:wild]) or "/"
-
-
-@contextmanager
-def opened(file: str) -> Iterator[IO[bytes]]:
-    """A local path or URI, open for reading bytes."""
-    if "://" not in file:
-        with open(file, "rb") as handle:
-            yield handle
-        return
-    import fsspec
-
-    with fsspec.open(file, "rb") as remote:
-        yield remote
 
 
 class Text(Files):
@@ -197,7 +143,7 @@ class Text(Files):
 
     def peek(self) -> list[str] | None:
         # .zst needs pyarrow and a URI needs fsspec: both too slow for a check
-        if "://" in self.path or _local_files(self.path)[0][0].endswith(".zst"):
+        if "://" in self.path or local_files(self.path)[0][0].endswith(".zst"):
             return None
         return self.first_columns()
 
@@ -264,14 +210,16 @@ class HuggingFace(Source):
     def pieces(self) -> list[Piece]:
         from tilth.data.tables import open_dataset
 
-        rows = len(open_dataset(self))
+        # a worker's current directory is not ours
+        where = str(Path(self.path).expanduser().absolute()) if isinstance(self.path, DataPath) else self.path
+        rows = len(open_dataset(self, where))
         step = self.rows_in_piece
-        return [Piece(self.path, self.subset, at, min(at + step, rows)) for at in range(0, rows, step)]
+        return [Piece(where, self.subset, at, min(at + step, rows)) for at in range(0, rows, step)]
 
     def records(self, piece: Piece) -> Iterator[Item]:
         from tilth.data.tables import open_dataset, read_dataset
 
-        yield from read_dataset(open_dataset(self), piece)
+        yield from read_dataset(open_dataset(self, piece.file), piece)
 
 
 class Inline(Source):

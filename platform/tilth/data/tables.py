@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tilth.config import DataPath
+from tilth.data.files import opened
 from tilth.data.readers import Bad, Item, Record
-from tilth.data.source import opened
 from tilth.errors import StorageError
 
 if TYPE_CHECKING:
@@ -75,14 +75,14 @@ def _rows(batch: pa.RecordBatch, before: int, limit: int) -> Iterator[Item]:
             yield Bad(before + index + 1, f"invalid_utf8: {error}")
 
 
-def open_dataset(source: HuggingFace) -> Any:
+def open_dataset(source: HuggingFace, path: str) -> Any:
     """The chosen split as a memory-mapped `datasets.Dataset`; StorageError names the splits there are."""
     import datasets
 
     if isinstance(source.path, DataPath):
-        found = datasets.load_from_disk(source.path)
+        found = datasets.load_from_disk(path)
     else:
-        found = datasets.load_dataset(source.path, source.name, revision=source.revision)
+        found = datasets.load_dataset(path, source.name, revision=source.revision)
     if isinstance(found, datasets.Dataset):
         return found
     if source.subset not in found:
