@@ -55,12 +55,21 @@ def _importable_by_workers() -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
+def _secure_token() -> None:
+    """Ray writes its generated token readable by all; make it the owner's alone."""
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if token.is_file() and token.stat().st_mode & 0o077:
+        token.chmod(0o600)
+
+
 def ray_ready(num_cpus: int | None = None) -> Any:
     """The ray module, connected; a local Ray gets `num_cpus` logical CPUs (None: as many as the machine has).
 
     StorageError when a cluster of several nodes is to write to a local path."""
     if "ray" not in sys.modules:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it while it is imported
+        # Ray reads both while it is imported; a task that runs out of memory is for the ledger to isolate, not to repeat
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_task_oom_retries", "0")
     import ray
 
     if not ray.is_initialized():
@@ -69,6 +78,7 @@ def ray_ready(num_cpus: int | None = None) -> Any:
         else:
             with _importable_by_workers():
                 ray.init(num_cpus=num_cpus, log_to_driver=False, include_dashboard=False, logging_level="error")
+        _secure_token()
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) > 1 and _session and _session[-1].is_local:
         raise StorageError(

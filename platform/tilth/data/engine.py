@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -135,24 +136,32 @@ def _pass(work: Work, store: Store, units: Sequence[Unit], resources: Resources)
     import ray
 
     count = min(resources.count(ray.cluster_resources()), len(units))
-    context = ray.data.DataContext.get_current()
-    # a block is lost only when its worker died: errors come back as answers, and the ledger knows what is missing
+    _configure(ray.data.DataContext.get_current())
+    blocks = ray.data.from_items([{"unit": json.dumps(asdict(unit))} for unit in units], override_num_blocks=len(units))
+    with warnings.catch_warnings():
+        # Ray 2.60 has no other name yet for the last two settings
+        warnings.filterwarnings("ignore", message="`ray_remote_args`")
+        answers = blocks.map_batches(
+            UnitWorker,
+            fn_constructor_args=(work, store),
+            batch_size=1,
+            # one at a time: a second unit queued on a dying actor would be lost with it
+            compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=1),
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+            max_restarts=-1,
+            max_task_retries=0,
+        )
+    for batch in answers.iter_batches(batch_size=1, prefetch_batches=0, batch_format="numpy"):
+        yield from map(_record, batch["record"])
+
+
+def _configure(context: Any) -> None:
+    """Ray Data loses a block only when its worker dies: errors come back as answers, the ledger sees what is missing."""
     context.max_errored_blocks = -1
     context.enable_progress_bars = False
+    context.execution_options.preserve_order = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    blocks = ray.data.from_items([{"unit": json.dumps(asdict(unit))} for unit in units], override_num_blocks=len(units))
-    answers = blocks.map_batches(
-        UnitWorker,
-        fn_constructor_args=(work, store),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
-        num_cpus=resources.cpus,
-        num_gpus=resources.gpus,
-        max_restarts=2 * PASSES * count,
-        max_task_retries=0,
-    )
-    for batch in answers.iter_batches(batch_size=1, batch_format="pandas"):
-        yield from map(_record, batch["record"])
 
 
 def _record(line: str) -> Record:

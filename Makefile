@@ -1,0 +1,36 @@
+# make demo   set everything up and run the main job on real data with a real model (CPU, under ten minutes)
+# make test   set up and run the tests          make test-slow  those that take minutes too
+# make check  lint, format, types               make bench      measure, see BENCHMARKS.md
+# make lock   compile the lock files anew
+
+PYTHON ?= python3
+RUN := .venv/bin/python
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: install demo test test-slow check bench lock
+install:
+	@PYTHON=$(PYTHON) requirements/install.sh cpu
+
+demo: install
+	$(RUN) -m tilth run examples/quickstart.yaml --out runs/demo
+
+test: install
+	$(RUN) -m pytest -m "not slow and not gpu"
+
+test-slow: install
+	$(RUN) -m pytest -m "not gpu"
+
+check: install
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+bench: install
+	$(RUN) -m tests.bench
+
+lock:
+	uv pip compile pyproject.toml --extra cpu --extra dev --extra s3 --no-header --no-annotate --python-version 3.11 \
+	  $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS)) -o requirements/cpu.txt --upgrade
+	sed -i 's/^torch==\(.*\)+cpu/torch==\1/' requirements/cpu.txt
+	uv pip compile pyproject.toml --extra gpu --extra s3 --no-header --no-annotate --python-version 3.12 \
+	  --python-platform x86_64-manylinux_2_28 -o requirements/gpu.txt --upgrade
