@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tilth.data.schema import Row, from_table
+from tilth.data.schema import Row, arrow_schema, from_table
 from tilth.errors import StorageError
 from tilth.storage import Store
 
@@ -90,6 +90,14 @@ class Dataset:
         """The dropped rows, each with its reason."""
         for table in self._tables(self.rejected, None):
             yield from from_table(table)
+
+    def scan(self) -> Any:
+        """Accepted and dropped rows as one `pyarrow.dataset.Dataset`, to filter and tally by column."""
+        import pyarrow.dataset as arrow
+
+        paths = [self.store.path(shard.name) for shard in (*self.shards, *self.rejected)]
+        schema = arrow_schema(self.row_type)
+        return arrow.dataset(paths, schema=schema, format="parquet", filesystem=self.store.fs)
 
     def _tables(self, shards: Sequence[Shard], columns: Sequence[str] | None) -> Iterator[pa.Table]:
         import pyarrow as pa

@@ -12,7 +12,7 @@ from rich.tree import Tree
 
 from tilth.data.dataset import MANIFEST, Dataset
 from tilth.data.ledger import is_quarantine
-from tilth.data.schema import LINEAGE, Row, arrow_schema, from_table
+from tilth.data.schema import LINEAGE, Row, from_table
 from tilth.errors import StorageError
 from tilth.runs import Run
 
@@ -32,14 +32,7 @@ class _Held:
 
     def rows(self, keep: pc.Expression, columns: list[str] | None = None, limit: int | None = None) -> list[Row]:
         """Accepted and dropped rows that the filter keeps; Parquet statistics skip what cannot hold them."""
-        import pyarrow.dataset as arrow
-
-        shards = (*self.dataset.shards, *self.dataset.rejected)
-        if not shards:
-            return []
-        store, schema = self.dataset.store, arrow_schema(self.dataset.row_type)
-        paths = [store.path(shard.name) for shard in shards]
-        source = arrow.dataset(paths, schema=schema, format="parquet", filesystem=store.fs)
+        source = self.dataset.scan()
         if columns is not None:
             found: list[Row] = source.scanner(columns=columns, filter=keep).head(limit or _CLOSE).to_pylist()
             return found
