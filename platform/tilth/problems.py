@@ -19,7 +19,11 @@ _RULE = re.compile(r"^(?:[A-Z][a-z]+ )+should |^Value error, ")
 def problems(error: ValidationError, data: Any, root: type[Component]) -> list[Problem]:
     """Every fault of the raw recipe `data`, one for each place; the branches of a union are one fault."""
     found: dict[str, list[Problem]] = {}
-    for item in error.errors():
+    errors = error.errors()
+    faulty = {item["loc"][:depth] for item in errors for depth in range(len(item["loc"]))}
+    for item in errors:
+        if item["type"] == "too_short" and item["loc"] in faulty:
+            continue  # pydantic counts only the sound items; what ails the others is said already
         problem = _problem(item, _place(item["loc"], data, item["type"]), data, root)
         found.setdefault(problem.where, []).append(problem)
     return [_merged(group) for group in found.values()]

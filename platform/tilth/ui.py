@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 Advance = Callable[[int], None]
 PLAIN_SECONDS = 10.0
@@ -20,16 +22,24 @@ class Reporter:
     """Says things on stderr, in one of three manners; JSON events go to stdout."""
 
     def __init__(self, manner: Literal["auto", "plain", "json"] = "auto") -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.json = manner == "json"
-        self.rich = manner == "auto" and self.console.is_terminal
+        self.rich = manner == "auto" and is_terminal()
+
+    @cached_property
+    def console(self) -> Console:
+        """Where tables and bars go. Loading rich takes longer than checking a recipe: only who needs it pays."""
+        from rich.console import Console
+
+        return Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, text: str, **event: Any) -> None:
         """One line; `event` is what a machine gets instead."""
         if self.json:
             print(json.dumps({"event": "message", "text": text, **event}, default=str), flush=True)
-        else:
+        elif "console" in vars(self):  # a bar may be on the screen: its console writes around it
             self.console.print(text, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
     @contextmanager
     def progress(self, title: str, total: int | None, unit: str = "rows") -> Iterator[Advance]:
@@ -44,6 +54,15 @@ class Reporter:
         counter.report(final=True)
 
     def _bar(self) -> Progress:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         return Progress(TextColumn("{task.description}"), *columns, console=self.console)
 
