@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from tilth.data.dataset import Dataset, Shard
 from tilth.data.schema import original, to_table
+from tilth.runs import Artifact, Run
 from tilth.storage import Store
 
 
@@ -28,6 +30,27 @@ def write_dataset(store: Store, rows: Iterable[dict[str, Any]], row_type: str = 
     dataset = Dataset(store, row_type, tuple(shards), (), counts)
     dataset.save()
     return dataset
+
+
+def finished_stage(
+    run: Run, name: str, kind: str = "data", produces: str = "dataset", reused: bool = False, **artifact: Any
+) -> Artifact:
+    """A finished stage in the run's plan, as if it had run; `artifact` gives its metrics, counts, detail."""
+    store = run.store.sub(f"stages/{name}/{'0' * 16}")
+    found = Artifact(name, kind, produces, "0" * 64, store, {}, created="2026-01-01", seconds=1.5, **artifact)
+    found.save()
+    step = {"stage": name, "fingerprint": "0" * 64, "reused": reused, "why": "it has not run here yet"}
+    run.store.write_json("plan.json", [*(run.store.read_json("plan.json") or []), step])
+    return found
+
+
+def reject(dataset: Dataset, rows: list[dict[str, Any]]) -> Dataset:
+    """The same dataset with dropped rows, each of which has its reason."""
+    table = to_table(rows, dataset.row_type)
+    dataset.store.write_with("rejected/00000.parquet", lambda handle: pq.write_table(table, handle))
+    held = replace(dataset, rejected=(Shard("rejected/00000.parquet", "rejected", len(rows), 0, ""),))
+    held.save()
+    return held
 
 
 def labelled(count: int, split: str = "train") -> list[dict[str, Any]]:

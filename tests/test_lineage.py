@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from helpers import write_dataset
-from tilth.data.dataset import Shard
+from helpers import finished_stage, reject, write_dataset
 from tilth.data.lineage import lineage, lineage_tree
-from tilth.data.schema import Row, added, original, to_table
+from tilth.data.schema import Row, added, original
 from tilth.errors import TilthError
-from tilth.runs import Artifact, Run
+from tilth.runs import Run
 
 
 def finish_stage(run: Run, name: str, accepted: list[Row], rejected: list[Row]) -> None:
     """A finished data stage in the run's plan, with rejected rows."""
-    store = run.store.sub(f"stages/{name}/{'0' * 16}")
-    dataset = write_dataset(store, accepted)
+    dataset = write_dataset(finished_stage(run, name).store, accepted)
     if rejected:
-        store.write_with("rejected/00000.parquet", lambda h: pq.write_table(to_table(rejected, "labelled"), h))
-        shard = Shard("rejected/00000.parquet", "rejected", len(rejected), 0, "")
-        replace(dataset, rejected=(shard,)).save()
-    Artifact(name, "data", "dataset", "0" * 64, store, {}, created="2026-01-01").save()
-    plan = run.store.read_json("plan.json") or []
-    run.store.write_json("plan.json", [*plan, {"stage": name, "fingerprint": "0" * 64, "reused": False, "why": ""}])
+        reject(dataset, rejected)
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -1,0 +1,153 @@
+"""From the artifacts of a run to the sections of its report; what an artifact holds decides what is shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tilth.data.dataset import MANIFEST, Dataset
+from tilth.report import figures, tallies
+from tilth.report.svg import Picture, Pictures
+from tilth.runs import Artifact
+
+TRACE = "trace.jsonl"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a caption; numbers are set to the right."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: Sequence[Sequence[Any]]
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page: words, pictures, tables and examples, in that order."""
+
+    anchor: str
+    title: str
+    words: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    tables: tuple[Table, ...] = ()
+    examples: Sequence[tallies.Example] = ()
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def sections(artifacts: Mapping[str, Artifact]) -> list[Section]:
+    """Every section that the finished stages give rise to, results first."""
+    pictures = Pictures()
+    reports = [a for a in artifacts.values() if "models" in a.detail]
+    datasets = [a for a in artifacts.values() if a.store.exists(MANIFEST)]
+    found = [part for artifact in reports for part in _evaluation(pictures, artifact)]
+    found += [_data(pictures, artifact) for artifact in datasets]
+    found += _training(pictures, artifacts)
+    told = {a.stage for a in (*reports, *datasets)} | {a.stage for a in artifacts.values() if a.produces == "model"}
+    found += [_other(artifact) for name, artifact in artifacts.items() if name not in told and artifact.metrics]
+    return found
+
+
+def _data(pictures: Pictures, artifact: Artifact) -> Section:
+    dataset = Dataset.open(artifact)
+    flows = tallies.flows(dataset)
+    drawn = [figures.flow(pictures, flows, f"Rows of {artifact.stage}: where from, where to")] if flows else []
+    before, after = tallies.label_counts(dataset)
+    if after and before != after:
+        drawn.append(figures.balance(pictures, before, after, f"Training rows of each label after {artifact.stage}"))
+    splits = ", ".join(f"{rows:,} {split}" for split, rows in dataset.splits().items())
+    words = [f"{len(dataset):,} {dataset.row_type} rows: {splits}."]
+    if carried := dataset.counts.get("carried"):
+        words.append(f"{carried:,} rows of other splits were passed through unchanged.")
+    table = Table("Rows by origin and fate", ("made by", "fate", "rows"), flows, folded=True)
+    shown = tallies.examples(dataset)
+    return Section(f"data-{artifact.stage}", f"Data: {artifact.stage}", tuple(words), tuple(drawn), (table,), shown)
+
+
+def _training(pictures: Pictures, artifacts: Mapping[str, Artifact]) -> Iterator[Section]:
+    """All models together, so that their curves can be compared."""
+    models = {name: artifact for name, artifact in artifacts.items() if artifact.produces == "model"}
+    if not models:
+        return
+    traces = {name: trace for name, artifact in models.items() if (trace := _trace(artifact))}
+    drawn = (figures.curves(pictures, traces, "Loss and gradient norm by step"),) if traces else ()
+    tables = tuple(_numbers(f"Metrics of {name}", item.metrics) for name, item in models.items() if item.metrics)
+    yield Section("training", "Training", pictures=drawn, tables=tables)
+
+
+def _trace(artifact: Artifact) -> list[dict[str, Any]]:
+    if not artifact.store.exists(TRACE):
+        return []
+    return [json.loads(line) for line in artifact.store.read(TRACE).splitlines() if line.strip()]
+
+
+def _evaluation(pictures: Pictures, artifact: Artifact) -> Iterator[Section]:
+    detail = artifact.detail
+    models: dict[str, Any] = detail["models"]
+    drawn = [figures.forest(pictures, _by_metric(models), "Scores with 95 % intervals", zero=False)]
+    if gaps := _differences(detail):
+        title = f"Difference from {detail['baseline']}, paired by row, with 95 % intervals"
+        drawn.append(figures.forest(pictures, gaps, title, zero=True))
+    tables = [_score_table(models), *_difference_table(detail)]
+    words = (*detail["verdicts"], f"{detail['rows']:,} rows of the {detail['split']} split.")
+    yield Section(f"results-{artifact.stage}", f"Results: {artifact.stage}", words, tuple(drawn), tuple(tables))
+    for name, model in models.items():
+        if "confusion" in model:
+            yield _classes(pictures, artifact.stage, name, model)
+
+
+def _by_metric(models: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, model in models.items():
+        for metric, item in model["intervals"].items():
+            found.setdefault(metric, []).append({"name": name, **item})
+    return found
+
+
+def _differences(detail: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, compared in detail["differences"].items():
+        for item in compared:
+            found.setdefault(item["metric"], []).append({"name": name, **item["difference"]})
+    return found
+
+
+def _score_table(models: Mapping[str, Any]) -> Table:
+    rows = [
+        (name, metric, item["value"], item["low"], item["high"])
+        for name, model in models.items()
+        for metric, item in model["intervals"].items()
+    ]
+    return Table("Scores", ("model", "metric", "value", "low", "high"), rows)
+
+
+def _difference_table(detail: Mapping[str, Any]) -> Iterator[Table]:
+    rows = [
+        (name, item["metric"], *(item["difference"][k] for k in ("value", "low", "high")), item["p"], item["test"])
+        for name, compared in detail["differences"].items()
+        for item in compared
+    ]
+    if rows:
+        head = ("model", "metric", "difference", "low", "high", "p", "test")
+        yield Table(f"Compared with {detail['baseline']}", head, rows)
+
+
+def _classes(pictures: Pictures, stage: str, name: str, model: Mapping[str, Any]) -> Section:
+    labels, counts = model["labels"], model["confusion"]
+    drawn = figures.heat_map(pictures, counts, labels, f"What {name} takes each label for")
+    head = ("label", "precision", "recall", "f1", "support", "predicted")
+    classes = Table("Every class", head, [[row[key] for key in head] for row in model["per_class"]], folded=True)
+    mixed = Table("Mixed up most often", ("true", "predicted", "rows"), tallies.confused(counts, labels))
+    return Section(f"classes-{stage}-{name}", f"Classes: {name}", (), (drawn,), (mixed, classes))
+
+
+def _other(artifact: Artifact) -> Section:
+    table = _numbers("Metrics", artifact.metrics)
+    return Section(f"stage-{artifact.stage}", f"{artifact.kind}: {artifact.stage}", tables=(table,))
+
+
+def _numbers(caption: str, metrics: Mapping[str, Any]) -> Table:
+    return Table(caption, ("metric", "value"), list(metrics.items()))

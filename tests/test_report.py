@@ -1,0 +1,199 @@
+"""The report: one well-formed page that loads nothing, hides nothing and runs nothing that a row says."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from helpers import finished_stage, reject, write_dataset
+from tilth.data.schema import added, original
+from tilth.evaluate.bootstrap import Interval
+from tilth.evaluate.scores import Comparison, compared_detail, score
+from tilth.report import write_report
+from tilth.runs import Artifact, Run
+
+HOSTILE = "<script>alert('x')</script><img src=https://evil.example/p.png> $\\frac{ & \x07"
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Every element with its attributes, text by element, and whether each was closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[tuple[str, str]] = []
+        self.faults: list[str] = []
+        self.feed(text)
+        self.close()
+        self.faults += [f"{tag} is not closed" for tag in self.open]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(f"</{tag}> closes nothing")
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.text.append((self.open[-1] if self.open else "", data.strip()))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def data_stages(run: Run) -> None:
+    rows = [original(f"a{i}", "train", {"text": f"where is my card {i}", "label": f"l{i % 4}"}) for i in range(20)]
+    rows.append(original("evil", "train", {"text": HOSTILE, "label": HOSTILE}))
+    write_dataset(finished_stage(run, "data", reused=True).store, rows)
+    children = [added(row, "eda", 0, 1, "eda", text=f"{row['text']} please", meta={"cosine": 0.9}) for row in rows]
+    dropped = {**added(rows[0], "translate", 0, 1, "opus", text="card"), "reason": f"similarity: {HOSTILE}"}
+    dataset = write_dataset(finished_stage(run, "augment", "augment").store, [*rows, *children])
+    reject(dataset, [dropped])
+
+
+def training_stage(run: Run) -> None:
+    artifact = finished_stage(run, "sft", "sft", "model", metrics={"train_loss": 0.7})
+    lines = [{"step": i, "loss": 3 / i, "learning_rate": 1e-4, "grad_norm": 1.0, "seconds": 0.1} for i in range(1, 40)]
+    artifact.store.write("trace.jsonl", "\n".join(map(json.dumps, lines)).encode())
+
+
+def evaluation_stage(run: Run) -> Artifact:
+    rows = [original(f"t{i}", "test", {"text": "x", "label": f"l{i % 3}"}) for i in range(30)]
+    for number, row in enumerate(rows):
+        row["meta"] = {"prediction": "l0" if number % 7 == 0 else row["label"], "truncated": False}
+    detail = dict(score(rows, ["l0", "l1", "l2"]).detail)
+    detail["intervals"] = {"accuracy": vars(Interval(0.9, 0.8, 0.95)), "f1_macro": vars(Interval(0.88, 0.79, 0.94))}
+    gap = compared_detail([Comparison("accuracy", Interval(0.03, -0.01, 0.07), 0.12, "McNemar, exact")])
+    verdict = "augmented against originals: not distinguishable"
+    return finished_stage(
+        run,
+        "evaluate",
+        "evaluate",
+        "report",
+        detail={
+            "split": "test", "rows": 30, "baseline": "originals", "verdicts": [verdict],
+            "models": {"originals": detail, "augmented": detail}, "differences": {"augmented": gap},
+        },
+    )  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run(tmp_path / "run")
+    data_stages(run)
+    training_stage(run)
+    evaluation_stage(run)
+    finished_stage(run, "search", "search", "report", metrics={"best/loss": 0.25})
+    run.store.write("recipe.yaml", b"name: demo\ndescription: shows <b>all</b>\nstages: {}\n")
+    return run
+
+
+@pytest.fixture
+def page(run: Run) -> Page:
+    assert write_report(run) == run.store.at_url("report.html")
+    return Page(run.store.read("report.html").decode())
+
+
+def test_the_page_is_well_formed_with_unique_ids(page: Page):
+    assert page.faults == []
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_nothing_is_loaded_and_no_script_runs(page: Page):
+    assert not page.all("script")
+    assert not page.all("img")
+    assert not page.all("link")
+    for tag, attributes in page.elements:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "xlink:href"):
+                assert value is not None
+                assert value.startswith("#"), (tag, name, value)
+    style = " ".join(text for tag, text in page.text if tag == "style")
+    assert "@import" not in style
+    assert "url(" not in style
+
+
+def test_links_within_the_page_lead_somewhere(page: Page):
+    ids = {attributes.get("id") for _, attributes in page.elements}
+    targets = [link["href"] for tag in ("a", "use") for link in page.all(tag)]
+    assert targets
+    assert all(target and target[1:] in ids for target in targets)
+
+
+def test_hostile_rows_are_shown_as_text(page: Page):
+    shown = " ".join(text for _, text in page.text)
+    assert "<script>alert('x')</script>" in shown
+    assert "shows <b>all</b>" in shown
+
+
+def test_every_figure_has_a_title_and_says_what_it_shows(page: Page):
+    drawings = page.all("svg")
+    assert len(drawings) >= 6
+    ids = {attributes.get("id") for _, attributes in page.elements}
+    for drawing in drawings:
+        assert drawing["role"] == "img"
+        assert drawing["aria-labelledby"] is not None
+        assert set(drawing["aria-labelledby"].split()) <= ids
+    described = [text for tag, text in page.text if tag == "desc"]
+    assert len(described) == len(drawings)
+    assert any("21 rows of eda: accepted" in text for text in described)
+
+
+def test_tables_have_captions_and_headers_with_a_scope(page: Page):
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert all(header.get("scope") in ("col", "row") for header in page.all("th"))
+
+
+def test_added_words_are_marked_and_drops_give_their_reason(page: Page):
+    assert ("ins", "please") in page.text
+    assert any(tag == "span" and text.startswith("dropped: similarity") for tag, text in page.text)
+
+
+def test_stages_results_and_metrics_of_other_stages_are_told(page: Page):
+    shown = [text for _, text in page.text]
+    for text in ("augmented against originals: not distinguishable", "best/loss", "0.25", "reused", "demo"):
+        assert text in shown
+
+
+def test_a_run_that_stopped_early_still_gets_its_report(tmp_path: Path):
+    run = Run(tmp_path)
+    plan = [{"stage": "data", "fingerprint": "1" * 64, "reused": False, "why": "it has not run here yet"}]
+    run.store.write_json("plan.json", plan)
+    write_report(run)
+    page = Page(run.store.read("report.html").decode())
+    assert page.faults == []
+    assert "unfinished" in [text for _, text in page.text]
+
+
+def test_the_same_run_gives_the_same_report(run: Run):
+    write_report(run)
+    first = run.store.read("report.html")
+    write_report(run)
+    assert run.store.read("report.html") == first
+
+
+def test_datasets_without_labels_or_rows_are_told_too(tmp_path: Path):
+    run = Run(tmp_path)
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    rows = [original("c1", "train", {"messages": turns})]
+    child = added(
+        rows[0], "respell", 0, 1, None, messages=[*turns[:1], {"role": "assistant", "content": "hello there"}]
+    )
+    write_dataset(finished_stage(run, "chat").store, [*rows, child], "chat")
+    write_dataset(finished_stage(run, "empty").store, [], "text")
+    write_report(run)
+    page = Page(run.store.read("report.html").decode())
+    assert ("ins", "there") in page.text
