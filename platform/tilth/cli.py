@@ -17,7 +17,7 @@ from tilth.errors import RecipeError, TilthError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = _parser().parse_args(argv)
+    options = _parsed(argv)
     if "" not in sys.path:
         sys.path.insert(0, "")  # components of the user's own, as "my_module:MyAugmenter", lie where they work
     ui.use(ui.Reporter("json" if options.json and options.command == "run" else "auto"))
@@ -35,6 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(result, indent=None if options.command == "run" else 1, default=str))
     return 0
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options, with overrides anywhere on the line: argparse alone takes them only right behind the recipe."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(options, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _fail(options: argparse.Namespace, data: dict[str, Any], text: str) -> None:

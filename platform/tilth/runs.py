@@ -124,16 +124,16 @@ class Run:
         store = self.store.sub(f"stages/{name}/{fingerprint[:16]}")
         if store.exists(ARTIFACT):
             return Step(name, stage, fingerprint, parts, True, "its fingerprint matches a finished stage", store)
-        return Step(name, stage, fingerprint, parts, False, self._why(name, parts, store, before), store)
+        return Step(name, stage, fingerprint, parts, False, self._why(name, parts, store), store)
 
-    def _why(self, name: str, parts: dict[str, Any], store: Store, before: Mapping[str, Step]) -> str:
+    def _why(self, name: str, parts: dict[str, Any], store: Store) -> str:
         if store.list():
             return "it was begun with this fingerprint and not finished: it resumes"
         if not (earlier := self.artifacts(name)):
             return "it has not run here yet"
-        changes = list(_changes(earlier[-1].identity, parts))
-        stale = [change for change in changes if change.startswith("@")]
-        return "; ".join(sorted(set(stale)) if stale and len(stale) == len(changes) else changes) or "code changed"
+        # what sets it apart from the finished version that is most like it
+        nearest = min((list(_changes(item.identity, parts)) for item in reversed(earlier)), key=len)
+        return "; ".join(dict.fromkeys(nearest)) or "code changed"
 
     def artifacts(self, name: str) -> list[Artifact]:
         """Every finished version of a stage, oldest first."""

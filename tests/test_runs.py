@@ -1,0 +1,244 @@
+"""Runs: what is reused, what runs again and why; one run of a directory at a time; any storage."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from moto.server import ThreadedMotoServer
+
+import tilth
+from tilth.errors import RunLocked, StageError, StorageError
+from tilth.lock import exclusive
+from tilth.recipe import Recipe, load
+from tilth.runs import Run
+from tilth.storage import Store
+
+HERE = Path(__file__).parent
+
+
+def recipe(*overrides: str) -> Recipe:
+    stages = {
+        "one": {"kind": "stages:Number", "value": 1},
+        "two": {"kind": "stages:Number", "value": 2},
+        "sum": {"kind": "stages:Sum", "left": "@one", "right": "@two"},
+        "twice": {"kind": "stages:Sum", "left": "@sum", "right": "@sum"},
+    }
+    return load({"name": "sums", "stages": stages}, overrides)
+
+
+def states(run: Run, *overrides: str) -> dict[str, str]:
+    return {step.name: "reuse" if step.reused else step.why for step in run.plan(recipe(*overrides))}
+
+
+def test_a_second_run_reuses_everything(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert run.execute(recipe())["twice"].metrics == {"value": 6}
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("stages/*/*/*")}
+    assert run.execute(recipe())["twice"].metrics == {"value": 6}
+    assert before == {file: file.stat().st_mtime_ns for file in tmp_path.glob("stages/*/*/*")}
+    assert set(states(run).values()) == {"reuse"}
+
+
+def test_a_changed_parameter_runs_exactly_what_depends_on_it_and_says_why(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.execute(recipe())
+    assert states(run, "stages.two.value=5") == {
+        "one": "reuse",
+        "two": "value: 2 → 5",
+        "sum": "@two changed",
+        "twice": "@sum changed",
+    }
+    assert run.execute(recipe("stages.two.value=5"))["twice"].metrics == {"value": 12}
+    assert set(states(run).values()) == {"reuse"}, "the earlier result is still there"
+    assert states(run, "stages.sum.plus=1")["sum"] == "plus: 0 → 1"
+
+
+def test_execution_is_not_identity(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.execute(recipe())
+    assert set(states(run, "stages.one.workers=8", "stages.sum.seconds=0.5").values()) == {"reuse"}
+
+
+def test_a_data_file_counts_by_content_not_by_path(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    first.write_text("same")
+    second.write_text("same")
+    run = Run(tmp_path / "run")
+    run.execute(recipe(f"stages.one.file={first}"))
+    assert set(states(run, f"stages.one.file={second}").values()) == {"reuse"}
+    second.write_text("other")
+    assert states(run, f"stages.one.file={second}")["one"].startswith("file: ")
+
+
+def test_a_failed_stage_keeps_what_was_finished_and_is_not_taken_for_done(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with pytest.raises(RuntimeError, match="told to fail"):
+        run.execute(recipe("stages.sum.fails=true"))
+    expected = "it was begun with this fingerprint and not finished: it resumes"
+    assert states(run) == {"one": "reuse", "two": "reuse", "sum": expected, "twice": "it has not run here yet"}
+    assert run.execute(recipe())["twice"].metrics == {"value": 6}
+
+
+def test_killed_while_a_stage_runs_the_next_run_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe("stages.sum.seconds=60").dump_yaml())
+    command = [sys.executable, "-m", "tilth", "run", str(file), "--out", str(tmp_path / "run")]
+    running = subprocess.Popen(command, cwd=HERE, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("run/stages/sum/*/started")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+    assert second.returncode == 1
+    assert f"pid {running.pid}" in second.stderr
+    running.kill()
+    assert running.wait() == -signal.SIGKILL
+    assert Run(tmp_path / "run").execute(recipe())["twice"].metrics == {"value": 6}
+
+
+def test_the_exit_codes_and_json_of_the_command_line(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text(recipe().dump_yaml())
+    bad.write_text(recipe().dump_yaml().replace("value: 1", "valu: 1").replace("'@two'", "'@tow'"))
+
+    def tilth_(*words: str) -> tuple[int, Any]:
+        command = [sys.executable, "-m", "tilth", *words, "--json"]
+        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+        return done.returncode, [json.loads(line) for line in done.stdout.splitlines()] if "run" in words else (
+            json.loads(done.stdout)
+        )
+
+    code, answer = tilth_("check", str(bad))
+    assert code == 2
+    assert {(problem["where"].split(": ")[1], problem["mend"]) for problem in answer["problems"]} >= {
+        ("stages.one.valu", 'did you mean "value"?')
+    }
+    code, answer = tilth_("plan", str(good))
+    assert (code, [row["stage"] for row in answer]) == (0, ["one", "two", "sum", "twice"])
+    code, events = tilth_("run", str(good), "--out", str(tmp_path / "run"))
+    assert code == 0
+    assert events[-1]["metrics"]["twice"] == {"value": 6}
+    code, events = tilth_("run", str(good), "--out", str(tmp_path / "run"), "stages.sum.plus=1", "stages.sum.fails=true")
+    assert code == 1
+    code, answer = tilth_("show", str(tmp_path / "run"))
+    assert {row["stage"]: row["state"] for row in answer["stages"]}["sum"] == "unfinished"
+    assert tilth_("show", str(tmp_path / "nowhere"))[0] == 1
+
+
+def test_a_lock_in_memory_storage_refuses_a_second_holder_and_is_given_back() -> None:
+    store = Store.at("memory://locks/one")
+    with exclusive(store), pytest.raises(RunLocked, match=f"pid {os.getpid()}"), exclusive(store):
+        pass
+    with exclusive(store):
+        assert store.exists("LOCK")
+    assert not store.exists("LOCK")
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path: Path) -> None:
+    store = Store.at(tmp_path)
+    store.write("file", b"before")
+
+    def half(handle: Any) -> None:
+        handle.write(b"half")
+        raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        store.write_with("file", half)
+    assert store.read("file") == b"before"
+    assert store.list() == ["file"]
+
+
+def test_a_full_disk_is_said_and_leaves_the_earlier_data(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        store = Store.at(small)
+        store.write("first", b"x" * 1000)
+        with pytest.raises(StorageError, match="No space left"):
+            store.write("second", b"x" * 1_000_000)
+        assert store.read("first") == b"x" * 1000
+        assert store.list() == ["first"]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_directory_without_a_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="holds no run"):
+        Run(tmp_path).current()
+
+
+def test_a_stage_must_return_its_own_artifact(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="run\\(\\) must return"):
+        Run(tmp_path).execute(Recipe(name="x", stages={"bad": _Stranger()}))
+
+
+class _Stranger(tilth.Stage):
+    def run(self, out, inputs):
+        from dataclasses import replace
+
+        return replace(out.artifact(), fingerprint="another")
+
+
+# --- an object store --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A bucket of an S3 server on loopback."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    saved = dict(os.environ)
+    os.environ.update(
+        AWS_ENDPOINT_URL=f"http://{host}:{port}",
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY="test",
+        AWS_DEFAULT_REGION="us-east-1",
+    )
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("tilth-test")
+    yield "s3://tilth-test"
+    server.stop()
+    os.environ.clear()
+    os.environ.update(saved)
+
+
+def test_a_run_lives_on_s3(bucket: str) -> None:
+    run = Run(f"{bucket}/run")
+    assert run.execute(recipe())["twice"].metrics == {"value": 6}
+    assert set(states(run).values()) == {"reuse"}
+    assert not run.store.exists("LOCK")
+    with exclusive(run.store), pytest.raises(RunLocked):
+        run.execute(recipe())
+
+
+def test_the_ledger_and_its_dataset_live_on_s3(bucket: str, tmp_path: Path) -> None:
+    from faulty import Numbered
+    from helpers import labelled, write_dataset
+
+    from tilth.data.chain import Chain, cut
+    from tilth.data.engine import run_units
+    from tilth.data.finish import finish
+    from tilth.data.ledger import Ledger
+    from tilth.data.transform import Resources
+
+    source = write_dataset(Store.at(tmp_path / "source"), labelled(50))
+    store = Store.at(f"{bucket}/augmented")
+    ledger = Ledger(store, "test", cut(source, 10))
+    run_units(Chain(source.store, "labelled", (Numbered(),)), ledger, Resources(workers=0), "test")
+    done = finish(ledger, "labelled")
+    assert len(list(done.rows())) == 100
+    assert [name for name in store.list() if name != "ledger"] == ["data", "dataset.json"]
+    assert len(list(done.local_files())) == 1
