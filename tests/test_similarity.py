@@ -66,6 +66,13 @@ def test_texts_of_the_last_call_and_new_ones_give_the_same_vectors(folder, quest
     assert np.abs(mixed[10:20] - truth[1][20:30]).max() < 1e-5
 
 
+def test_progress_counts_every_text_that_is_run(folder, questions):
+    counted = []
+    Embedder(folder, batch_tokens=256).encode(questions, counted.append)
+    assert len(counted) > 1
+    assert sum(counted) == len(set(questions))
+
+
 def test_no_texts_give_no_rows(folder):
     assert Embedder(folder).encode([]).shape == (0, 384)
 

@@ -47,7 +47,9 @@ class LabelPreserved(Filter):
 
         originals = (row for row in rows if row["parent"] is None and row["split"] == "train" and row.get("label"))
         drawn = heapq.nsmallest(self.fit_rows, originals, key=lambda row: row_seed(0, row["id"], "label"))
-        vectors = embedder(inputs.model(self.embedder), self.batch_tokens).encode([row[self.field] for row in drawn])
+        model = embedder(inputs.model(self.embedder), self.batch_tokens)
+        with ui.reporter().progress("label: embedding originals", len(drawn)) as advance:
+            vectors = model.encode([row[self.field] for row in drawn], advance)
         fitted = fit(vectors, [row["label"] for row in drawn], self.min_probability)
         ui.reporter().say(
             f"label: the classifier is right on {fitted['accuracy']:.1%} of held-out originals "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,21 +43,29 @@ class Embedder:
         """Numbers in a vector."""
         return int(self.model.config.hidden_size)
 
-    def encode(self, texts: Sequence[str]) -> Vectors:
-        """(n, width) float32 of unit length, one row for each text in order; equal texts are run once."""
+    def encode(self, texts: Sequence[str], advance: Callable[[int], None] = lambda _: None) -> Vectors:
+        """(n, width) float32 of unit length, one row for each text in order; equal texts are run once.
+
+        `advance` hears of each batch how many texts it was.
+        """
         import numpy as np
 
         distinct = list(dict.fromkeys(texts))
         new = [text for text in distinct if text not in self._known]
-        made = dict(zip(new, self._run(new), strict=True)) if new else {}
+        made = dict(zip(new, self._run(new, advance), strict=True)) if new else {}
         vectors = {text: made[text] if text in made else self._known[text] for text in distinct}
         if len(vectors) <= _REMEMBERED:
             self._known = vectors
         return np.stack([vectors[text] for text in texts]) if texts else np.empty((0, self.width), np.float32)
 
-    def _run(self, texts: list[str]) -> list[Vectors]:
+    def _run(self, texts: list[str], advance: Callable[[int], None]) -> list[Vectors]:
+        def run(batch: list[list[int]]) -> Sequence[Vectors]:
+            vectors = self._forward(batch)
+            advance(len(batch))
+            return vectors
+
         tokens: list[list[int]] = self.tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"]
-        return in_batches(tokens, self._forward, size=self.batch_tokens, length=len)
+        return in_batches(tokens, run, size=self.batch_tokens, length=len)
 
     def _forward(self, tokens: list[list[int]]) -> Sequence[Vectors]:
         import torch
