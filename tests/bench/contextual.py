@@ -12,9 +12,11 @@ import argparse
 import csv
 import json
 import os
+import re
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,17 +24,20 @@ from typing import Any
 
 from paired import Worker, paired, serve
 
-SHARE = 0.15
+# nlpaug's own default
+SHARE = 0.3
 Augment = Callable[[list[str]], list[str]]
 
 
-def ours(model: str) -> Augment:
-    from tilth.augment.contextual import Contextual
+def ours(model: str, rounds: int = 2) -> Augment:
+    from tilth.augment.contextual import Contextual, Sampling
     from tilth.augment.proposers import MaskedLM
     from tilth.data.schema import original
     from tilth.data.transform import Inputs
 
-    config = Contextual(proposer=MaskedLM(model=model), edits=SHARE, function_words=True)
+    config = Contextual(
+        proposer=MaskedLM(model=model), edits=SHARE, function_words=True, sampling=Sampling(rounds=rounds)
+    )
     run = config.load(Inputs(), {})
 
     def augment(texts: list[str]) -> list[str]:
@@ -56,7 +61,13 @@ def nlpaug_rows(model: str) -> Augment:
     return lambda texts: [augment([text])[0] for text in texts]
 
 
-SIDES: dict[str, Callable[[str], Augment]] = {"ours": ours, "nlpaug-list": nlpaug_list, "nlpaug-rows": nlpaug_rows}
+SIDES: dict[str, Callable[[str], Augment]] = {
+    "ours": ours,
+    "ours-one-round": lambda model: ours(model, rounds=1),
+    "nlpaug-list": nlpaug_list,
+    "nlpaug-rows": nlpaug_rows,
+}
+PAIRS = (("ours", "nlpaug-list"), ("ours", "nlpaug-rows"), ("ours-one-round", "nlpaug-list"))
 
 
 def work(side: str, model: str, texts: list[str], threads: int) -> Callable[[], dict[str, Any]]:
@@ -70,13 +81,14 @@ def work(side: str, model: str, texts: list[str], threads: int) -> Callable[[], 
         start = time.perf_counter()
         made = augment(texts)
         seconds = time.perf_counter() - start
-        pairs = zip(texts, made, strict=True)
-        words = sum(
-            a.lower() != b.lower() for old, new in pairs for a, b in zip(old.split(), new.split(), strict=False)
-        )
+        words = sum((_words(new) - _words(old)).total() for old, new in zip(texts, made, strict=True))
         return {"figure": len(texts) / seconds, "words": words}
 
     return once
+
+
+def _words(text: str) -> Counter[str]:
+    return Counter(re.findall(r"\w+", text.lower()))
 
 
 def weights(folder: str) -> str:
@@ -101,14 +113,14 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or weights(folder)
         found: dict[str, Any] = {"rows": options.rows, "threads": options.threads}
-        for peer in ("nlpaug-list", "nlpaug-rows"):
+        for side, peer in PAIRS:
             with ExitStack() as stack:
                 command = [__file__, "--model", model, "--rows", str(options.rows), "--threads", str(options.threads)]
-                a = stack.enter_context(Worker([sys.executable, *command, "--serve", "ours"]))
+                a = stack.enter_context(Worker([sys.executable, *command, "--serve", side]))
                 b = stack.enter_context(Worker([options.peer, *command, "--serve", peer]))
                 result = paired(a, b, options.rounds)
                 words = {"words_ours": a.facts["words"], "words_peer": b.facts["words"]}
-                found[peer] = {**result.summary(), **words}
+                found[f"{side} / {peer}"] = {**result.summary(), **words}
         return found
 
 
@@ -130,9 +142,9 @@ def main() -> None:
     if options.json:
         print(json.dumps(found))
         return
-    for peer in ("nlpaug-list", "nlpaug-rows"):
-        figures = found[peer]
-        print(f"ours {figures['a']:.1f} rows/s, {peer} {figures['b']:.1f} rows/s: {figures['ratio']:.1f} times")
+    for side, peer in PAIRS:
+        figures = found[f"{side} / {peer}"]
+        print(f"{side} {figures['a']:.1f} rows/s, {peer} {figures['b']:.1f} rows/s: {figures['ratio']:.1f} times")
 
 
 if __name__ == "__main__":

@@ -67,6 +67,7 @@ class CausalProposals:
 
         self.config = config
         self.lm = LanguageModel.load(AutoModelForCausalLM, folder, getattr(torch, config.dtype))
+        self.batch_tokens = self.lm.batch_tokens(config.batch_tokens, on_gpu=8192)
         size = self.lm.model.config.vocab_size
         self.vocabulary = Vocabulary.of(self.lm.tokenizer, size)
         self.excluded = ~self.vocabulary.allowed.to(self.lm.device)
@@ -85,7 +86,7 @@ class CausalProposals:
                 found[place.request][place.blank] = proposed
             return [None] * len(batch)
 
-        in_batches(cut, run, size=self.config.batch_tokens, length=lambda window: len(window.ids))
+        in_batches(cut, run, size=self.batch_tokens, length=lambda window: len(window.ids))
         return found
 
     def _batch(self, batch: Sequence[Window], requests: Sequence[Request], wanted: int) -> list[tuple[Place, Proposed]]:
@@ -98,7 +99,7 @@ class CausalProposals:
             in_batches(
                 branches,
                 lambda some: self._scores(some, cache),
-                size=self.config.batch_tokens,
+                size=self.batch_tokens,
                 length=lambda branch: len(branch.fed) + branch.prefix // 8,
             )
         )

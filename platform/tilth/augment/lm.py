@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -53,6 +53,12 @@ class LanguageModel:
         """Tokens in one window."""
         positions = getattr(self.model.config, "max_position_embeddings", None) or 512
         return int(min(512, positions, self.tokenizer.model_max_length))
+
+    def batch_tokens(self, asked: int | Literal["auto"], on_gpu: int) -> int:
+        """Padded tokens in one pass: on a CPU small batches waste least on padding, a GPU wants large ones."""
+        if asked != "auto":
+            return asked
+        return 1024 if self.device.type == "cpu" else on_gpu
 
 
 @dataclass(frozen=True)

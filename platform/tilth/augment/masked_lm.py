@@ -31,6 +31,7 @@ class MaskedProposals:
         self.lm = LanguageModel.load(AutoModelForMaskedLM, folder)
         if self.lm.tokenizer.mask_token is None:
             raise ModelError(f"{folder}: the tokenizer has no mask token; use the proposer causal_lm for this model")
+        self.batch_tokens = self.lm.batch_tokens(config.batch_tokens, on_gpu=16384)
         self.vocabulary = Vocabulary.of(self.lm.tokenizer, self.lm.model.config.vocab_size)
         self.excluded = ~self.vocabulary.allowed.to(self.lm.device)
 
@@ -48,7 +49,7 @@ class MaskedProposals:
                 found[place.request][place.blank] = answer
             return [None] * len(batch)
 
-        in_batches(cut, run, size=self.config.batch_tokens, length=lambda window: len(window.ids))
+        in_batches(cut, run, size=self.batch_tokens, length=lambda window: len(window.ids))
         return found
 
     def _masked(self, request: Request) -> tuple[str, list[tuple[int, int]]]:
@@ -75,7 +76,11 @@ class MaskedProposals:
     def _proposed(
         self, logs: torch.Tensor, blanks: Sequence[Blank], texts: Sequence[str], wanted: int
     ) -> list[Proposed]:
-        originals = [self._original(row, blank, text) for row, blank, text in zip(logs, blanks, texts, strict=True)]
+        tokens = [
+            self.vocabulary.id_of(text[blank.start : blank.end]) for blank, text in zip(blanks, texts, strict=True)
+        ]
+        held = logs[range(len(tokens)), [token or 0 for token in tokens]].tolist()
+        originals = [None if token is None else score for token, score in zip(tokens, held, strict=True)]
         if not wanted:
             return [Proposed(original=score, expected=score) for score in originals]
         best = logs.masked_fill(self.excluded, -torch.inf).topk(min(wanted + _MARGIN, logs.shape[1]), dim=-1)
@@ -86,7 +91,3 @@ class MaskedProposals:
         pairs = [(self.vocabulary.words[token], value) for token, value in zip(ids, values, strict=True)]
         kept = [(word, value) for word, value in pairs if word is not None and blank.takes(word)][:wanted]
         return Proposed(tuple(word for word, _ in kept), tuple(value for _, value in kept), original, original)
-
-    def _original(self, logs: torch.Tensor, blank: Blank, text: str) -> float | None:
-        token = self.vocabulary.id_of(text[blank.start : blank.end])
-        return None if token is None else float(logs[token])

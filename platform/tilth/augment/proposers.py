@@ -71,7 +71,9 @@ class MaskedLM(Proposer):
     label_conditional: bool = Field(
         False, description="Put the label before the text, as an mlm stage with label_conditional trains it."
     )
-    batch_tokens: int = Field(8192, ge=1, json_schema_extra=EXECUTION, description="Padded tokens in one forward pass.")
+    batch_tokens: int | Literal["auto"] = Field(
+        "auto", json_schema_extra=EXECUTION, description="Padded tokens in one pass; auto: 1,024 on CPU, 16,384 on GPU."
+    )
 
     def load_proposals(self, inputs: Inputs) -> ProposeFunction:
         from tilth.augment.masked_lm import MaskedProposals
@@ -91,7 +93,9 @@ class CausalLM(Proposer):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16 is faster, but its rounding depends on the batch: rows may differ on retry."
     )
-    batch_tokens: int = Field(1024, ge=1, json_schema_extra=EXECUTION, description="Padded tokens in one forward pass.")
+    batch_tokens: int | Literal["auto"] = Field(
+        "auto", json_schema_extra=EXECUTION, description="Padded tokens in one pass; auto: 1,024 on CPU, 8,192 on GPU."
+    )
 
     def load_proposals(self, inputs: Inputs) -> ProposeFunction:
         from tilth.augment.causal_lm import CausalProposals
