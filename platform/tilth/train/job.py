@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 RESULT = "result.json"
 FAILED = "failed.json"
+PROGRESS = "progress.json"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,8 @@ from typing import Any
 from tilth import cluster, ui
 from tilth.data.dataset import Dataset
 from tilth.errors import StageError
-from tilth.train.job import FAILED, RESULT, Job
+from tilth.train import trace
+from tilth.train.job import FAILED, PROGRESS, RESULT, Job
 
 CHECKPOINTS = "checkpoints"
 POLL_SECONDS = 1.0
@@ -40,9 +40,10 @@ def launch(job: Job) -> Trained:
     result = _finished(job)
     if result is None:
         raise _failure(job)
-    trace = _write_trace(job, result["steps"])
-    job.out.remove(CHECKPOINTS)
-    return Trained(result, _metrics(result, trace), _counts(job, trace))
+    for name in (CHECKPOINTS, trace.SEGMENTS, PROGRESS):
+        job.out.remove(name)
+    lines = trace.read(job.out)
+    return Trained(result, _metrics(result, lines), _counts(job, lines))
 
 
 def _finished(job: Job) -> Mapping[str, Any] | None:
@@ -66,7 +67,7 @@ def _here(job: Job) -> None:
     from tilth.train.checkpoint import StoreLink
     from tilth.train.worker import train
 
-    train(job, StoreLink(job.out.sub(f"{CHECKPOINTS}/here"), keep=job.stage.checkpointing.keep))
+    train(job, StoreLink(job.out.sub(f"{CHECKPOINTS}/{job.fingerprint[:16]}"), keep=job.stage.checkpointing.keep))
 
 
 def _on_ray(job: Job) -> None:
@@ -141,8 +142,6 @@ def _environment(job: Job) -> dict[str, str]:
 @contextmanager
 def _progress(job: Job) -> Iterator[None]:
     """Show steps as rank 0 writes them to `progress.json`."""
-    from tilth.train.watch import PROGRESS
-
     stop = threading.Event()
     job.out.remove(PROGRESS)
 
@@ -171,20 +170,11 @@ def steps(job: Job) -> int:
     return optimisation.steps or int(-(-rows // optimisation.global_batch) * optimisation.epochs)
 
 
-def _write_trace(job: Job, last: int) -> list[dict[str, Any]]:
-    from tilth.train.watch import read_trace
-
-    trace = read_trace(job.out, last)
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in trace)
-    job.out.write("trace.jsonl", text.encode("utf-8", "surrogatepass"))
-    return trace
-
-
-def _metrics(result: Mapping[str, Any], trace: list[dict[str, Any]]) -> dict[str, Any]:
-    seconds = sum(line["seconds"] for line in trace)
-    tokens = sum(line["tokens"] for line in trace)
+def _metrics(result: Mapping[str, Any], lines: list[trace.Line]) -> dict[str, Any]:
+    seconds = sum(line["seconds"] for line in lines)
+    tokens = sum(line["tokens"] for line in lines)
     return {
-        "train_loss": trace[-1]["loss"],
+        "train_loss": lines[-1]["loss"],
         "validation_loss": result["validation_loss"],
         "steps": result["steps"],
         "tokens": tokens,
@@ -193,8 +183,8 @@ def _metrics(result: Mapping[str, Any], trace: list[dict[str, Any]]) -> dict[str
     }
 
 
-def _counts(job: Job, trace: list[dict[str, Any]]) -> dict[str, Any]:
+def _counts(job: Job, lines: list[trace.Line]) -> dict[str, Any]:
     """Rows of the split, and those that no step ever saw."""
     rows = Dataset.open(job.data).splits()[job.stage.split]
-    seen = {row for line in trace for row in line["rows"]}
+    seen = {row for line in lines for row in line["rows"]}
     return {"rows": rows, "rows_seen": len(seen)}

@@ -1,12 +1,7 @@
-"""What is seen of a training run: one line for each step, live progress, and the stop on a loss that is no number.
-
-Lines are written in segments, `trace/STEP.jsonl`, each just before the checkpoint of that step: a resumed run
-writes the segments after its checkpoint again, so the trace is that of one uninterrupted run.
-"""
+"""What is seen of a training run: one line for each step, live progress, and the stop on a loss that is no number."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -20,10 +15,11 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from tilth.storage import Store
+from tilth.train import trace
 from tilth.train.checkpoint import Link
+from tilth.train.job import PROGRESS
 
 ROWS = "row_ids"
-PROGRESS = "progress.json"
 PROGRESS_SECONDS = 0.5
 
 
@@ -64,17 +60,20 @@ class Watch:
         if not all(math.isfinite(value) for value in (line["loss"], line["grad_norm"] or 0.0)):
             self.diverged = line
         self.lines.append(line)
-        if self.link.rank == 0 and (now - self._shown >= PROGRESS_SECONDS or step == total):
-            self._shown = now
+        if now - self._shown >= PROGRESS_SECONDS:
+            self.show(step, total)
+
+    def show(self, step: int, total: int) -> None:
+        """Tell the driver how far training is, and who trains."""
+        self._shown = time.monotonic()
+        if self.link.rank == 0:
             where = {"host": socket.gethostname(), "pid": os.getpid()}
-            loss = line["loss"] if self.diverged is None else None
-            self.store.write_json(PROGRESS, {"step": step, "total": total, "loss": loss, **where})
+            self.store.write_json(PROGRESS, {"step": step, "total": total, **where})
 
     def flush(self, step: int) -> None:
         """Write the lines up to `step` that are not written yet."""
         if self.link.rank == 0 and self.lines:
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines)
-            self.store.write(f"trace/{step:08d}.jsonl", text.encode("utf-8", "surrogatepass"))
+            trace.write_segment(self.store, step, self.lines)
         self.lines = []
 
 
@@ -119,6 +118,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.watch.flush(state.global_step)
         self.watch.link.commit(folder, state.global_step)
+        self.watch.show(state.global_step, state.max_steps)
         shutil.rmtree(folder)
 
 
@@ -130,13 +130,3 @@ class Epochs(TrainerCallback):  # type: ignore[misc]
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.collator.epoch = int(state.epoch or 0)
-
-
-def read_trace(store: Store, last: int) -> list[dict[str, Any]]:
-    """All lines of the trace up to step `last`, in order."""
-    found: dict[int, dict[str, Any]] = {}
-    for name in store.list("trace"):
-        for line in store.read(f"trace/{name}").decode("utf-8", "surrogatepass").splitlines():
-            item = json.loads(line)
-            found[item["step"]] = item
-    return [found[step] for step in sorted(found) if step <= last]

@@ -15,7 +15,7 @@ import transformers
 from transformers import set_seed
 
 from tilth.data.loading import Card, load_pretrained, load_tokenizer
-from tilth.train import objectives
+from tilth.train import objectives, trace
 from tilth.train.checkpoint import Link, RayLink, scratch, upload
 from tilth.train.job import FAILED, RESULT, Job
 from tilth.train.objectives import Parts
@@ -97,6 +97,7 @@ def _leave(job: Job, link: Link, trainer: Any, measured: dict[str, Any]) -> None
             (folder / name).unlink(missing_ok=True)
         job.out.remove("model")
         upload(folder, job.out, "model")
+        trace.merge(job.out, trainer.state.global_step)
         result = {"fingerprint": job.fingerprint, "steps": trainer.state.global_step, "workers": link.world}
         job.out.write_json(RESULT, {**result, "parameters": parameters(trainer.model), **measured})
     trainer.accelerator.wait_for_everyone()

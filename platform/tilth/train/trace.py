@@ -1,0 +1,43 @@
+"""The trace of a training run, `trace.jsonl`: one line for each step.
+
+It grows in segments, `trace/STEP.jsonl`, each written just before the checkpoint of that step: a resumed run writes
+the segments after its checkpoint again, so that the whole is that of one uninterrupted run.
+
+A line holds step, epoch, loss, learning_rate, grad_norm, tokens, seconds, and `rows`: the ids that the step saw.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tilth.storage import Store
+
+Line = dict[str, Any]
+TRACE = "trace.jsonl"
+SEGMENTS = "trace"
+
+
+def write_segment(store: Store, step: int, lines: list[Line]) -> None:
+    """The lines since the last segment, up to `step`."""
+    _write(store, f"{SEGMENTS}/{step:08d}.jsonl", lines)
+
+
+def merge(store: Store, last: int) -> None:
+    """Write `trace.jsonl` from the segments, up to step `last`."""
+    found = {line["step"]: line for name in store.list(SEGMENTS) for line in _read(store, f"{SEGMENTS}/{name}")}
+    _write(store, TRACE, [found[step] for step in sorted(found) if step <= last])
+
+
+def read(store: Store) -> list[Line]:
+    """All lines of a finished trace, in order."""
+    return _read(store, TRACE)
+
+
+def _write(store: Store, name: str, lines: list[Line]) -> None:
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    store.write(name, text.encode("utf-8", "surrogatepass"))
+
+
+def _read(store: Store, name: str) -> list[Line]:
+    return [json.loads(line) for line in store.read(name).decode("utf-8", "surrogatepass").splitlines()]

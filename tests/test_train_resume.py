@@ -1,0 +1,113 @@
+"""Whatever dies, a training run goes on from its checkpoint as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from training import MINILM, dataset, questions, run_stage, stage_of, trace
+
+HERE = Path(__file__).parent
+STEPS = 24
+ADAPTER = {"name": MINILM, "lora": {"rank": 4, "dropout": 0.1}}
+
+
+def stage(workers: int = 0, **scale: Any) -> Any:
+    """LoRA with dropout on MiniLM, three epochs of eight steps, a checkpoint every third step."""
+    sizes = {"workers": workers, "micro_batch": 4, "cpus": 0.5, **scale}
+    return stage_of("sft", ADAPTER, {"epochs": 3}, checkpointing={"every_steps": 3, "keep": 2}, scale=sizes)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The trace of a run that nothing interrupted."""
+    root = tmp_path_factory.mktemp("whole")
+    dataset(root, questions(61))
+    run_stage(root, stage())
+    return trace(root)
+
+
+def at_step(root: Path, step: int, act: Callable[[dict[str, Any]], None], alive: Callable[[], bool]) -> None:
+    """Call `act` with the progress of a run once it has reached `step`."""
+    while alive():
+        file = root / "train" / "progress.json"
+        progress = json.loads(file.read_text()) if file.exists() else {"step": 0}
+        if progress["step"] >= step:
+            act(progress)
+            return
+        time.sleep(0.02)
+
+
+def die(root: Path, what: Any, step: int) -> None:
+    """Train in a process of its own, and kill that at `step`."""
+    recipe = root / "stage.yaml"
+    recipe.write_text(yaml.safe_dump(what.model_dump()))
+    process = subprocess.Popen([sys.executable, HERE / "training.py", root, recipe], start_new_session=True)
+    at_step(root, step, lambda _: os.killpg(process.pid, signal.SIGKILL), lambda: process.poll() is None)
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_the_trace_names_every_row_once_in_each_epoch(whole: list[dict[str, Any]]) -> None:
+    for epoch in range(3):
+        rows = [row for line in whole[epoch * 8 : epoch * 8 + 8] for row in line["rows"]]
+        assert sorted(rows) == sorted(row["id"] for row in questions(61))
+    assert [line["step"] for line in whole] == list(range(1, STEPS + 1))
+
+
+def test_a_killed_driver_is_run_again_to_the_same_trace(tmp_path: Path, whole: list[dict[str, Any]]) -> None:
+    dataset(tmp_path, questions(61))
+    die(tmp_path, stage(), step=10)
+    assert (tmp_path / "train" / "checkpoints").is_dir()
+    run_stage(tmp_path, stage())
+    assert trace(tmp_path) == whole
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_the_trace_is_the_same(
+    tmp_path: Path, whole: list[dict[str, Any]], ray_session: Any
+) -> None:
+    dataset(tmp_path, questions(61))
+    killed = []
+
+    def kill(progress: dict[str, Any]) -> None:
+        os.kill(progress["pid"], signal.SIGKILL)
+        killed.append(progress["pid"])
+
+    thread = threading.Thread(target=at_step, args=(tmp_path, 10, kill, lambda: not done.is_set()))
+    done = threading.Event()
+    thread.start()
+    run_stage(tmp_path, stage(workers=1))
+    done.set()
+    thread.join()
+    assert killed
+    assert trace(tmp_path) == whole
+
+
+@pytest.mark.slow
+def test_a_killed_driver_of_ray_workers_is_run_again_to_the_same_trace(
+    tmp_path: Path, whole: list[dict[str, Any]], ray_session: Any
+) -> None:
+    dataset(tmp_path, questions(61))
+    die(tmp_path, stage(workers=1), step=10)
+    run_stage(tmp_path, stage(workers=1))
+    assert trace(tmp_path) == whole
+
+
+def test_a_finished_result_is_taken_only_for_its_own_fingerprint(tmp_path: Path) -> None:
+    dataset(tmp_path, questions(16))
+    short = stage_of("sft", ADAPTER, {"steps": 2})
+    first = run_stage(tmp_path, short)
+    assert run_stage(tmp_path, short).metrics == first.metrics
+    longer = run_stage(tmp_path, stage_of("sft", ADAPTER, {"steps": 3}))
+    assert longer.metrics["steps"] == 3

@@ -1,0 +1,80 @@
+"""Running a training stage without the rest of a recipe; as a script, in a process that a test may kill.
+
+python tests/training.py ROOT STAGE.yaml
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from helpers import write_dataset
+from tilth.config import digest, identity
+from tilth.content import identity_of
+from tilth.data.dataset import Dataset
+from tilth.data.loading import load_pretrained, load_tokenizer
+from tilth.data.schema import original
+from tilth.models import resolve
+from tilth.recipe import Stage
+from tilth.runs import Artifact, Out
+from tilth.storage import Store
+from tilth.train import trace as traces
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+SMOLLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def questions(count: int, split: str = "train") -> list[dict[str, Any]]:
+    """Labelled rows of different lengths, ids t000, t001, …"""
+    subjects = ("card", "transfer", "exchange rate")
+    return [
+        original(
+            f"{split[0]}{i:03d}",
+            split,
+            {"text": f"{'Please tell me, ' * (i % 4)}where is {subjects[i % 3]} number {i}?", "label": subjects[i % 3]},
+        )
+        for i in range(count)
+    ]
+
+
+def stage_of(kind: str, model: Any, optimisation: dict[str, Any], **fields: Any) -> Stage:
+    """A training stage on "@data" in this process, with short rows and small batches unless told otherwise."""
+    defaults = {"data": "@data", "max_length": 32, "scale": {"workers": 0, "micro_batch": 4}}
+    settings = {"global_batch": 8, "learning_rate": 1e-3, **optimisation}
+    return Stage.model_validate({"kind": kind, **defaults, "model": model, "optimisation": settings, **fields})
+
+
+def run_stage(root: Path, stage: Stage) -> Artifact:
+    """The artifact of `stage` trained under `root`, on the dataset in `root/data`."""
+    store = Store.at(root)
+    parts = identity(stage, lambda value: str(value) if value.startswith("@") else identity_of(value))
+    data = Artifact("data", "data", "dataset", "0" * 64, store.sub("data"), {})
+    out = Out("train", stage.kind, "model", digest(parts), parts, store.sub("train"))
+    return stage.run(out, {"@data": data})
+
+
+def dataset(root: Path, rows: list[dict[str, Any]], row_type: str = "labelled") -> Dataset:
+    return write_dataset(Store.at(root).sub("data"), rows, row_type)
+
+
+def trace(root: Path) -> list[dict[str, Any]]:
+    """The steps of a training run; what it took in seconds left out."""
+    lines = traces.read(Store.at(root).sub("train"))
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def without_dropout(folder: Path) -> Path:
+    """MiniLM with dropout off, so that its loss does not depend on which worker drew which random number."""
+    source = resolve(MINILM)
+    model = load_pretrained(source, "masked_lm").model
+    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.0
+    model.save_pretrained(folder)
+    load_tokenizer(source).save_pretrained(folder)
+    return folder
+
+
+if __name__ == "__main__":
+    run_stage(Path(sys.argv[1]), Stage.model_validate(yaml.safe_load(Path(sys.argv[2]).read_text())))
