@@ -65,9 +65,10 @@ def _secure_token() -> None:
 def ray_ready(num_cpus: int | None = None) -> Any:
     """The ray module, connected; a local Ray gets `num_cpus` logical CPUs (None: as many as the machine has).
 
-    StorageError when a cluster of several nodes is to write to a local path."""
+    StorageError when a cluster of several nodes is to write to a local path.
+    """
     if "ray" not in sys.modules:
-        # Ray reads both while it is imported; a task that runs out of memory is for the ledger to isolate, not to repeat
+        # Ray reads both while it is imported; work that runs out of memory is for the ledger to isolate
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_task_oom_retries", "0")
     import ray

@@ -126,7 +126,7 @@ class Store:
                 os.fsync(handle.fileno())
             target = self.local(name)
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
+            file.replace(target)
             _sync_directory(target.parent)
         else:
             self.fs.put_file(str(file), self.path(name))
@@ -163,7 +163,7 @@ class Store:
             self.fs.get(self.path(name), partial, recursive=True)
             inner = Path(partial) / posixpath.basename(name)
             with contextlib.suppress(OSError):  # another worker of this node was first: its copy is as good
-                os.rename(inner if inner.is_dir() else partial, target)
+                (inner if inner.is_dir() else Path(partial)).rename(target)
         return target
 
     def remove(self, name: str) -> None:
@@ -180,8 +180,8 @@ def _replace_local(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
             fill(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):

@@ -157,7 +157,7 @@ def _pass(work: Work, store: Store, units: Sequence[Unit], resources: Resources)
 
 
 def _configure(context: Any) -> None:
-    """Ray Data loses a block only when its worker dies: errors come back as answers, the ledger sees what is missing."""
+    """A block is lost only with its worker: errors come back as answers, and the ledger sees what is missing."""
     context.max_errored_blocks = -1
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False

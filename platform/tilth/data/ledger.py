@@ -76,7 +76,7 @@ class Record:
 
     unit: int
     tally: Tally
-    bytes: int
+    size: int
     sha256: str
     file: str
 
@@ -118,7 +118,7 @@ def _write_unit(handle: IO[bytes], rows: Iterable[Row], row_type: str, inputs: i
         total = counts.total()
         tally = Tally(total if inputs is None else inputs, 0 if inputs is None else total - inputs, **counts)
         writer.add_key_value_metadata({_TALLY: json.dumps(asdict(tally))})
-    return {"tally": tally, "bytes": hashed.size, "sha256": hashed.digest.hexdigest()}
+    return {"tally": tally, "size": hashed.size, "sha256": hashed.digest.hexdigest()}
 
 
 def _fate(row: Row) -> str:

@@ -25,6 +25,17 @@ def deepspeed_config(settings: DeepSpeed, optimisation: Optimisation, batches: B
     }
 
 
+def without_compiled_collectives() -> None:
+    """Keep DeepSpeed on a CPU from compiling its shared-memory all-reduce, which only inference uses.
+
+    It would cost a minute and a C++ compiler; and a process killed meanwhile leaves a lock on which every later
+    one waits for ever. Training reduces through gloo.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 def _zero(settings: DeepSpeed) -> dict[str, Any]:
     elements = settings.bucket_mib * MIB // 2
     zero: dict[str, Any] = {"stage": settings.stage}

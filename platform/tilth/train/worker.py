@@ -17,6 +17,7 @@ from transformers import set_seed
 from tilth.data.loading import Card, load_pretrained, load_tokenizer
 from tilth.train import objectives, trace
 from tilth.train.checkpoint import Link, RayLink, scratch, upload
+from tilth.train.deepspeed import without_compiled_collectives
 from tilth.train.job import FAILED, RESULT, Job
 from tilth.train.objectives import Parts
 from tilth.train.watch import Watch
@@ -36,6 +37,8 @@ def train(job: Job, link: Link) -> None:
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()
     folder = _folder(job)
+    if job.stage.scale.deepspeed and not job.stage.scale.gpus:
+        without_compiled_collectives()
     watch = Watch(job.out, link)
     trainer = objectives.build(_parts(job, link, folder), watch)
     trainer.train(resume_from_checkpoint=_path(link.resume()))
