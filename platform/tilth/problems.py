@@ -38,8 +38,15 @@ def nearest(given: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def _place(location: tuple[Any, ...], data: Any, kind: str) -> tuple[Any, ...]:
-    """The part of pydantic's location that a person wrote: without the names of union branches and `[key]`."""
+    """The part of pydantic's location that a person wrote: without the names of union branches and `[key]`.
+
+    A field of a family may be written by its kind (`lora: {…}` for `peft: {kind: lora, …}`).
+    """
     for depth, key in enumerate(location):
+        if isinstance(data, Mapping) and key not in data:
+            short = next((kind for kind in KINDS.get(key, {}) if kind in data), key)
+            location = (*location[:depth], short, *location[depth + 1 :])
+            key = short
         inside = isinstance(data, list | tuple) and isinstance(key, int) and key < len(data)
         if not inside and not (isinstance(data, Mapping) and key in data):
             return location[: depth + 1] if kind == "missing" and isinstance(data, Mapping) else location[:depth]
@@ -89,7 +96,8 @@ def _fields_at(location: tuple[Any, ...], data: Any, root: type[Component]) -> l
             return []
         data = data[key]
         field = cls.model_fields.get(str(key))
-        cls = _component_in(field.annotation if field else cls)
+        family = next((name for name in cls.model_fields if key in KINDS.get(name, {})), None)
+        cls = load_class(family, key) if family and not field else _component_in(field.annotation if field else cls)
         if cls is not None and cls.abstract and isinstance(data, Mapping) and "kind" in data:
             cls = load_class(cls.family, data["kind"])
     return list(cls.model_fields) if cls is not None else []

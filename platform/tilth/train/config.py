@@ -35,7 +35,8 @@ class ModelConfig(Component):
         kind, given = kinds[0], value.get("peft")
         same = given is None or (isinstance(given, dict) and given.get("kind") == kind)
         if len(kinds) > 1 or not same:
-            raise PydanticCustomError("peft", "takes one adapter, not {kinds}", {"kinds": [*kinds, "peft"]})
+            names = [*kinds, "peft"] if given is not None else kinds
+            raise PydanticCustomError("peft", "takes one adapter, not {names}", {"names": " and ".join(names)})
         rest = {key: item for key, item in value.items() if key not in ("peft", kind)}
         return {**rest, "peft": {**(given or {}), **(value[kind] or {}), "kind": kind}}
 
