@@ -61,20 +61,21 @@ class Loaded:
     conditioned: bool = False
 
 
-def load_trained(folder: Path, *, device: str = "auto") -> Loaded:
+def load_trained(folder: Path, *, device: str = "auto", dtype: str = "auto") -> Loaded:
     """The model of a training stage (adapter or all weights), or a plain causal language model.
 
-    ModelError where the directory, or the base that an adapter stands on, cannot be loaded.
+    `dtype` is a torch dtype's name; auto: that of the weights. ModelError where the directory, or the base that an
+    adapter stands on, cannot be loaded.
     """
     import torch
 
     card = Card.read(folder)
     if card.peft is None:
-        model = load_pretrained(folder, card.objective, card.labels).model
+        model = load_pretrained(folder, card.objective, card.labels, dtype).model
     else:
         from peft import PeftModel
 
-        below = load_pretrained(base_folder(card), card.objective, card.labels)
+        below = load_pretrained(base_folder(card), card.objective, card.labels, dtype)
         model = PeftModel.from_pretrained(below.model, folder)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

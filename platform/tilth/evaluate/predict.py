@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,9 @@ class Predict(Transform):
     """
 
     model: ModelRef = Field(description="The model: @stage, a hub name or a directory.")
+    dtype: Literal["float32", "auto"] = Field(
+        "float32", description="float32: the same score however rows are batched; auto: as the weights are stored."
+    )
     batch_tokens: int = Field(
         2048, ge=1, json_schema_extra=EXECUTION, description="Padded tokens of one forward pass; bounds memory."
     )
@@ -28,4 +31,4 @@ class Predict(Transform):
     def load(self, inputs: Inputs, fitted: Fitted) -> RowsFunction:
         from tilth.evaluate.predictor import Predictor
 
-        return Predictor(inputs.model(self.model), batch_tokens=self.batch_tokens).predict
+        return Predictor(inputs.model(self.model), batch_tokens=self.batch_tokens, dtype=self.dtype).predict

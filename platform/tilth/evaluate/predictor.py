@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from tilth.data.batching import in_batches
+from tilth.data.conditioning import label_prefix
 from tilth.data.schema import Row
 from tilth.errors import StageError
 
@@ -30,15 +31,23 @@ class Encoded:
 
 
 class Predictor:
-    """A trained model in a directory, ready to say what it makes of rows."""
+    """A trained model in a directory, ready to say what it makes of rows.
 
-    def __init__(self, folder: Path, *, batch_tokens: int = 2048, device: str = "auto") -> None:
+    dtype: a torch dtype's name, or "auto" for that of the weights. In bfloat16 what is said of a row depends on
+    the batch that it is in: of SmolLM2-135M a question's nll moves by 0.2 %.
+    """
+
+    def __init__(self, folder: Path, *, batch_tokens: int = 2048, dtype: str = "float32", device: str = "auto") -> None:
         from tilth.data.loading import load_trained
 
-        self.loaded = load_trained(folder, device=device)
-        self.model: Any = self.loaded.model.eval()
+        self.loaded = load_trained(folder, device=device, dtype=dtype)
+        self.model: Any = self.loaded.model
         self.tokenizer: Any = self.loaded.tokenizer
         self.batch_tokens = batch_tokens
+        if self.loaded.objective == "masked_lm":
+            raise StageError(
+                f"{folder} is a masked language model: it has no perplexity; evaluate what is trained on it"
+            )
 
     @property
     def classifies(self) -> bool:
@@ -80,7 +89,8 @@ class Predictor:
 
     def _scored(self, row: Row) -> Encoded:
         """Tokens of the row's text; scored are those that touch a span which the model is to have said."""
-        text, spans, special = scored_spans(row, self.tokenizer)
+        prefix = label_prefix(row.get("label")) if self.loaded.conditioned else ""
+        text, spans, special = scored_spans(row, self.tokenizer, prefix)
         found = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
         touched = [any(a < end and start < b for a, b in spans) for start, end in found["offset_mapping"]]
         encoded = self._encoded(found)
@@ -90,9 +100,11 @@ class Predictor:
         return Encoded(encoded.ids, targets, encoded.truncated)
 
     def _score(self, batch: list[Encoded]) -> list[dict[str, Any]]:
-        logits = self._logits(batch)[:, :-1].float()
-        targets = self._padded([item.targets for item in batch], IGNORED)[:, 1:]
-        each = functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
+        logits = self._logits(batch).float()
+        targets = self._padded([[*item.targets[1:], IGNORED] for item in batch], IGNORED)
+        # two-dimensional: the kernel for (batch, classes, length) sums 49,152 classes to only 4e-5
+        each = functional.cross_entropy(logits.flatten(end_dim=1), targets.flatten(), reduction="none")
+        each = each.view_as(targets)
         sums, counts = each.double().sum(dim=1).tolist(), (targets != IGNORED).sum(dim=1).tolist()
         return [{"nll": nll, "tokens": tokens} for nll, tokens in zip(sums, counts, strict=True)]
 
@@ -108,11 +120,11 @@ class Predictor:
         return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=self.model.device)
 
 
-def scored_spans(row: Row, tokenizer: Any) -> tuple[str, list[Span], bool]:
+def scored_spans(row: Row, tokenizer: Any, prefix: str = "") -> tuple[str, list[Span], bool]:
     """A row as one text, the character spans whose tokens are scored, and whether to add special tokens.
 
-    A text is scored whole (but for its first token, which nothing precedes), a completion after its prompt,
-    a conversation in what the assistant says, to the end of its turn. StageError for preferences.
+    A text is scored after `prefix` (but for the first token of all, which nothing precedes), a completion after
+    its prompt, a conversation in what the assistant says, to the end of its turn. StageError for preferences.
     """
     if row.get("messages"):
         return (*_conversation(row["messages"], tokenizer), False)
@@ -120,7 +132,8 @@ def scored_spans(row: Row, tokenizer: Any) -> tuple[str, list[Span], bool]:
         text = row["prompt"] + row["completion"]
         return text, [(len(row["prompt"]), len(text))], True
     if row.get("text") is not None:
-        return row["text"], [(0, len(row["text"]))], True
+        text = prefix + row["text"]
+        return text, [(len(prefix), len(text))], True
     raise StageError(f"row {row['id']}: perplexity needs text, prompt and completion, or messages")
 
 

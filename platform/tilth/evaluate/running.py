@@ -55,7 +55,7 @@ def _predicted(name: str, stage: Evaluate, out: Out, data: Dataset, context: Inp
     """The rows with the model's predictions, from storage where an earlier attempt finished them."""
     store = out.store.sub(f"predictions/{name}")
     if (dataset := finished(store)) is None:
-        step = Predict(model=stage.models[name], batch_tokens=stage.batch_tokens)
+        step = Predict(model=stage.models[name], dtype=stage.dtype, batch_tokens=stage.batch_tokens)
         ledger = Ledger(store, f"{out.fingerprint}/{name}", cut(data))
         work = Chain(data.store, data.row_type, (step,), context)
         run_units(work, ledger, stage.resources, f"{out.stage}: {name}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -38,6 +38,9 @@ class Evaluate(Stage):
     split: str = Field("test", pattern="^(train|validation|test)$", description="The split that is scored.")
     baseline: str | None = Field(None, description="The model that the others are compared to; one of `models`.")
     bootstrap: Bootstrap = Field(default_factory=Bootstrap, description="Intervals and tests.")
+    dtype: Literal["float32", "auto"] = Field(
+        "float32", description="float32: the same score however rows are batched; auto: as the weights are stored."
+    )
     batch_tokens: int = Field(
         2048, ge=1, json_schema_extra=EXECUTION, description="Padded tokens of one forward pass; bounds memory."
     )

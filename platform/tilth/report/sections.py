@@ -92,7 +92,7 @@ def _evaluation(pictures: Pictures, artifact: Artifact) -> Iterator[Section]:
         title = f"Difference from {detail['baseline']}, paired by row, with 95 % intervals"
         drawn.append(figures.forest(pictures, gaps, title, zero=True))
     tables = [_score_table(models), *_difference_table(detail)]
-    words = (*detail["verdicts"], f"{detail['rows']:,} rows of the {detail['split']} split.")
+    words = (f"{detail['rows']:,} rows of the {detail['split']} split.",)
     yield Section(f"results-{artifact.stage}", f"Results: {artifact.stage}", words, tuple(drawn), tuple(tables))
     for name, model in models.items():
         if "confusion" in model:
