@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
+from rich.text import Text
 from rich.tree import Tree
 
 from tilth.data.dataset import MANIFEST, Dataset
@@ -152,7 +153,7 @@ def lineage_tree(found: dict[str, Any]) -> Tree:
     for item in chain[1:]:
         here = here.add(_line(item))
     for child in found["children"]:
-        here.add(f"{_line(child)} [dim]{escape(_word(child))}[/]")
+        here.add(_line(child, _word(child)))
     stages = tree.add("[bold]in each dataset[/]")
     for stage in found["stages"]:
         node = stages.add(f"{escape(stage['stage'])}: {escape(_word(stage))}")
@@ -161,10 +162,13 @@ def lineage_tree(found: dict[str, Any]) -> Tree:
     return tree
 
 
-def _line(item: dict[str, Any]) -> str:
+def _line(item: dict[str, Any], more: str = "") -> Text:
+    """Id and maker, and below them the row's text, folded rather than cut at the terminal's edge."""
     made = ", ".join(f"{name} {item[name]}" for name in _MADE_BY if name in item)
     text = " | ".join(str(value) for value in item["row"].values() if value is not None) or "not kept"
-    return f"[bold]{escape(item['id'])}[/] {escape(text)}" + (f" [dim]{escape(made)}[/]" if made else "")
+    about = "; ".join(part for part in (made, more) if part)
+    shown = Text(item["id"], "bold", no_wrap=False, overflow="fold")
+    return shown.append(f"  {about}" if about else "", "dim").append(f"\n{text}", "not bold")
 
 
 def _word(item: dict[str, Any]) -> str:
