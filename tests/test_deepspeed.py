@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from tilth.train.config import Batches, DeepSpeed, Optimisation
 from tilth.train.deepspeed import deepspeed_config
-from training import dataset, questions, run_stage, stage_of, trace, without_dropout
+from training import dataset, killer, questions, run_stage, stage_of, trace, without_dropout
 
 
 def config(stage: int, **more: Any) -> dict[str, Any]:
@@ -49,3 +50,22 @@ def test_two_workers_with_zero_train_as_one_without(tmp_path: Path, zero: int, r
         run_stage(root, stage_of("sft", model, {"epochs": 2}, scale=scale))
         losses.append([line["loss"] for line in trace(root)])
     assert losses[1] == pytest.approx(losses[0], abs=2e-3)
+
+
+@pytest.mark.slow
+def test_partitioned_state_survives_a_killed_worker(tmp_path: Path, ray_session: Any) -> None:
+    model = str(without_dropout(tmp_path / "model"))
+    runs = []
+    for workers in (0, 2):
+        root = tmp_path / str(workers)
+        dataset(root, questions(61))
+        zero = {"workers": 2, "cpus": 0.5, "micro_batch": 4, "deepspeed": {"stage": 2}}
+        scale = zero if workers else {"workers": 0, "micro_batch": 4}
+        stage = stage_of("sft", model, {"epochs": 3}, scale=scale, checkpointing={"every_steps": 3})
+        with killer(root, at=10) if workers else nullcontext([1]) as killed:
+            run_stage(root, stage)
+        assert killed
+        runs.append(trace(root))
+    alone, together = runs
+    assert [sorted(line["rows"]) for line in together] == [sorted(line["rows"]) for line in alone]
+    assert [line["loss"] for line in together] == pytest.approx([line["loss"] for line in alone], abs=5e-3)

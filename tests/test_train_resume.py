@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from training import MINILM, dataset, questions, run_stage, stage_of, trace
+from training import MINILM, at_step, dataset, killer, questions, run_stage, stage_of, trace
 
 HERE = Path(__file__).parent
 STEPS = 24
@@ -36,17 +32,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     dataset(root, questions(61))
     run_stage(root, stage())
     return trace(root)
-
-
-def at_step(root: Path, step: int, act: Callable[[dict[str, Any]], None], alive: Callable[[], bool]) -> None:
-    """Call `act` with the progress of a run once it has reached `step`."""
-    while alive():
-        file = root / "train" / "progress.json"
-        progress = json.loads(file.read_text()) if file.exists() else {"step": 0}
-        if progress["step"] >= step:
-            act(progress)
-            return
-        time.sleep(0.02)
 
 
 def die(root: Path, what: Any, step: int) -> None:
@@ -78,18 +63,8 @@ def test_a_killed_worker_is_replaced_and_the_trace_is_the_same(
     tmp_path: Path, whole: list[dict[str, Any]], ray_session: Any
 ) -> None:
     dataset(tmp_path, questions(61))
-    killed = []
-
-    def kill(progress: dict[str, Any]) -> None:
-        os.kill(progress["pid"], signal.SIGKILL)
-        killed.append(progress["pid"])
-
-    thread = threading.Thread(target=at_step, args=(tmp_path, 10, kill, lambda: not done.is_set()))
-    done = threading.Event()
-    thread.start()
-    run_stage(tmp_path, stage(workers=1))
-    done.set()
-    thread.join()
+    with killer(tmp_path, at=10) as killed:
+        run_stage(tmp_path, stage(workers=1))
     assert killed
     assert trace(tmp_path) == whole
 

@@ -5,7 +5,14 @@ python tests/training.py ROOT STAGE.yaml
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +81,36 @@ def without_dropout(folder: Path) -> Path:
     model.save_pretrained(folder)
     load_tokenizer(source).save_pretrained(folder)
     return folder
+
+
+def at_step(root: Path, step: int, act: Callable[[dict[str, Any]], None], alive: Callable[[], bool]) -> None:
+    """Call `act` with the progress of a run once it has reached `step`."""
+    while alive():
+        file = root / "train" / "progress.json"
+        progress = json.loads(file.read_text()) if file.exists() else {"step": 0}
+        if progress["step"] >= step:
+            act(progress)
+            return
+        time.sleep(0.02)
+
+
+@contextmanager
+def killer(root: Path, at: int) -> Iterator[list[int]]:
+    """Kill worker 0 of the training under `root` once it has reached step `at`; yields the pids killed."""
+    killed: list[int] = []
+    done = threading.Event()
+
+    def kill(progress: dict[str, Any]) -> None:
+        os.kill(progress["pid"], signal.SIGKILL)
+        killed.append(progress["pid"])
+
+    thread = threading.Thread(target=at_step, args=(root, at, kill, lambda: not done.is_set()))
+    thread.start()
+    try:
+        yield killed
+    finally:
+        done.set()
+        thread.join()
 
 
 if __name__ == "__main__":
