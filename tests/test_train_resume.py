@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
+from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 
+from tilth.data.loading import load_trained
+from tilth.storage import Store
 from training import MINILM, at_step, dataset, killer, questions, run_stage, stage_of, trace
 
 HERE = Path(__file__).parent
@@ -86,3 +90,26 @@ def test_a_finished_result_is_taken_only_for_its_own_fingerprint(tmp_path: Path)
     assert run_stage(tmp_path, short).metrics == first.metrics
     longer = run_stage(tmp_path, stage_of("sft", ADAPTER, {"steps": 3}))
     assert longer.metrics["steps"] == 3
+
+
+def test_an_object_store_holds_checkpoints_and_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "ACCESS_KEY_ID": "x",
+        "SECRET_ACCESS_KEY": "y",
+        "ENDPOINT_URL": f"http://{host}:{port}",
+    }.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    S3FileSystem.clear_instance_cache()  # it may still know another test's server
+    store = Store.at("s3://bucket/run")
+    try:
+        store.fs.mkdir("bucket")
+        dataset(store.url, questions(16))
+        run_stage(store.url, stage_of("sft", ADAPTER, {"epochs": 2}, checkpointing={"every_steps": 1}))
+        assert [line["step"] for line in trace(store.url)] == [1, 2, 3, 4]
+        assert load_trained(store.sub("train").fetch("model")).labels == ("card", "exchange rate", "transfer")
+    finally:
+        server.stop()
+        S3FileSystem.clear_instance_cache()

@@ -54,7 +54,7 @@ def stage_of(kind: str, model: Any, optimisation: dict[str, Any], **fields: Any)
     return Stage.model_validate({"kind": kind, **defaults, "model": model, "optimisation": settings, **fields})
 
 
-def run_stage(root: Path, stage: Stage) -> Artifact:
+def run_stage(root: str | Path, stage: Stage) -> Artifact:
     """The artifact of `stage` trained under `root`, on the dataset in `root/data`."""
     store = Store.at(root)
     parts = identity(stage, lambda value: str(value) if value.startswith("@") else identity_of(value))
@@ -63,11 +63,11 @@ def run_stage(root: Path, stage: Stage) -> Artifact:
     return stage.run(out, {"@data": data})
 
 
-def dataset(root: Path, rows: list[dict[str, Any]], row_type: str = "labelled") -> Dataset:
+def dataset(root: str | Path, rows: list[dict[str, Any]], row_type: str = "labelled") -> Dataset:
     return write_dataset(Store.at(root).sub("data"), rows, row_type)
 
 
-def trace(root: Path) -> list[dict[str, Any]]:
+def trace(root: str | Path) -> list[dict[str, Any]]:
     """The steps of a training run; what it took in seconds left out."""
     lines = traces.read(Store.at(root).sub("train"))
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]

@@ -36,6 +36,7 @@ def train(job: Job, link: Link) -> None:
     start = time.monotonic()
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # a new head is reported as missing weights, which it is meant to be
     folder = _folder(job)
     if job.stage.scale.deepspeed and not job.stage.scale.gpus:
         without_compiled_collectives()
