@@ -6,6 +6,8 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 export TOKENIZERS_PARALLELISM := false
+# without bytecode on disk every worker process compiles torch and transformers anew: ten seconds each
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test test-slow check bench lock
 install:
