@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute  # noqa: F401 - imported once, before the forks
+import pyarrow.compute
 import pyarrow.parquet  # noqa: F401
 
 import tilth.augment.stage

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from faulty import Deadly, Numbered
 from helpers import labelled, write_dataset
-
 from tilth.augment.base import Augmenter
 from tilth.data.chain import Chain, cut
 from tilth.data.dataset import Dataset
@@ -170,7 +170,9 @@ def write_source(folder: Path, rows: int) -> Path:
     import json
 
     path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps({"text": f"question number {i}", "label": f"l{i % 4}"}) + "\n" for i in range(rows)))
+    path.write_text(
+        "".join(json.dumps({"text": f"question number {i}", "label": f"l{i % 4}"}) + "\n" for i in range(rows))
+    )
     return path
 
 

@@ -126,7 +126,9 @@ def test_the_exit_codes_and_json_of_the_command_line(tmp_path: Path) -> None:
     code, events = tilth_("run", str(good), "--out", str(tmp_path / "run"))
     assert code == 0
     assert events[-1]["metrics"]["twice"] == {"value": 6}
-    code, events = tilth_("run", str(good), "--out", str(tmp_path / "run"), "stages.sum.plus=1", "stages.sum.fails=true")
+    code, events = tilth_(
+        "run", str(good), "--out", str(tmp_path / "run"), "stages.sum.plus=1", "stages.sum.fails=true"
+    )
     assert code == 1
     code, answer = tilth_("show", str(tmp_path / "run"))
     assert {row["stage"]: row["state"] for row in answer["stages"]}["sum"] == "unfinished"
@@ -227,7 +229,6 @@ def test_a_run_lives_on_s3(bucket: str) -> None:
 def test_the_ledger_and_its_dataset_live_on_s3(bucket: str, tmp_path: Path) -> None:
     from faulty import Numbered
     from helpers import labelled, write_dataset
-
     from tilth.data.chain import Chain, cut
     from tilth.data.engine import run_units
     from tilth.data.finish import finish

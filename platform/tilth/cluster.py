@@ -16,12 +16,21 @@ from tilth.errors import StorageError
 from tilth.storage import Store
 
 _session: list[Store] = []
+# our own progress speaks; libraries read these while they are imported, here and in workers
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
 
 
 @contextmanager
 def session(store: Store) -> Iterator[None]:
     """The time in which stages may call `ray_ready()`; a local Ray that started within ends with it."""
     _session.append(store)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     started = _is_up()
     try:
         yield

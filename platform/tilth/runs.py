@@ -78,7 +78,7 @@ class Out:
     ) -> Artifact:
         """The artifact to return from `Stage.run`."""
         return Artifact(
-            **{key: value for key, value in vars(self).items()},
+            **vars(self),
             metrics=dict(metrics or {}),
             counts=dict(counts or {}),
             detail=dict(detail or {}),

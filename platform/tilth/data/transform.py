@@ -56,7 +56,9 @@ class Resources(Component):
     """Where a stage's workers run. Never part of its identity."""
 
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        "auto", json_schema_extra=EXECUTION, description="How many; auto: one per GPU share or CPU; 0: no Ray, in process."
+        "auto",
+        json_schema_extra=EXECUTION,
+        description="How many; auto: one per GPU share or CPU; 0: no Ray, in process.",
     )
     cpus: float = Field(1.0, gt=0, json_schema_extra=EXECUTION, description="CPU cores for each worker.")
     gpus: float = Field(0.0, ge=0, json_schema_extra=EXECUTION, description="GPUs for each worker; may be a share.")
