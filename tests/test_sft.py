@@ -224,7 +224,7 @@ def test_masking_follows_the_published_shares() -> None:
 @pytest.mark.parametrize("model", [MINILM, ADAPTER], ids=["whole", "lora"])
 def test_an_encoder_adapts_to_labelled_texts(tmp_path: Path, model: Any) -> None:
     dataset(tmp_path, questions(24))
-    stage: Stage = stage_of("mlm", model, {"epochs": 4, "learning_rate": 2e-3}, conditioned=True)
+    stage: Stage = stage_of("mlm", model, {"epochs": 4, "learning_rate": 2e-3}, label_conditional=True)
     run_stage(tmp_path, stage)
     losses = [line["loss"] for line in trace(tmp_path)]
     assert sum(losses[-3:]) < sum(losses[:3])

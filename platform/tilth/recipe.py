@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -100,6 +101,7 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[st
         data = copy.deepcopy(dict(source))
     else:
         data, lines = yaml12.parse(_text(source), str(source))
+        _importable(Path(source).resolve().parent)
     for override in overrides:
         _override(data, override)
     try:
@@ -123,6 +125,12 @@ def _sound_part(data: Mapping[str, Any]) -> list[Problem]:
             stages[str(name)] = Recipe(name="part", stages={name: stage}).stages[name]
     part = Recipe.model_construct(name="part", description="", stages=stages)
     return part.check(unbuilt=[str(name) for name in written if name not in stages])
+
+
+def _importable(folder: Path) -> None:
+    """Components of the user's own, `my_module:MyAugmenter`, may lie beside the recipe; installed packages go first."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def _text(path: str | Path) -> str:
