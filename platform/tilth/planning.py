@@ -71,8 +71,15 @@ def run_table(summary: dict[str, Any]) -> Table:
 
 
 def _pairs(values: dict[str, Any]) -> str:
+    """One line for each figure; a figure's interval, NAME_low and NAME_high, stands behind it."""
     simple = {key: value for key, value in values.items() if isinstance(value, int | float)}
-    return "\n".join(f"{key} {_number(value)}" for key, value in simple.items())
+    bounds = {key for key in simple if key.removesuffix("_low").removesuffix("_high") in simple.keys() - {key}}
+    return "\n".join(f"{key} {_number(simple[key])}{_interval(simple, key)}" for key in simple if key not in bounds)
+
+
+def _interval(values: dict[str, Any], key: str) -> str:
+    low, high = values.get(f"{key}_low"), values.get(f"{key}_high")
+    return "" if low is None or high is None else f" [{_number(low)}, {_number(high)}]"
 
 
 def _number(value: float | None) -> str:

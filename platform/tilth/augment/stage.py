@@ -56,10 +56,8 @@ class Augment(Stage):
         source = Dataset.open(inputs[self.data])
         result = finished(out.store) or self._augment(out, source, Inputs.of(inputs))
         counts = result.counts
-        metrics = {
-            "added": sum(counts["via"].values()),
-            "added_share": sum(counts["via"].values()) / max(1, len(source)),
-        }
+        added = sum(counts["via"].values())
+        metrics = {"added": added, "added_per_row": round(added / max(1, counts["inputs"]), 4)}
         return out.artifact(metrics=metrics, counts=counts, detail={"row_type": result.row_type})
 
     def _augment(self, out: Out, source: Dataset, context: Inputs) -> Dataset:
