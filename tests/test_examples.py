@@ -87,3 +87,12 @@ def test_the_loop_without_abstraction_reads_what_a_run_leaves(at_root: None, tmp
     loop = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loop)
     assert loop.main(found["augment"].store.local(), steps=25) > 0.3
+
+
+def test_the_recipe_of_the_readme_is_the_same_in_yaml_and_in_python(at_root: None) -> None:
+    text = (ROOT / "README.md").read_text()
+    written = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    code = text.split("```python\n")[1].split("```")[0].partition("artifacts = ")[0]
+    scope: dict[str, object] = {}
+    exec(code, scope)
+    assert tilth.load(written) == scope["recipe"]

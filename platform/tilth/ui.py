@@ -23,7 +23,7 @@ class Reporter:
 
     def __init__(self, manner: Literal["auto", "plain", "json"] = "auto") -> None:
         self.json = manner == "json"
-        self.rich = manner == "auto" and is_terminal()
+        self.rich = manner == "auto" and sys.stderr.isatty()
 
     @cached_property
     def console(self) -> Console:
@@ -73,6 +73,7 @@ class _Counter:
     def __init__(self, reporter: Reporter, title: str, total: int | None, unit: str) -> None:
         self.reporter, self.title, self.total, self.unit = reporter, title, total, unit
         self.done = 0
+        self.shown = -1
         self.start = self.last = time.monotonic()
 
     def advance(self, amount: int) -> None:
@@ -83,8 +84,9 @@ class _Counter:
     def report(self, final: bool = False) -> None:
         self.last = time.monotonic()
         seconds = self.last - self.start
-        if final and seconds < 1.0:
+        if final and (seconds < 1.0 or self.shown == self.done):
             return
+        self.shown = self.done
         rate = self.done / seconds if seconds else 0.0
         share = f"{self.done:,}" + (f" of {self.total:,}" if self.total else "")
         text = f"{self.title}: {share} {self.unit}, {seconds:.0f} s, {rate:,.1f} {self.unit}/s"
@@ -105,7 +107,3 @@ def reporter() -> Reporter:
 def use(new: Reporter) -> None:
     """Make `new` the reporter in force."""
     _current[:] = [new]
-
-
-def is_terminal() -> bool:
-    return sys.stderr.isatty()
