@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import tilth
 from faulty import Deadly, Numbered
 from helpers import labelled, write_dataset
 from tilth.augment.base import Augmenter
@@ -244,3 +245,21 @@ def test_driver_killed_midway_redoes_only_what_was_not_committed(share: float, t
     done = Dataset.open(Store.at(next(out.glob("stages/augment/*"))))
     assert Counter(row["id"] for row in done.rows()).most_common(1)[0][1] == 1
     assert done.counts["accepted"] == 240
+
+
+def test_a_step_on_a_column_that_the_rows_lack_is_refused_before_any_work(tmp_path: Path) -> None:
+    from tilth.augment.stage import Augment
+    from tilth.data.schema import original
+    from tilth.recipe import Recipe
+    from tilth.runs import Run
+
+    class Completions(tilth.Stage):
+        produces = "dataset"
+
+        def run(self, out, inputs):
+            rows = [original("a", "train", {"prompt": "p", "completion": "c"})]
+            return out.artifact(counts=write_dataset(out.store, rows, "completion").counts)
+
+    augment = Augment(data="@rows", steps=[Numbered()], resources=INLINE)
+    with pytest.raises(StageError, match=r"column 'text', which completion rows do not have.*prompt, completion"):
+        Run(tmp_path).execute(Recipe(name="x", stages={"rows": Completions(), "augment": augment}))

@@ -10,9 +10,9 @@ from pydantic import Field
 
 from tilth.augment.base import Augmenter
 from tilth.config import EXECUTION, DatasetRef
-from tilth.data.schema import Row
+from tilth.data.schema import PAYLOADS, Row
 from tilth.data.transform import Inputs, Resources, Transform
-from tilth.errors import Problem
+from tilth.errors import Problem, StageError
 from tilth.recipe import Stage
 
 if TYPE_CHECKING:
@@ -54,11 +54,23 @@ class Augment(Stage):
         from tilth.data.finish import finished
 
         source = Dataset.open(inputs[self.data])
+        self._check_columns(source.row_type)
         result = finished(out.store) or self._augment(out, source, Inputs.of(inputs))
         counts = result.counts
         added = sum(counts["via"].values())
         metrics = {"added": added, "added_per_row": round(added / max(1, counts["inputs"]), 4)}
         return out.artifact(metrics=metrics, counts=counts, detail={"row_type": result.row_type})
+
+    def _check_columns(self, row_type: str) -> None:
+        """StageError when a step works on a column that these rows do not have, before any model is loaded."""
+        for index, step in enumerate(self.steps):
+            column = getattr(step, "field", None)
+            if column is not None and column not in PAYLOADS[row_type]:
+                known = ", ".join(PAYLOADS[row_type])
+                raise StageError(
+                    f"augment: steps.{index} ({step.kind}) works on column {column!r}, which {row_type} rows do not "
+                    f"have; set its field to one of: {known}"
+                )
 
     def _augment(self, out: Out, source: Dataset, context: Inputs) -> Dataset:
         from tilth.data.chain import Chain, cut
