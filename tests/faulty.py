@@ -40,3 +40,14 @@ class Deadly(Augmenter):
             return [[f"{sample.text} again"] for sample in samples]
 
         return make
+
+
+class Located(Numbered):
+    """Notes the process that made each variant."""
+
+    def load_variants(self, inputs: Inputs) -> VariantsFunction:
+        make = super().load_variants(inputs)
+        return lambda samples: [
+            [Variant(item.text, meta={"pid": os.getpid()}) for item in made if isinstance(item, Variant)]
+            for made in make(samples)
+        ]

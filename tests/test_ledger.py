@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import tilth
-from faulty import Deadly, Numbered
+from faulty import Deadly, Located, Numbered
 from helpers import labelled, write_dataset
 from tilth.augment.base import Augmenter
 from tilth.data.chain import Chain, cut
@@ -146,6 +146,30 @@ def test_a_damaged_unit_is_named_removed_and_redone(source: Dataset, tmp_path: P
     assert finish(ledger, "labelled").counts["accepted"] == 200
 
 
+def test_a_full_disk_stops_the_stage_and_with_room_again_it_goes_on(source: Dataset, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        with pytest.raises((StorageError, StageError), match="No space left"):
+            augment(Store.at(small / "out"), source, Numbered(variants=8))
+        whole = sorted((small / "out/units").glob("0*.parquet"))
+        assert whole, "some units were committed before the disk was full"
+        kept = {file: file.stat().st_mtime_ns for file in whole}
+        assert not list((small / "out").rglob("*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=16m", str(small)], check=True)
+        ledger = Ledger(Store.at(small / "out"), "test", cut(source, 16))
+        run_units(Chain(source.store, "labelled", (Numbered(variants=8),)), ledger, INLINE, "test")
+        assert kept == {file: file.stat().st_mtime_ns for file in whole}, "what was committed is not redone"
+        finish(ledger, "labelled")
+        augment(Store.at(tmp_path / "plenty"), source, Numbered(variants=8))
+        assert contents(small / "out") == contents(tmp_path / "plenty")
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
 # --- kill -9 of the driver at every durable write ---------------------------------------------------------
 
 
@@ -205,6 +229,13 @@ def test_ray_data_gives_the_same_bytes_as_one_process(ray_session: object, sourc
     augment(Store.at(tmp_path / "inline"), source, Numbered(variants=2))
     augment(Store.at(tmp_path / "ray"), source, Numbered(variants=2), resources=Resources(workers=2))
     assert contents(tmp_path / "inline") == contents(tmp_path / "ray")
+
+
+def test_every_actor_of_the_pool_is_busy_on_small_inputs(ray_session: object, source: Dataset, tmp_path: Path) -> None:
+    done = augment(Store.at(tmp_path / "out"), source, Located(seconds=0.02), resources=Resources(workers=2))
+    rows = Counter(row["meta"]["pid"] for row in done.rows() if row["parent"])
+    assert len(rows) == 2
+    assert min(rows.values()) >= 20
 
 
 def test_a_row_that_kills_its_worker_is_found_and_its_neighbours_survive(
