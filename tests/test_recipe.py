@@ -180,6 +180,15 @@ def test_a_stage_without_a_good_kind(stage, says):
     assert says in faults({"name": "x", "stages": {"a": stage}})["stages.a"]
 
 
+def test_a_module_that_cannot_be_imported_is_named_with_the_place_of_its_fault(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "unfinished_one.py").write_text("class (\n")
+    (tmp_path / "unfinished_two.py").write_text("x = 1\ny = 1 / 0\n")
+    found = faults({"name": "x", "stages": {n: {"kind": f"unfinished_{n}:Thing"} for n in ("one", "two")}})
+    assert "unfinished_one.py, line 1" in found["stages.one"]
+    assert found["stages.two"].endswith(f"division by zero ({tmp_path / 'unfinished_two.py'}, line 2)")
+
+
 def test_a_union_is_one_fault():
     found = faults({"name": "x", "stages": {"rows": {"kind": MAKE, "weight": [1]}}})
     assert found == {"stages.rows.weight": "stages.rows.weight: must be a valid number or a valid string, not (1,)"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tilth import yaml12
@@ -63,10 +65,28 @@ def test_two_uses_of_an_anchor_are_two_values():
     assert data["b"] == {"n": [1]}
 
 
-@pytest.mark.parametrize("text", ["", "- a", "just text", "a: [1", "a: &x [*x]", "a: 1\n---\nb: 2", "a:\n\t- b"])
+@pytest.mark.parametrize(
+    "text", ["", "- a", "just text", "a: !!int b", "a: [1", "a: &x [*x]", "a: 1\n---\nb: 2", "a:\n\t- b"]
+)
 def test_what_is_no_recipe_is_named(text):
     with pytest.raises(RecipeError, match=r"^mine\.yaml: "):
         yaml12.parse(text, "mine.yaml")
+
+
+LAUGHS = "".join(f"{name}: &{name} [{', '.join(['*' + inner] * 9)}]\n" for inner, name in pairwise("abcdefghi"))
+
+
+@pytest.mark.parametrize(
+    "text", ["a: " + "[" * 3000, "a: " + "[" * 3000 + "]" * 3000, f"a: &a [{'x, ' * 9}]\n{LAUGHS}"]
+)
+def test_a_recipe_that_would_fill_memory_or_stack_is_refused(text):
+    with pytest.raises(RecipeError, match=r"nested too deep|more than 250,000 values"):
+        yaml12.parse(text)
+
+
+@pytest.mark.parametrize("text", ["&a [*a]", "[" * 3000])
+def test_an_override_that_is_no_value_is_text(text):
+    assert yaml12.scalar(text) == text
 
 
 TEXTS = st.sampled_from(
@@ -81,6 +101,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
+@settings(deadline=None)  # a busy machine is no fault
 def test_what_is_written_is_read_back_with_its_type(value):
     back = yaml12.parse(yaml12.dump({"value": value}))[0]["value"]
     assert back == value

@@ -7,6 +7,7 @@ write `kind: my.module:MyClass`.
 from __future__ import annotations
 
 import importlib
+import traceback
 from typing import Any
 
 KINDS: dict[str, dict[str, str]] = {
@@ -51,21 +52,32 @@ KINDS: dict[str, dict[str, str]] = {
 
 
 def load_class(family: str, kind: str) -> type[Any]:
-    """Import the class behind `kind`; LookupError names the kinds there are."""
+    """Import the class behind `kind`; LookupError says why there is none."""
     target = KINDS.get(family, {}).get(kind, kind)
     module, _, name = target.partition(":")
     if not module or not name or module.startswith("."):
         homes = [other for other, kinds in KINDS.items() if kind in kinds]
         raise LookupError(f"no {family} of kind {kind!r}" + (f" (that is a {homes[0]})" if homes else ""))
     try:
-        loaded = getattr(importlib.import_module(module), name)
+        home = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise LookupError(f"{family} {kind!r} needs module {error.name!r}, which is not installed") from error
-    except AttributeError as error:
-        raise LookupError(f"module {module!r} has no {name!r}") from error
+    except Exception as error:  # the user's own module, which may do anything while it is imported
+        raise LookupError(f"module {module!r} cannot be imported: {_said(error)}") from error
+    if not hasattr(home, name):
+        raise LookupError(f"module {module!r} has no {name!r}")
+    loaded = getattr(home, name)
     if not isinstance(loaded, type):
         raise LookupError(f"{target!r} is not a class")
     return loaded
+
+
+def _said(error: Exception) -> str:
+    """The error and the last line of code that it came through."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error}"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
 
 
 def kind_of(family: str, cls: type[Any]) -> str:

@@ -68,7 +68,10 @@ def _problem(item: Any, place: tuple[Any, ...], data: Any, root: type[Component]
                 return Problem(where, "needs a kind", f"write {{kind: {context['given']}}}")
             return Problem(where, "needs a kind", f"one of: {', '.join(sorted(kinds))}" if kinds else "")
         case "kind_unknown":
-            return Problem(where, context["why"], nearest(context["given"], KINDS.get(context["family"], {})))
+            given = context["given"]  # "module:Class" is resembled by none of our names
+            return Problem(
+                where, context["why"], "" if ":" in given else nearest(given, KINDS.get(context["family"], {}))
+            )
         case "kind":
             return Problem(where, item["msg"])
     given = repr(item["input"])

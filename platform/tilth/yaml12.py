@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import yaml
 
 from tilth.errors import Problem, RecipeError
 
+#: values in one recipe; anchors that repeat anchors make billions out of ten lines
+MOST_VALUES = 250_000
 _TAG = "tag:yaml.org,2002:"
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _INT = re.compile(r"^[-+]?[0-9][0-9_]*$")
@@ -53,14 +56,7 @@ def parse(text: str, name: str = "recipe") -> tuple[dict[str, Any], dict[str, in
     """
     lines: dict[str, int] = {}
     try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            # before construction, which folds `<<: *defaults` into the mapping as if it had been written there
-            twice = [f"line {line}: {path}" for path, line in _walk(node) if _known(lines, path, line)]
-            data = loader.construct_document(node) if node is not None else None
-        finally:
-            loader.dispose()
+        data, twice = _constructed(text, lines)
     except yaml.YAMLError as error:
         raise RecipeError([Problem(name, f"is not valid YAML: {error}")]) from error
     if not isinstance(data, dict):
@@ -73,7 +69,7 @@ def parse(text: str, name: str = "recipe") -> tuple[dict[str, Any], dict[str, in
 def scalar(text: str) -> Any:
     """The value of an override's right-hand side: `16`, `1e-4`, `true`, `[a, b]`, else text."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        return _unshared(_constructed(text, {})[0])
     except yaml.YAMLError:
         return text
 
@@ -81,6 +77,25 @@ def scalar(text: str) -> Any:
 def dump(data: Any) -> str:
     """Plain data as YAML that `parse` reads back equal."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _constructed(text: str, lines: dict[str, int]) -> tuple[Any, list[str]]:
+    """The value of a document and the places of keys that stand twice in it; notes each path's line in `lines`."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        # before construction, which folds `<<: *defaults` into the mapping as if it had been written there
+        places = islice(_walk(node), MOST_VALUES + 1)
+        twice = [f"line {line}: {path}" for path, line in places if _known(lines, path, line)]
+        if len(lines) + len(twice) > MOST_VALUES:
+            raise yaml.YAMLError(f"it holds more than {MOST_VALUES:,} values")
+        return loader.construct_document(node) if node is not None else None, twice
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deep") from None
+    except ValueError as error:  # a tag that its value does not bear, a number of 5,000 digits
+        raise yaml.YAMLError(str(error)) from error
+    finally:
+        loader.dispose()
 
 
 def _walk(node: Any, path: str = "", above: tuple[Any, ...] = ()) -> Iterator[tuple[str, int]]:
