@@ -1,29 +1,26 @@
-"""Rows a second of contextual substitution: ours beside nlpaug on the same weights, rows and share of words.
+"""Contextual substitution: ours beside nlpaug on the same weights, rows and share of words.
 
-    python tests/bench/contextual.py --peer PEER_VENV/bin/python [--model DIR] [--rows 64] [--json]
+The peer environment, given as `--peer PEER_VENV/bin/python`: Python 3.11 with nlpaug 1.1.11, torch 2.13.0 (CPU),
+transformers 4.57.6 (nlpaug does not work with 5), numpy 2.4.6, requests, pandas. TextAttack 0.3.10 would go into it
+as well, but asks for flair, which asks for a sentencepiece that builds from source only and does not build with
+present compilers; so it is not measured.
 
-PEER_VENV is an environment with torch, nlpaug 1.1.11 and the transformers that it works with (<5). Without --model
-the weights are all-MiniLM-L6-v2 with a language-modelling head: what is measured is speed, not taste.
+The weights are all-MiniLM-L6-v2 with a language-modelling head, untrained: what is measured is speed, not taste.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import json
-import os
 import re
-import sys
+import subprocess
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
-from paired import Worker, paired, serve
+from tests.bench.paired import Facts, Worker, paired, serve_one, timed
+from tests.bench.result import Options, Result, banking_texts, compared
 
+SUMMARY = "masked-LM substitutions, over nlpaug's"
 # nlpaug's own default
 SHARE = 0.3
 Augment = Callable[[list[str]], list[str]]
@@ -61,28 +58,34 @@ def nlpaug_rows(model: str) -> Augment:
     return lambda texts: [augment([text])[0] for text in texts]
 
 
-SIDES: dict[str, Callable[[str], Augment]] = {
+ENGINES: dict[str, Callable[[str], Augment]] = {
     "ours": ours,
-    "ours-one-round": lambda model: ours(model, rounds=1),
-    "nlpaug-list": nlpaug_list,
-    "nlpaug-rows": nlpaug_rows,
+    "ours, one round": lambda model: ours(model, rounds=1),
+    "nlpaug, list mode": nlpaug_list,
+    "nlpaug, row by row": nlpaug_rows,
 }
-PAIRS = (("ours", "nlpaug-list"), ("ours", "nlpaug-rows"), ("ours-one-round", "nlpaug-list"))
+PAIRS = (
+    ("ours", "nlpaug, list mode", 12.0),
+    ("ours", "nlpaug, row by row", 25.0),
+    ("ours, one round", "nlpaug, list mode", None),
+)
 
 
-def work(side: str, model: str, texts: list[str], threads: int) -> Callable[[], dict[str, Any]]:
+def side(name: str, arguments: Sequence[str]) -> Callable[[], Facts]:
     """One measurement: rows a second, and how many words were changed."""
     import torch
 
-    torch.set_num_threads(threads)
-    augment = SIDES[side](model)
+    # one thread on both sides: small batches gain nothing from more, and a busy machine weighs less
+    torch.set_num_threads(1)
+    model, rows = arguments
+    texts = [text.strip() for text in banking_texts(int(rows))]
+    augment = ENGINES[name](model)
 
-    def once() -> dict[str, Any]:
-        start = time.perf_counter()
-        made = augment(texts)
-        seconds = time.perf_counter() - start
+    def once() -> Facts:
+        made: list[str] = []
+        facts = timed(len(texts), lambda: made.extend(augment(texts)))
         words = sum((_words(new) - _words(old)).total() for old, new in zip(texts, made, strict=True))
-        return {"figure": len(texts) / seconds, "words": words}
+        return {**facts, "words": words}
 
     return once
 
@@ -103,49 +106,25 @@ def weights(folder: str) -> str:
     return folder
 
 
-def texts_of(shared: Path, count: int) -> list[str]:
-    with open(shared / "data/banking77/train.csv", encoding="utf-8") as handle:
-        rows = list(csv.DictReader(handle))
-    return [row["text"].strip() for row in rows[:: max(1, len(rows) // count)]][:count]
+def missing(options: Options) -> str | None:
+    if options.peer is None:
+        return "needs --peer, the python of an environment with nlpaug (tests/bench/contextual.py says which)"
+    done = subprocess.run([options.peer, "-c", "import nlpaug"], capture_output=True, text=True)
+    return None if done.returncode == 0 else f"{options.peer} cannot import nlpaug: {done.stderr.strip()[-200:]}"
 
 
-def compare(options: argparse.Namespace) -> dict[str, Any]:
+def measure(options: Options) -> Iterator[Result]:
+    rows = str(options.size(64, 256))
     with tempfile.TemporaryDirectory() as folder:
-        model = options.model or weights(folder)
-        found: dict[str, Any] = {"rows": options.rows, "threads": options.threads}
-        for side, peer in PAIRS:
+        model = weights(folder)
+        for name, peer, aim in PAIRS:
             with ExitStack() as stack:
-                command = [__file__, "--model", model, "--rows", str(options.rows), "--threads", str(options.threads)]
-                a = stack.enter_context(Worker([sys.executable, *command, "--serve", side]))
-                b = stack.enter_context(Worker([options.peer, *command, "--serve", peer]))
-                result = paired(a, b, options.rounds)
-                words = {"words_ours": a.facts["words"], "words_peer": b.facts["words"]}
-                found[f"{side} / {peer}"] = {**result.summary(), **words}
-        return found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", default=sys.executable, help="python of the environment with nlpaug")
-    parser.add_argument("--model", help="directory of a BERT with a masked language-modelling head")
-    parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    shared = Path(os.environ.get("TILTH_SHARED", Path(__file__).parents[3] / "shared"))
-    if options.serve:
-        serve(work(options.serve, options.model, texts_of(shared, options.rows), options.threads))
-        return
-    found = compare(options)
-    if options.json:
-        print(json.dumps(found))
-        return
-    for side, peer in PAIRS:
-        figures = found[f"{side} / {peer}"]
-        print(f"{side} {figures['a']:.1f} rows/s, {peer} {figures['b']:.1f} rows/s: {figures['ratio']:.1f} times")
+                a = stack.enter_context(Worker(__spec__.name, name, model, rows))
+                b = stack.enter_context(Worker(__spec__.name, peer, model, rows, python=options.peer or ""))
+                found = paired(a, b, options.rounds)
+            words = f"{found.a[-1]['words']} and {found.b[-1]['words']} words changed"
+            yield compared(f"contextual: {name} / {peer}", found, aim, f"{rows} rows, {words}")
 
 
 if __name__ == "__main__":
-    main()
+    serve_one({name: lambda arguments, name=name: side(name, arguments) for name in ENGINES})  # type: ignore[misc]
