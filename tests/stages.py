@@ -19,6 +19,7 @@ class Number(Stage):
     produces: ClassVar[str] = "dataset"
     value: int = Field(description="The number.")
     workers: int = Field(1, json_schema_extra=EXECUTION, description="Does not change the result.")
+    note: str = Field("", description="Any text.")
     file: DataFiles | None = Field(None, description="A file whose content counts.")
 
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:

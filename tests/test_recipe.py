@@ -120,6 +120,8 @@ stages:
     path = written(text)
     found = faults(path)
     lines = {where.removeprefix(f"{path}:").replace(" ", ""): text for where, text in found.items()}
+    numbers = [int(where.partition(":")[0]) for where in lines]
+    assert numbers == sorted(numbers)
     assert set(lines) == {
         "1:name", "6:stages.fit.batch", "7:stages.fit.rat", "8:stages.fit.rate.value", "8:stages.fit.rate.valu",
         "11:stages.more.data", "12:stages.more.batch", "14:stages.rows", "16:stages.sort",

@@ -135,6 +135,67 @@ def test_the_exit_codes_and_json_of_the_command_line(tmp_path: Path) -> None:
     assert tilth_("show", str(tmp_path / "nowhere"))[0] == 1
 
 
+def spoken(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "tilth", *words], cwd=HERE, capture_output=True, text=True)
+
+
+def test_answers_go_to_stdout_whatever_the_recipe_holds(tmp_path: Path) -> None:
+    good, out = tmp_path / "good.yaml", str(tmp_path / "run")
+    good.write_text(recipe().dump_yaml())
+    Run(out).execute(recipe())
+    override = "stages.one.note=[/red] [bold]"
+    for words in (("plan", override, str(good), "--out", out), ("show", out)):
+        if words[0] == "show":
+            assert spoken("run", "--out", out, str(good), override).returncode == 0
+        done = spoken(*words)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "[/red]" in done.stdout
+
+
+def test_who_stops_reading_sees_no_traceback(tmp_path: Path) -> None:
+    Run(tmp_path).execute(recipe())
+    command = [sys.executable, "-m", "tilth", "show", str(tmp_path), "--json"]
+    with subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as showing:
+        assert showing.stdout is not None
+        assert showing.stderr is not None
+        showing.stdout.close()
+        assert showing.stderr.read() == b""
+
+
+def test_an_error_of_a_stage_is_json_too_and_names_its_place(tmp_path: Path) -> None:
+    good = tmp_path / "good.yaml"
+    good.write_text(recipe("stages.sum.fails=true").dump_yaml())
+    done = spoken("run", str(good), "--out", str(tmp_path / "run"), "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout.splitlines()[-1]) == {"error": "told to fail", "type": "RuntimeError"}
+    assert "stages.py" in done.stderr
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"a": 1}'])
+@pytest.mark.parametrize("file", ["plan.json", "stages/one/*/artifact.json"])
+def test_a_damaged_record_is_named(tmp_path: Path, file: str, content: str) -> None:
+    run = Run(tmp_path)
+    run.execute(recipe())
+    (damaged,) = tmp_path.glob(file)
+    damaged.write_text(content)
+    with pytest.raises(StorageError, match=f"{damaged.name} is not .*; move it away"):
+        run.current()
+    damaged.unlink()
+    assert run.execute(recipe())["twice"].metrics == {"value": 6}
+
+
+@pytest.mark.parametrize("out", ["", "nosuch://bucket/run"])
+def test_a_place_that_cannot_be_is_refused(out: str) -> None:
+    with pytest.raises(StorageError, match=r"names no directory|cannot open nosuch"):
+        Run(out).current()
+
+
+def test_a_file_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="holds no run"):
+        Run(tmp_path / "file").current()
+
+
 def test_a_lock_in_memory_storage_refuses_a_second_holder_and_is_given_back() -> None:
     store = Store.at("memory://locks/one")
     with exclusive(store), pytest.raises(RunLocked, match=f"pid {os.getpid()}"), exclusive(store):

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tilth import ui
-from tilth.errors import RecipeError, TilthError
+from tilth.errors import RecipeError, StageError, TilthError
+
+#: of a traceback, the last so many calls
+FRAMES = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,19 +28,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.path.insert(0, "")  # components of the user's own, as "my_module:MyAugmenter", lie where they work
     ui.use(ui.Reporter("json" if options.json and options.command == "run" else "auto"))
     try:
+        code = _answer(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `tilth show RUN | head`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _answer(options: argparse.Namespace) -> int:
+    try:
         result = _COMMANDS[options.command](options)
     except RecipeError as error:
         _fail(options, {"problems": [vars(problem) for problem in error.problems]}, str(error))
         return error.exit_code
     except TilthError as error:
-        _fail(options, {"error": str(error), "type": type(error).__name__}, f"{type(error).__name__}: {error}")
+        text = f"{type(error).__name__}: {error}{_cause(error)}"
+        _fail(options, {"error": str(error), "type": type(error).__name__}, text)
         return error.exit_code
     except KeyboardInterrupt:
         ui.reporter().say("stopped; what is finished stays, the same command goes on from there")
         return 1
+    except Exception as error:
+        if options.json:
+            print(json.dumps({"error": str(error), "type": type(error).__name__}))
+        raise
     if options.json:
         print(json.dumps(result, indent=None if options.command == "run" else 1, default=str))
     return 0
+
+
+def _cause(error: TilthError) -> str:
+    """Where a stage's error came from, for the author of the component that raised it."""
+    if not isinstance(error, StageError) or error.__cause__ is None:
+        return ""
+    return "\n" + "".join(traceback.format_exception(error.__cause__, limit=-FRAMES, chain=False)).rstrip()
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -43,8 +71,12 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     options, rest = parser.parse_known_args(argv)
     if rest and (not hasattr(options, "overrides") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options.overrides = [*options.overrides, *rest]
+    if hasattr(options, "overrides"):
+        words = [options.recipe, *options.overrides, *rest]
+        if not Path(options.recipe).exists():  # an override may stand before the recipe
+            options.recipe = next((word for word in words if "=" not in word), words[0])
+        words.remove(options.recipe)
+        options.overrides = words
     return options
 
 
@@ -95,7 +127,7 @@ def _plan(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     rows = plan(load(options.recipe, options.overrides), options.out)
     if not options.json:
-        ui.reporter().console.print(plan_table(rows))
+        ui.answer(plan_table(rows))
     return rows
 
 
@@ -120,11 +152,11 @@ def _show(options: argparse.Namespace) -> dict[str, Any]:
 
         found = lineage(Run(options.run), options.row)
         if not options.json:
-            ui.reporter().console.print(lineage_tree(found))
+            ui.answer(lineage_tree(found))
         return found
     summary = show(Run(options.run))
     if not options.json:
-        ui.reporter().console.print(run_table(summary))
+        ui.answer(run_table(summary))
     return summary
 
 

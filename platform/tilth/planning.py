@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from tilth.recipe import Recipe
@@ -39,7 +40,7 @@ def plan_table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         cost = row["estimate"]
         table.add_row(
-            row["stage"], row["kind"], "reuse" if row["reused"] else "run", row["why"],
+            row["stage"], escape(row["kind"]), "reuse" if row["reused"] else "run", escape(row["why"]),
             _number(cost.get("rows")), _number(cost.get("tokens")),
             _time(cost.get("seconds")), _memory(cost.get("gib")),
         )  # fmt: skip
@@ -62,11 +63,12 @@ def show(run: Run) -> dict[str, Any]:
 
 
 def run_table(summary: dict[str, Any]) -> Table:
-    table = Table("stage", "state", "why", "counts", "metrics", "time", title=summary["run"])
+    table = Table("stage", "state", "why", "counts", "metrics", "time", title=escape(summary["run"]))
     for row in summary["stages"]:
         table.add_row(
-            row["stage"], row["state"], row["why"], _pairs(row["counts"]), _pairs(row["metrics"]), _time(row["seconds"])
-        )
+            row["stage"], row["state"], escape(row["why"]),
+            escape(_pairs(row["counts"])), escape(_pairs(row["metrics"])), _time(row["seconds"]),
+        )  # fmt: skip
     return table
 
 

@@ -110,6 +110,7 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[st
     except ValidationError as error:
         found = problems(error, data, Recipe) + _sound_part(data)
     if found:
+        found.sort(key=lambda problem: _line(problem, lines))
         changed = [override.partition("=")[0].strip() for override in overrides]
         raise RecipeError([_located(problem, lines, str(source), changed) for problem in found])
     return recipe
@@ -183,6 +184,12 @@ def _located(problem: Problem, lines: Mapping[str, int], name: str, changed: Seq
         return Problem(f"override {path}", problem.what, problem.mend)
     if not lines:
         return problem
+    return Problem(f"{name}:{_line(problem, lines)}: {problem.where}", problem.what, problem.mend)
+
+
+def _line(problem: Problem, lines: Mapping[str, int]) -> int:
+    """The line of the faulty value, or of the nearest thing around it that is written."""
+    path = problem.where
     while path and path not in lines:
         path = path.rpartition(".")[0]
-    return Problem(f"{name}:{lines.get(path, 1)}: {problem.where}", problem.what, problem.mend)
+    return lines.get(path, 1)

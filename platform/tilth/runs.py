@@ -55,8 +55,7 @@ class Artifact:
     @staticmethod
     def read(store: Store) -> Artifact | None:
         """The artifact under `store`, None where the stage did not finish."""
-        data = store.read_json(ARTIFACT)
-        return None if data is None else Artifact(store=store, **data)
+        return store.read_as(ARTIFACT, lambda data: Artifact(store=store, **data))
 
 
 @dataclass(frozen=True)
@@ -189,10 +188,13 @@ class Run:
 
     def current(self) -> dict[str, Artifact]:
         """The artifacts of the last run's plan that are finished, by stage name, in order."""
-        plan = self.store.read_json("plan.json")
-        if plan is None:
+
+        def directories(plan: Any) -> dict[str, Store]:
+            return {row["stage"]: self.store.sub(f"stages/{row['stage']}/{row['fingerprint'][:16]}") for row in plan}
+
+        stores = self.store.read_as("plan.json", directories)
+        if stores is None:
             raise StorageError(f"{self.store.url} holds no run: there is no plan.json; give the --out of a tilth run")
-        stores = {row["stage"]: self.store.sub(f"stages/{row['stage']}/{row['fingerprint'][:16]}") for row in plan}
         found = {name: Artifact.read(store) for name, store in stores.items()}
         return {name: artifact for name, artifact in found.items() if artifact is not None}
 

@@ -16,11 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import fsspec
 
 from tilth.errors import StorageError
+
+Built = TypeVar("Built")
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,18 @@ class Store:
     def at(url: str | Path) -> Store:
         """The store at a path or URI; a local path is made absolute so that workers agree on it."""
         text = str(url)
+        if not text.strip():
+            raise StorageError("an empty text names no directory; give a path or a URI such as s3://bucket/run")
         if text.startswith("file://"):
             text = text.removeprefix("file://")
         return Store(text.rstrip("/") if "://" in text else str(Path(text).expanduser().resolve()))
 
     @cached_property
     def _target(self) -> tuple[Any, str]:
-        fs, root = fsspec.core.url_to_fs(self.url)
+        try:
+            fs, root = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:  # a protocol that is unknown, or whose package is missing
+            raise StorageError(f"cannot open {self.url}: {error}") from error
         return fs, root
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,14 +99,25 @@ class Store:
         """Parsed JSON of `name`, None where it does not exist; StorageError when it is damaged."""
         try:
             data = self.read(name)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise StorageError(f"cannot read {self.at_url(name)}: {error.strerror or error}") from error
         try:
             return json.loads(data)
         except ValueError as error:
             raise StorageError(
                 f"{self.at_url(name)} is not valid JSON ({error}); move it away to begin anew"
             ) from error
+
+    def read_as(self, name: str, build: Callable[[Any], Built]) -> Built | None:
+        """What `build` makes of the JSON in `name`, None where it does not exist; StorageError when it is damaged."""
+        data = self.read_json(name)
+        try:
+            return None if data is None else build(data)
+        except (TypeError, KeyError, AttributeError) as error:
+            url = self.at_url(name)
+            raise StorageError(f"{url} is not what Tilth wrote ({error}); move it away to begin anew") from error
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file, or leave what was there."""

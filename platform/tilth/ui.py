@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import Progress
 
 Advance = Callable[[int], None]
@@ -107,3 +107,10 @@ def reporter() -> Reporter:
 def use(new: Reporter) -> None:
     """Make `new` the reporter in force."""
     _current[:] = [new]
+
+
+def answer(table: RenderableType) -> None:
+    """A table or tree that was asked for, on stdout."""
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=True).print(table)

@@ -50,11 +50,15 @@ class Dataset:
     def open(source: Store | Artifact) -> Dataset:
         """The dataset under a store or of an artifact; StorageError where none is finished."""
         store = source if isinstance(source, Store) else source.store
-        data = store.read_json(MANIFEST)
-        if data is None:
+
+        def build(data: Any) -> Dataset:
+            shards = {key: tuple(Shard(**shard) for shard in data[key]) for key in ("shards", "rejected")}
+            return Dataset(store, data["row_type"], shards["shards"], shards["rejected"], data["counts"])
+
+        found = store.read_as(MANIFEST, build)
+        if found is None:
             raise StorageError(f"{store.url} holds no finished dataset: there is no {MANIFEST}")
-        shards = {key: tuple(Shard(**shard) for shard in data[key]) for key in ("shards", "rejected")}
-        return Dataset(store, data["row_type"], shards["shards"], shards["rejected"], data["counts"])
+        return found
 
     def save(self) -> None:
         """Write the manifest: from this instant on the dataset exists."""
