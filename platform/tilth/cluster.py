@@ -80,6 +80,8 @@ def ray_ready(num_cpus: int | None = None) -> Any:
         # Ray reads both while it is imported; work that runs out of memory is for the ledger to isolate
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_task_oom_retries", "0")
+        # a local Ray's workers are the work: at Ray's own niceness of 15 any other process starves them
+        os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
     if not ray.is_initialized():
