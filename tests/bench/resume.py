@@ -7,6 +7,7 @@ had only just begun when the kill came counts whole.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -77,6 +78,8 @@ def _redone(rows: int, workers: int) -> tuple[int, int]:
             if first.poll() is not None:
                 raise RuntimeError(f"the run ended with {first.returncode} before it was killed")
             time.sleep(0.005)
+        # at any moment of a unit, not just after a commit
+        time.sleep(random.uniform(0, 0.5))
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
