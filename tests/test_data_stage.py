@@ -15,6 +15,7 @@ import pytest
 import tilth
 from tilth.data.dataset import Dataset
 from tilth.errors import QuarantineError, RecipeError, StageError
+from tilth.planning import plan
 from tilth.runs import Artifact
 
 
@@ -283,3 +284,30 @@ def test_the_sample_that_ships_with_the_examples(tmp_path, root: Path):
     assert len(artifact.counts["labels"]) == 10
     assert balanced(artifact.counts)
     assert "CC-BY-4.0" in (folder / "README.md").read_text()
+
+
+def planned(out: Path | None, data: dict[str, Any], *overrides: str) -> list[dict[str, float]]:
+    eda = {"kind": "augment", "data": "@data", "steps": [{"kind": "eda", "variants": 2}]}
+    whole = tilth.load(
+        {"name": "x", "stages": {"data": {"kind": "data", "row": "text", **data}, "more": eda}}, overrides
+    )
+    return [row["estimate"] for row in plan(whole, out)]
+
+
+def test_a_plan_says_the_rows_that_it_can_know_and_no_others(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a card"}\n' * 7)
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a card"}\n'))
+    lines = {"source": {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl")}}
+    assert planned(None, lines) == [{"rows": 7}, {"rows": 21}]
+    assert planned(None, {"source": {"kind": "inline", "rows": [{"text": "a"}]}}) == [{"rows": 1}, {"rows": 3}]
+    assert planned(None, lines, "stages.data.sample.rows=2") == [{}, {}]
+    assert planned(None, {"source": {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl.gz")}}) == [{}, {}]
+
+
+def test_a_plan_takes_rows_and_time_from_what_was_done(tmp_path):
+    data = {"source": {"kind": "inline", "rows": [{"text": "a"}, {"text": "a"}]}}
+    tilth.run({"name": "x", "stages": {"data": {"kind": "data", "row": "text", **data}}}, tmp_path)
+    assert planned(tmp_path, data)[0] == {"rows": 1, "seconds": 0.0}
+    changed = planned(tmp_path, data, "stages.data.clean.duplicates=keep")[0]
+    assert changed["rows"] == 2
+    assert changed["seconds"] > 0

@@ -106,3 +106,11 @@ def test_a_run_without_datasets_says_so(tmp_path: Path):
     run.store.write_json("plan.json", [])
     with pytest.raises(TilthError, match="no rows at all"):
         lineage(run, "a")
+
+
+def test_a_file_that_is_gone_is_named(tmp_path: Path):
+    run = Run(tmp_path)
+    finish_stage(run, "data", [original("h", "train", {"text": "a", "label": "x"})], [])
+    next(tmp_path.rglob("*.parquet")).unlink()
+    with pytest.raises(TilthError, match=r"parquet is missing; remove its stage"):
+        lineage(run, "h")

@@ -15,11 +15,11 @@ from tilth.runs import Artifact, Run, Step
 def plan(recipe: Recipe, out: str | Path | None) -> list[dict[str, Any]]:
     """One mapping per stage: reused or run, why, and the estimated cost where it is known."""
     run = Run(out if out is not None else Path("/nonexistent"))
-    rows: dict[str, int] = {}
+    rows: dict[str, float] = {}
     table = []
     for step in run.plan(recipe):
-        estimate = _estimate(step, rows)
-        rows[step.name] = int(estimate.get("rows", 0))
+        estimate = _estimate(run, step, rows)
+        rows[step.name] = estimate.get("rows", 0)
         table.append({
             "stage": step.name, "kind": step.stage.kind, "reused": step.reused, "why": step.why,
             "fingerprint": step.fingerprint[:16], "estimate": estimate,
@@ -27,12 +27,19 @@ def plan(recipe: Recipe, out: str | Path | None) -> list[dict[str, Any]]:
     return table
 
 
-def _estimate(step: Step, rows: dict[str, int]) -> dict[str, float]:
-    """From the finished artifact where there is one, else the stage's own rough figures."""
+def _estimate(run: Run, step: Step, rows: dict[str, float]) -> dict[str, float]:
+    """From the finished artifact where there is one, else the stage's own rough figures; what is unknown is absent.
+
+    The time is that of the latest finished version of the stage, in proportion to the rows.
+    """
     if step.reused and (artifact := Artifact.read(step.store)) is not None:
         return {"rows": artifact.counts.get("accepted", 0), "seconds": 0.0}
-    upstream = [rows[ref.stage] for _, ref in step.stage.refs()]
-    return step.stage.estimate(max(upstream, default=0))
+    upstream = max((rows[ref.stage] for _, ref in step.stage.refs()), default=0)
+    found = {name: value for name, value in step.stage.estimate(int(upstream)).items() if value}
+    if (earlier := run.artifacts(step.name)) and "seconds" not in found:
+        before = earlier[-1].counts.get("inputs", 0)
+        found["seconds"] = earlier[-1].seconds * (upstream / before if upstream and before else 1)
+    return found
 
 
 def plan_table(rows: list[dict[str, Any]]) -> Table:

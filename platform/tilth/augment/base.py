@@ -11,6 +11,7 @@ from pydantic import Field
 
 from tilth.data.schema import Row, added, row_seed
 from tilth.data.transform import Inputs, RowsFunction, Transform
+from tilth.errors import StageError
 
 if TYPE_CHECKING:
     from tilth.data.transform import Fitted
@@ -70,6 +71,8 @@ class Augmenter(Transform):
         def augment(rows: list[Row]) -> list[Row]:
             samples = [self._sample(row) for row in rows if row["parent"] is None and row["reason"] is None]
             made = make(samples)
+            if len(made) != len(samples):
+                raise StageError(f"{self.kind} gave variants of {len(made)} rows when asked for {len(samples)}")
             children = [c for sample, texts in zip(samples, made, strict=True) for c in self._children(sample, texts)]
             return [*rows, *children]
 
@@ -83,8 +86,17 @@ class Augmenter(Transform):
         for number, item in enumerate(texts):
             variant = Variant(item) if isinstance(item, str) else item
             seed = row_seed(self.seed, sample.id, self.via)
-            child = added(sample.row, self.via, number, seed, self.made_by, **{self.field: variant.text})
-            yield {**child, "reason": variant.reason, "meta": dict(variant.meta)}
+            text = variant.text.encode("utf-8", "replace").decode()  # a lone surrogate could not be stored
+            child = added(sample.row, self.via, number, seed, self.made_by, **{self.field: text})
+            yield {**child, "reason": variant.reason or unfit(variant.text), "meta": dict(variant.meta)}
+
+
+def unfit(text: str) -> str | None:
+    """Why a new text is none, whoever made it: nothing to read, or characters that no row may hold."""
+    if not text.strip():
+        return "empty"
+    bad = next((char for char in text if char == "\x00" or "\ud800" <= char <= "\udfff"), None)
+    return bad and f"bad_character: holds U+{ord(bad):04X}"
 
 
 @dataclass(frozen=True)
@@ -125,6 +137,8 @@ class Filter(Transform):
             by_id = {row["id"]: row for row in rows}
             pending = [row for row in rows if row["parent"] in by_id and row["reason"] is None]
             verdicts = judge([self._candidate(row, by_id[row["parent"]]) for row in pending])
+            if len(verdicts) != len(pending):
+                raise StageError(f"{self.kind} gave {len(verdicts)} verdicts on {len(pending)} rows")
             for row, verdict in zip(pending, verdicts, strict=True):
                 row["reason"] = verdict.reason
                 row["meta"] = {**row["meta"], **verdict.meta}

@@ -101,7 +101,10 @@ class Dataset:
 
         paths = [self.store.path(shard.name) for shard in (*self.shards, *self.rejected)]
         schema = arrow_schema(self.row_type)
-        return arrow.dataset(paths, schema=schema, format="parquet", filesystem=self.store.fs)
+        try:
+            return arrow.dataset(paths, schema=schema, format="parquet", filesystem=self.store.fs)
+        except FileNotFoundError as error:
+            raise StorageError(f"{error} is missing; remove its stage and run again") from error
 
     def _tables(self, shards: Sequence[Shard], columns: Sequence[str] | None) -> Iterator[pa.Table]:
         import pyarrow as pa

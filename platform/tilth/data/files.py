@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -51,6 +52,14 @@ def _fixed_part(pattern: str) -> str:
     parts = pattern.split("/")
     wild = next(index for index, part in enumerate(parts) if any(mark in part for mark in _WILD))
     return "/".join(parts[:wild]) or "/"
+
+
+def count_lines(file: str) -> int | None:
+    """Lines of a plain local file, at the speed of reading it; None for others."""
+    if "://" in file or file.endswith((".gz", ".bz2", ".zst")):
+        return None
+    with open(file, "rb") as handle:
+        return sum(data.count(b"\n") for data in iter(partial(handle.read, 1 << 20), b""))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import AfterValidator, Field
 
 from tilth.config import Component, DataFiles, DataPath
-from tilth.data.files import local_files, no_match, opened, remote_files
+from tilth.data.files import count_lines, local_files, no_match, opened, remote_files
 from tilth.errors import Problem, StorageError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Source(Component, family="source"):
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="Our column: theirs, such as {text: question, id: uid}; a dotted path (answers.0.text) looks "
-        "inside. Columns left out have the same name on both sides.",
+        "inside. Columns left out have the same name on both sides; ids come from the content unless id is here.",
     )
     carry: tuple[str, ...] = Field((), description="Their columns to keep in each row's meta.")
     task: str | None = Field(None, description="Name of the task, where several are mixed.")
@@ -61,6 +61,10 @@ class Source(Component, family="source"):
 
     def peek(self) -> list[str] | None:
         """The source's columns where they can be had in milliseconds, else None."""
+        return None
+
+    def count(self) -> int | None:
+        """About how many records there are, where that can be had without parsing them; else None."""
         return None
 
     def first_pieces(self) -> list[Piece]:
@@ -146,6 +150,10 @@ class Text(Files):
         if "://" in self.path or local_files(self.path)[0][0].endswith(".zst"):
             return None
         return self.first_columns()
+
+    def count(self) -> int | None:
+        counts = [] if "://" in self.path else [count_lines(file) for file, _ in self.files()]
+        return sum(count or 0 for count in counts) if counts and None not in counts else None
 
 
 class Jsonl(Text):
@@ -238,6 +246,9 @@ class Inline(Source):
 
     def peek(self) -> list[str] | None:
         return self.first_columns()
+
+    def count(self) -> int | None:
+        return len(self.rows)
 
 
 def _plain(value: Any) -> Any:

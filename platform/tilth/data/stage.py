@@ -85,6 +85,11 @@ class Data(Stage):
         ]
         return [Problem(f"{where}.{p.where}", p.what, p.mend or "map it in columns") for p in problems]
 
+    def estimate(self, rows: int) -> dict[str, float]:
+        """The records of the sources, as far as a glance tells; what a sample keeps of them is not known before."""
+        counts = [source.count() for source in self._named().values()]
+        return {} if self.sample or None in counts else {"rows": sum(count or 0 for count in counts)}
+
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
         from tilth.data.finish import finished
 
