@@ -46,7 +46,7 @@ def _answer(options: argparse.Namespace) -> int:
         text = f"{type(error).__name__}: {error}{_cause(error)}"
         _fail(options, {"error": str(error), "type": type(error).__name__}, text)
         return error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ray Train answers Ctrl-C with exit(0), as if all were done
         ui.reporter().say("stopped; what is finished stays, the same command goes on from there")
         return 1
     except Exception as error:
