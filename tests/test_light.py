@@ -39,11 +39,12 @@ LAYERS = (
     ("config", "yaml12", "problems"),
     ("recipe", "runs", "storage", "lock", "ui", "cluster", "content", "models", "hub", "carriers", "packages"),
     ("data",),
+    ("generate",),
     ("augment", "train", "evaluate", "search"),
     ("report", "planning"),
     ("cli", "__main__", "__init__"),
 )
-SIBLINGS = set(LAYERS[4])
+SIBLINGS = set(LAYERS[5])
 
 
 @pytest.fixture

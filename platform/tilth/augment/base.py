@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from tilth.data.schema import Row, added, row_seed
+from tilth.data.schema import NEW, Row, added, row_seed
 from tilth.data.transform import Inputs, RowsFunction, Transform
 from tilth.errors import StageError
 
@@ -41,7 +41,7 @@ VariantsFunction = Callable[[list[Sample]], Sequence[Sequence[Variant | str]]]
 
 
 class Augmenter(Transform):
-    """Adds rows made from the originals. Write `load_variants`; see `tilth/augment/eda.py` for the shortest one."""
+    """Adds rows made from those that the stage is given. Write `load_variants`; `eda.py` is the shortest one."""
 
     name: str = Field("", pattern=r"^[a-z0-9_-]*$", description="Name in lineage and reports; default: its kind.")
     field: str = Field("text", description="The column that is changed.")
@@ -69,7 +69,7 @@ class Augmenter(Transform):
         """The function on rows for one on samples. An augmenter with a `fit` calls it from a `load` of its own."""
 
         def augment(rows: list[Row]) -> list[Row]:
-            samples = [self._sample(row) for row in rows if row["parent"] is None and row["reason"] is None]
+            samples = [self._sample(row) for row in rows if not row.get(NEW) and row["reason"] is None]
             made = make(samples)
             if len(made) != len(samples):
                 raise StageError(f"{self.kind} gave variants of {len(made)} rows when asked for {len(samples)}")
@@ -101,10 +101,10 @@ def unfit(text: str) -> str | None:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An added row before a filter, beside the text that it was made from."""
+    """An added row before a filter, beside the text that it was made from; None where it was made from no row."""
 
     text: str
-    parent_text: str
+    parent_text: str | None
     label: str | None
     row: Row = field(repr=False)
 
@@ -122,7 +122,7 @@ VerdictsFunction = Callable[[list[Candidate]], Sequence[Verdict]]
 
 
 class Filter(Transform):
-    """Drops added rows for a named reason; originals always stay. Write `load_verdicts`."""
+    """Drops rows that were added in this stage, for a named reason; those it was given stay. Write `load_verdicts`."""
 
     field: str = Field("text", description="The column that is judged.")
 
@@ -135,8 +135,8 @@ class Filter(Transform):
 
         def gate(rows: list[Row]) -> list[Row]:
             by_id = {row["id"]: row for row in rows}
-            pending = [row for row in rows if row["parent"] in by_id and row["reason"] is None]
-            verdicts = judge([self._candidate(row, by_id[row["parent"]]) for row in pending])
+            pending = [row for row in rows if row.get(NEW) and row["reason"] is None]
+            verdicts = judge([self._candidate(row, by_id.get(row["parent"])) for row in pending])
             if len(verdicts) != len(pending):
                 raise StageError(f"{self.kind} gave {len(verdicts)} verdicts on {len(pending)} rows")
             for row, verdict in zip(pending, verdicts, strict=True):
@@ -146,5 +146,6 @@ class Filter(Transform):
 
         return gate
 
-    def _candidate(self, row: Row, parent: Row) -> Candidate:
-        return Candidate(row[self.field], parent[self.field], row.get("label"), row)
+    def _candidate(self, row: Row, parent: Row | None) -> Candidate:
+        parent_text = None if parent is None else parent.get(self.field)
+        return Candidate(row[self.field], parent_text, row.get("label"), row)

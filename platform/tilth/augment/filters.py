@@ -44,6 +44,8 @@ class Length(Filter):
             return f"too_short: {count} words < {self.min_words}"
         if count > self.max_words:
             return f"too_long: {count} words > {self.max_words}"
+        if candidate.parent_text is None:
+            return None
         ratio = count / max(1, len(words(candidate.parent_text)))
         if ratio < self.min_ratio:
             return f"too_short: {ratio:.2f} of its parent's words < {self.min_ratio:g}"
@@ -60,7 +62,7 @@ class Language(Filter):
     for an unjudged row. Reason: `wrong_language`.
     """
 
-    languages: tuple[str, ...] = Field((), description="ISO 639-1 codes that are expected; none: the parent's own.")
+    languages: tuple[str, ...] = Field((), description="ISO 639-1 codes that are expected; none: the parent's own (a row without one stays).")
     min_probability: float = Field(0.3, gt=0.0, le=1.0, description="Least probability of the expected languages.")
     min_words: int = Field(6, ge=1, description="Texts with fewer words are too short to judge.")
 
@@ -73,12 +75,13 @@ class Language(Filter):
         return lambda candidates: [self._verdict(item, probabilities) for item in candidates]
 
     def _verdict(self, candidate: Candidate, probabilities: Probabilities) -> Verdict:
-        judged = (candidate.text,) if self.languages else (candidate.text, candidate.parent_text)
-        if any(len(words(text)) < self.min_words for text in judged):
+        parent = None if self.languages else candidate.parent_text
+        judged = [text for text in (candidate.text, parent) if text is not None]
+        if any(len(words(text)) < self.min_words for text in judged) or (parent is None and not self.languages):
             return Verdict(meta={"language": None})
         found = probabilities(candidate.text)
         best = _likeliest(found)
-        expected = self.languages or (_likeliest(probabilities(candidate.parent_text)),)
+        expected = self.languages or (_likeliest(probabilities(parent or "")),)
         share = sum(found.get(code, 0.0) for code in expected)
         reason = None
         if share < self.min_probability:

@@ -66,7 +66,7 @@ class NearDuplicates(Transform):
         text = row.get(self.field)
         if not isinstance(text, str):
             raise StageError(f"near_duplicates: row {row['id']!r} has no text in column {self.field!r}; set `field`")
-        return _Text(row["id"], row["split"], row["parent"] is not None, text)
+        return _Text(row["id"], row["split"], row["via"] is not None, text)
 
     def _droppable(self, item: _Text) -> bool:
         return item.added or self.originals

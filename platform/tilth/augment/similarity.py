@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from tilth.augment.base import Candidate, Filter, Verdict, VerdictsFunction
+from tilth.augment.base import KEEP, Candidate, Filter, Verdict, VerdictsFunction
 from tilth.config import EXECUTION, ModelRef
 from tilth.data.embeddings import DEFAULT_MODEL, embedder
 from tilth.data.transform import Inputs
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Similarity(Filter):
-    """Keeps added rows whose sentence embedding is near the parent's, but not the same.
+    """Keeps added rows whose sentence embedding is near the parent's, but not the same; rows without a parent stay.
 
     `meta.cosine` is recorded with every row that is judged, 4 decimals. Reasons: `meaning_lost`, `nothing_gained`.
     """
@@ -38,9 +38,10 @@ class Similarity(Filter):
         model = embedder(inputs.model(self.model), self.batch_tokens)
 
         def judge(candidates: list[Candidate]) -> list[Verdict]:
-            vectors = model.encode([c.text for c in candidates] + [c.parent_text for c in candidates])
-            made, parents = vectors[: len(candidates)], vectors[len(candidates) :]
-            return [self._verdict(float(cosine)) for cosine in (made * parents).sum(axis=1)]
+            pairs = [(c.text, c.parent_text) for c in candidates if c.parent_text is not None]
+            vectors = model.encode([text for text, _ in pairs] + [parent for _, parent in pairs])
+            cosines = iter((vectors[: len(pairs)] * vectors[len(pairs) :]).sum(axis=1))
+            return [KEEP if c.parent_text is None else self._verdict(float(next(cosines))) for c in candidates]
 
         return judge
 

@@ -27,6 +27,7 @@ class Augment(Stage):
     """Rows in, the same rows and new ones out. Other splits pass through untouched, so nothing leaks into them."""
 
     produces: ClassVar[str] = "dataset"
+    version: ClassVar[int] = 2  # rows that an earlier stage added are augmented too
 
     data: DatasetRef = Field(description='The dataset, as "@stage".')
     steps: tuple[Transform, ...] = Field(min_length=1, description="Augmenters and filters, applied in this order.")

@@ -55,7 +55,7 @@ def accepted_rows(ledger: Ledger, *, added: bool = False) -> Iterator[Row]:
 
     for table in ledger.tables():
         keep = pc.is_null(table["reason"])
-        yield from from_table(table.filter(pc.and_(keep, pc.is_valid(table["parent"])) if added else keep))
+        yield from from_table(table.filter(pc.and_(keep, pc.is_valid(table["via"])) if added else keep))
 
 
 def finish(

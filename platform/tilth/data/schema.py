@@ -42,6 +42,9 @@ LINEAGE: dict[str, str] = {
 }
 SPLITS = ("train", "validation", "test")
 
+#: A key of rows that were made in the unit at hand, beside those that it was given; never stored.
+NEW = "new"
+
 
 def arrow_schema(row_type: str) -> pa.Schema:
     """The declared Arrow schema of a dataset with this payload."""
@@ -81,7 +84,12 @@ def original(row_id: str, split: str, payload: Mapping[str, Any], meta: Mapping[
 def added(parent: Row, via: str, number: int, seed: int, model: str | None, **changes: Any) -> Row:
     """A new row made from `parent`: same root, split and payload but for `changes`."""
     lineage = {"id": f"{parent['id']}/{via}.{number}", "parent": parent["id"], "via": via}
-    return {**parent, **lineage, "seed": seed, "model": model, "reason": None, "meta": {}, **changes}
+    return {**parent, **lineage, "seed": seed, "model": model, "reason": None, "meta": {}, NEW: True, **changes}
+
+
+def generated(row_id: str, via: str, seed: int, model: str | None, payload: Mapping[str, Any]) -> Row:
+    """A new row that no row was the pattern of: its own root, for training alone."""
+    return {**original(row_id, "train", payload), "via": via, "seed": seed, "model": model, NEW: True}
 
 
 def row_seed(seed: int, row_id: str, purpose: str) -> int:

@@ -1,0 +1,1 @@
+"""Completions of language models: generators of four kinds, and the methods that make datasets with them."""
