@@ -48,6 +48,9 @@ KINDS: dict[str, dict[str, str]] = {
     "peft": {
         "lora": "tilth.train.peft:Lora",
     },
+    "generator": {
+        "echo": "tilth.generate.echo:Echo",
+    },
 }
 
 
