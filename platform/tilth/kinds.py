@@ -17,6 +17,7 @@ KINDS: dict[str, dict[str, str]] = {
         "mlm": "tilth.train.mlm:Mlm",
         "sft": "tilth.train.sft:Sft",
         "evaluate": "tilth.evaluate.stage:Evaluate",
+        "generate": "tilth.generate.stage:Generate",
     },
     "source": {
         "jsonl": "tilth.data.source:Jsonl",
@@ -47,6 +48,9 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "peft": {
         "lora": "tilth.train.peft:Lora",
+    },
+    "method": {
+        "self_instruct": "tilth.generate.self_instruct:SelfInstruct",
     },
     "generator": {
         "echo": "tilth.generate.echo:Echo",

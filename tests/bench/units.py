@@ -49,6 +49,10 @@ class Marked:
     def row_type(self) -> str:
         return self.chain.row_type
 
+    @property
+    def in_flight(self) -> int:
+        return self.chain.in_flight
+
     def load(self) -> Callable[[Unit], Iterable[Row]]:
         run = self.chain.load()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -47,16 +48,14 @@ class Chain:
     context: Inputs = field(default_factory=Inputs)
     fitted: tuple[Fitted, ...] = ()
 
+    @property
+    def in_flight(self) -> int:
+        return max((step.in_flight for step in self.steps), default=1)
+
     def load(self) -> Callable[[Unit], list[Row]]:
-        fitted = self.fitted or tuple({} for _ in self.steps)
-        functions = [step.load(self.context, state) for step, state in zip(self.steps, fitted, strict=True)]
-        names = [step.kind for step in self.steps]
+        apply = chained(self.steps, self.context, self.fitted)
         reader = UnitReader(self.store)
-
-        def run(unit: Unit) -> list[Row]:
-            return guarded(lambda rows: _apply(functions, names, rows), reader.rows(unit))
-
-        return run
+        return lambda unit: guarded(apply, reader.rows(unit))
 
     def inputs(self, unit: Unit) -> int:
         return len(unit)
@@ -66,7 +65,7 @@ class Chain:
 
 
 class UnitReader:
-    """Reads the rows of a unit; keeps the last shard open, since a worker's units often lie in one."""
+    """Reads the rows of a unit."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -86,12 +85,32 @@ class UnitReader:
         return rows
 
 
-def _apply(functions: Iterable[RowsFunction], names: Iterable[str], rows: list[Row]) -> list[Row]:
-    given = [row["id"] for row in rows]
-    for function, name in zip(functions, names, strict=True):
-        rows = function(rows)
-        _verify(given, rows, name)
-    return rows
+def chained(steps: Sequence[Transform], context: Inputs, fitted: Sequence[Fitted] = ()) -> RowsFunction:
+    """The steps loaded, as one function that checks after each that no row was lost, doubled or left without origin."""
+    states = fitted or [{} for _ in steps]
+    functions = [_serial(step, step.load(context, state)) for step, state in zip(steps, states, strict=True)]
+
+    def apply(rows: list[Row]) -> list[Row]:
+        given = [row["id"] for row in rows]
+        for step, function in zip(steps, functions, strict=True):
+            rows = function(rows)
+            _verify(given, rows, step.kind)
+        return rows
+
+    return apply
+
+
+def _serial(step: Transform, function: RowsFunction) -> RowsFunction:
+    """One call at a time, unless the step is made for more."""
+    if step.in_flight > 1:
+        return function
+    lock = threading.Lock()
+
+    def one_at_a_time(rows: list[Row]) -> list[Row]:
+        with lock:
+            return function(rows)
+
+    return one_at_a_time
 
 
 def _verify(given: list[str], rows: list[Row], name: str) -> None:
@@ -107,8 +126,14 @@ def _verify(given: list[str], rows: list[Row], name: str) -> None:
             raise StageError(f"{name} added row {row['id']!r} without parent and via; build it with schema.added()")
 
 
-def guarded(function: RowsFunction, rows: list[Row]) -> list[Row]:
+def _quarantined(row: Row, why: str) -> Row:
+    return {**row, "reason": why}
+
+
+def guarded(function: RowsFunction, rows: list[Row], failed_as: Callable[[Row, str], Row] = _quarantined) -> list[Row]:
     """Apply `function`; rows on which it raises are found by halving and quarantined with the error.
+
+    `failed_as` gives the row that stands for one that raised; by default itself.
 
     When more than a quarter of the rows raise, the fault is not theirs: the first error ends the stage.
     """
@@ -127,7 +152,7 @@ def guarded(function: RowsFunction, rows: list[Row]) -> list[Row]:
             failed.append(part[0])
             if len(failed) > allowed or _is_resource(error):
                 raise StageError(f"{type(error).__name__}: {error} (at row {part[0]['id']})") from error
-            return [{**part[0], "reason": f"quarantined/{type(error).__name__}: {error}"}]
+            return [failed_as(part[0], f"quarantined/{type(error).__name__}: {error}")]
 
     return attempt(rows)
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -33,6 +36,10 @@ class Work(Protocol):
     def row_type(self) -> str:
         """The row type of what it returns."""
 
+    @property
+    def in_flight(self) -> int:
+        """Units that one worker computes at once, in threads: more than one where it waits for an engine or server."""
+
     def load(self) -> Callable[[Unit], Iterable[Row]]:
         """A function from a unit to all its rows: accepted, and dropped with a reason."""
 
@@ -43,31 +50,48 @@ class Work(Protocol):
         """The rows that stand for a unit of one element that kills its worker, with reason `why`."""
 
 
-def run_units(work: Work, ledger: Ledger, resources: Resources, title: str) -> None:
+def _never(ledger: Ledger) -> str | None:
+    return None
+
+
+def run_units(
+    work: Work, ledger: Ledger, resources: Resources, title: str, stop: Callable[[Ledger], str | None] = _never
+) -> str | None:
     """Commit every missing unit of the ledger. StageError when a unit fails for good.
 
-    On Ray Data, or with `resources.workers` 0 in this process, where Ray is not even imported.
+    On Ray Data, or with `resources.workers` 0 in this process, where Ray is not even imported. `stop` is asked after
+    each unit: when it gives a reason, no further unit is begun and the reason is returned.
     """
     missing = ledger.missing()
     if not missing:
-        return
+        return None
     total = sum(map(len, ledger.units.values()))
     with ui.reporter().progress(title, total) as advance:
         advance(total - sum(map(len, missing)))
-        records = _inline(work, ledger) if resources.workers == 0 else _on_ray(work, ledger, resources)
-        for record in records:
-            ledger.add(record)
-            advance(len(ledger.units[record.unit]))
+        why = stop(ledger)
+        with closing(_inline(work, ledger) if resources.workers == 0 else _on_ray(work, ledger, resources)) as records:
+            while why is None and (record := next(records, None)) is not None:
+                ledger.add(record)
+                advance(len(ledger.units[record.unit]))
+                why = stop(ledger)
         ledger.flush()
+    return why
 
 
-def _inline(work: Work, ledger: Ledger) -> Iterator[Record]:
+def _inline(work: Work, ledger: Ledger) -> Generator[Record]:
     worker = UnitWorker(work, ledger.store)
-    for unit in ledger.missing():
-        yield worker.commit(unit)
+    if work.in_flight == 1:
+        yield from map(worker.commit, ledger.missing())
+        return
+    with ThreadPoolExecutor(work.in_flight) as pool:
+        try:
+            for done in as_completed([pool.submit(worker.commit, unit) for unit in ledger.missing()]):
+                yield done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _on_ray(work: Work, ledger: Ledger, resources: Resources) -> Iterator[Record]:
+def _on_ray(work: Work, ledger: Ledger, resources: Resources) -> Generator[Record]:
     """Records as units commit; a unit that is not among them after three passes is isolated."""
     cluster.ray_ready()
     for _ in range(PASSES):
@@ -85,6 +109,7 @@ class UnitWorker:
     def __init__(self, work: Work, store: Store) -> None:
         self.work, self.store = work, store
         self.run: Callable[[Unit], Iterable[Row]] | None = None
+        self.loading = threading.Lock()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """A Ray Data batch of units (one) → manifest records, or the error that ends the stage."""
@@ -112,14 +137,15 @@ class UnitWorker:
 
     def loaded(self) -> Callable[[Unit], Iterable[Row]]:
         """The work's function. Loaded at the first unit: Ray would start an actor whose constructor fails for ever."""
-        if self.run is None:
-            try:
-                self.run = self.work.load()
-            except TilthError:
-                raise
-            except Exception as error:
-                raise StageError(f"cannot load: {type(error).__name__}: {error}") from error
-        return self.run
+        with self.loading:
+            if self.run is None:
+                try:
+                    self.run = self.work.load()
+                except TilthError:
+                    raise
+                except Exception as error:
+                    raise StageError(f"cannot load: {type(error).__name__}: {error}") from error
+            return self.run
 
     def ready(self) -> bool:
         """Load, and say so."""
@@ -145,8 +171,13 @@ def _pass(work: Work, store: Store, units: Sequence[Unit], resources: Resources)
             UnitWorker,
             fn_constructor_args=(work, store),
             batch_size=1,
-            # one at a time: a second unit queued on a dying actor would be lost with it
-            compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=1),
+            # no more than it computes: a further unit queued on a dying actor would be lost with it
+            compute=ray.data.ActorPoolStrategy(
+                size=count,
+                max_tasks_in_flight_per_actor=work.in_flight,
+                max_concurrent_calls_per_actor=work.in_flight,
+                enable_true_multi_threading=work.in_flight > 1,
+            ),
             num_cpus=resources.cpus,
             num_gpus=resources.gpus,
             max_restarts=-1,

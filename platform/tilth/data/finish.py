@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tilth.data.dataset import MANIFEST, Dataset, Shard
-from tilth.data.ledger import ROW_GROUP, Ledger, is_quarantine
+from tilth.data.ledger import ROW_GROUP, Tally, is_quarantine
 from tilth.data.schema import SPLITS, Row, arrow_schema, from_table
 from tilth.errors import QuarantineError
 from tilth.storage import Store
@@ -49,7 +49,22 @@ def _amend(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
     return table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
 
 
-def accepted_rows(ledger: Ledger, *, added: bool = False) -> Iterator[Row]:
+class Books(Protocol):
+    """Committed rows: one ledger, or those of several rounds."""
+
+    store: Store
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows of each unit in order."""
+
+    def tally(self) -> Tally:
+        """What became of them."""
+
+    def clear(self) -> None:
+        """Remove what the finished dataset replaces."""
+
+
+def accepted_rows(ledger: Books, *, added: bool = False) -> Iterator[Row]:
     """The rows that the units kept; with `added`, only those that this stage made."""
     import pyarrow.compute as pc
 
@@ -59,7 +74,7 @@ def accepted_rows(ledger: Ledger, *, added: bool = False) -> Iterator[Row]:
 
 
 def finish(
-    ledger: Ledger,
+    ledger: Books,
     row_type: str,
     verdicts: Verdicts | None = None,
     carried: Dataset | None = None,
@@ -86,7 +101,7 @@ def finish(
     _check_quarantine(store, counts, max_quarantined)
     dataset = Dataset(store, row_type, tuple(writer.shards), tuple(writer.rejected), counts)
     dataset.save()
-    store.remove("units")
+    ledger.clear()
     return dataset
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 from tilth.data.clean import Cleaning
 from tilth.data.ledger import Unit
@@ -32,6 +33,7 @@ class Ingest:
     row_type: str
     sources: Mapping[str, Source]
     clean: Cleaning
+    in_flight: ClassVar[int] = 1
 
     def load(self) -> Callable[[Unit], Iterable[Row]]:
         return self._rows

@@ -17,11 +17,11 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any
 
-from tilth.data.schema import Row, arrow_schema, to_table
+from tilth.data.schema import NEW, Row, arrow_schema, to_table
 from tilth.errors import StageError, StorageError
 from tilth.storage import Store
 
@@ -32,6 +32,7 @@ ROW_GROUP = 4096
 FLUSH_RECORDS = 200
 FLUSH_SECONDS = 2.0
 _TALLY = b"tilth.tally"
+_USAGE = b"tilth.usage"
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Record:
     size: int
     sha256: str
     file: str
+    #: what its new rows say in `meta.usage`, summed: prompt_tokens, completion_tokens
+    usage: dict[str, int] = field(default_factory=dict)
 
     def line(self) -> str:
         return json.dumps(asdict(self))
@@ -110,15 +113,18 @@ def _write_unit(handle: IO[bytes], rows: Iterable[Row], row_type: str, inputs: i
 
     hashed = _Hashing(handle)
     counts: Counter[str] = Counter()
+    usage: Counter[str] = Counter()
     stream = iter(rows)
     with pq.ParquetWriter(hashed, arrow_schema(row_type), compression="zstd") as writer:
         while batch := list(islice(stream, ROW_GROUP)):
             counts.update(map(_fate, batch))
+            for row in batch:
+                usage.update(row["meta"].get("usage", {}) if row.get(NEW) else {})
             writer.write_table(to_table(batch, row_type), row_group_size=ROW_GROUP)
         total = counts.total()
         tally = Tally(total if inputs is None else inputs, 0 if inputs is None else total - inputs, **counts)
-        writer.add_key_value_metadata({_TALLY: json.dumps(asdict(tally))})
-    return {"tally": tally, "size": hashed.size, "sha256": hashed.digest.hexdigest()}
+        writer.add_key_value_metadata({_TALLY: json.dumps(asdict(tally)), _USAGE: json.dumps(usage)})
+    return {"tally": tally, "size": hashed.size, "sha256": hashed.digest.hexdigest(), "usage": dict(usage)}
 
 
 def _fate(row: Row) -> str:
@@ -207,6 +213,14 @@ class Ledger:
             self._segments += 1
             self._pending.clear()
 
+    def clear(self) -> None:
+        """Remove the unit files: their rows are in the finished dataset."""
+        self.store.remove("units")
+
+    def usage(self) -> Counter[str]:
+        """The tokens of all committed units."""
+        return sum((Counter(record.usage) for record in self.records.values()), Counter())
+
     def tally(self) -> Tally:
         """The books over all committed units; StageError when they do not balance."""
         total = sum((record.tally for record in self.records.values()), Tally())
@@ -241,7 +255,8 @@ def _adopt(store: Store, unit: Unit) -> Record | None:
     if _TALLY not in metadata:
         return None
     tally = Tally(**json.loads(metadata[_TALLY]))
-    return Record(unit.index, tally, len(data), hashlib.sha256(data).hexdigest(), unit.file)
+    usage = json.loads(metadata.get(_USAGE, b"{}"))
+    return Record(unit.index, tally, len(data), hashlib.sha256(data).hexdigest(), unit.file, usage)
 
 
 def _buffer(data: bytes) -> Any:

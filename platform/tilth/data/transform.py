@@ -75,6 +75,12 @@ class Resources(Component):
 class Transform(Component, family="transform"):
     """A component on rows."""
 
+    #: Units that one worker should have in flight. Above 1 the function that `load` returns must be thread-safe; of
+    #: the others one call runs at a time.
+    @property
+    def in_flight(self) -> int:
+        return 1
+
     def fit(self, rows: Iterable[Row], inputs: Inputs) -> Fitted:
         """Look at the whole dataset once, before any unit (all splits, originals): arrays to hand to `load`."""
         return {}

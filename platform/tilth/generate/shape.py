@@ -33,7 +33,7 @@ class Shape:
         from jsonschema.validators import validator_for
 
         validator_for(dict(schema)).check_schema(dict(schema))
-        return Shape(json.dumps(schema, sort_keys=True))
+        return Shape(json.dumps(schema))  # as written: the order of properties is the order of writing
 
     def read(self, text: str) -> Any:
         """What `text` means; ShapeError where it has not the shape. A fence of ``` around JSON is taken off."""

@@ -1,0 +1,72 @@
+"""Budgets: limits at which a stage stops cleanly, with a valid dataset of what it has by then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pydantic import Field
+
+from tilth.config import Component
+from tilth.errors import Problem
+
+
+class Budget(Component):
+    """The first limit that is reached ends the stage; tokens and cost include those of rejected rows."""
+
+    max_tokens: int | None = Field(None, ge=1, description="Tokens of prompts and completions.")
+    max_rows: int | None = Field(None, ge=1, description="Rows made, the rejected ones included.")
+    max_hours: float | None = Field(None, gt=0, description="Hours of work on this stage, over all resumptions.")
+    max_cost: float | None = Field(None, gt=0, description="In the currency of the prices.")
+    prompt_price: float = Field(0.0, ge=0, description="Price of a million prompt tokens.")
+    completion_price: float = Field(0.0, ge=0, description="Price of a million completion tokens.")
+
+    def check(self) -> list[Problem]:
+        if self.max_cost is None or self.prompt_price or self.completion_price:
+            return []
+        return [Problem("max_cost", "cannot be kept without prices", "set prompt_price and completion_price")]
+
+    def cost(self, usage: Mapping[str, int]) -> float:
+        """What the tokens cost."""
+        prompt, completion = usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
+        return (prompt * self.prompt_price + completion * self.completion_price) / 1e6
+
+
+@dataclass
+class Meter:
+    """What was spent in finished rounds; `exceeded` adds the round under way."""
+
+    budget: Budget
+    rows: int = 0
+    seconds: float = 0.0
+    usage: dict[str, int] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    def add(self, rows: int, usage: Mapping[str, int], seconds: float = 0.0) -> None:
+        """Count a finished round."""
+        self.rows += rows
+        self.seconds += seconds
+        for name, amount in usage.items():
+            self.usage[name] = self.usage.get(name, 0) + amount
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of earlier processes and of this one."""
+        return self.seconds + time.monotonic() - self.began
+
+    def exceeded(self, rows: int = 0, usage: Mapping[str, int] | None = None) -> str | None:
+        """The limit that is reached, with the figures; None while there is none."""
+        usage = usage or {}
+        spent = {name: self.usage.get(name, 0) + usage.get(name, 0) for name in {*self.usage, *usage}}
+        tokens = sum(spent.values())
+        figures = (
+            ("max_tokens", self.budget.max_tokens, tokens),
+            ("max_rows", self.budget.max_rows, self.rows + rows),
+            ("max_hours", self.budget.max_hours, self.elapsed / 3600),
+            ("max_cost", self.budget.max_cost, self.budget.cost(spent)),
+        )
+        for name, limit, value in figures:
+            if limit is not None and value >= limit:
+                return f"{name}: {value:,.4g} of {limit:,.4g}"
+        return None

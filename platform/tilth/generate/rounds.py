@@ -1,0 +1,238 @@
+"""Rounds of a generating stage: ask, make, gate, look at all rows together, and ask again until there is enough.
+
+    rounds/0003/asks.parquet    what round 3 asks, where a pool decides it
+    rounds/0003/units, ledger   what came of it, see `tilth.data.ledger`
+    rounds/0003/round.json      written last: tokens, seconds, and the limit that ended it, if one did
+
+A resumed run reads the rounds that are done and plans the one under way again: the same pool gives the same asks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from tilth import ui
+from tilth.data.chain import cut
+from tilth.data.dataset import Dataset
+from tilth.data.engine import run_units
+from tilth.data.finish import accepted_rows
+from tilth.data.ledger import Ledger, Tally, Unit
+from tilth.data.schema import NEW, Row, to_table
+from tilth.data.transform import Inputs, Transform
+from tilth.errors import StageError
+from tilth.generate.budget import Meter
+from tilth.generate.method import Pool, PoolMethod
+from tilth.generate.work import Generating
+from tilth.storage import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tilth.data.transform import Fitted
+    from tilth.generate.stage import Generate
+
+ASKS = "asks.parquet"
+#: rounds in a row without an accepted row after which a stage gives up
+BARREN_ROUNDS = 3
+LEAST_RATE = 0.05
+
+
+@dataclass
+class Books:
+    """The ledgers of all rounds as one. See `tilth.data.finish.Books`."""
+
+    store: Store
+    ledgers: list[Ledger] = field(default_factory=list)
+
+    def tables(self) -> Iterator[pa.Table]:
+        return chain.from_iterable(ledger.tables() for ledger in self.ledgers)
+
+    def tally(self) -> Tally:
+        return sum((ledger.tally() for ledger in self.ledgers), Tally())
+
+    def clear(self) -> None:
+        for ledger in self.ledgers:
+            ledger.clear()
+
+
+class Rounds:
+    """All rounds of one stage."""
+
+    def __init__(self, stage: Generate, store: Store, fingerprint: str, source: Dataset, context: Inputs) -> None:
+        self.stage, self.store, self.source, self.context = stage, store, source, context
+        self.fingerprint = fingerprint
+        self.books = Books(store)
+        self.meter = Meter(stage.budget)
+        self.reasons: dict[str, str] = {}
+        self.kept: list[Row] = []
+        self.history: list[dict[str, Any]] = []
+        self.fitted: tuple[Fitted, ...] | None = None
+
+    def run(self, title: str) -> str:
+        """Work until there is enough, and say why it ended."""
+        why = None
+        while why is None:
+            number = len(self.history)
+            why = self.enough() or self.barren() or self._round(number, f"{title}: round {number + 1}")
+        if self.stage.target is not None:
+            self._cut_surplus(self.stage.target)
+        return why
+
+    def enough(self) -> str | None:
+        """That the target is met and nothing is short of its balance; None while rows are wanted."""
+        target, short = self.stage.target, self._shortfall()
+        if target is None or len(self.kept) < target or short:
+            return None
+        return f"target: {target:,} rows"
+
+    def barren(self) -> str | None:
+        """That round after round nothing passed the gates."""
+        last = self.history[-BARREN_ROUNDS:]
+        if len(last) < BARREN_ROUNDS or any(item["accepted"] for item in last):
+            return None
+        return f"barren: of the last {BARREN_ROUNDS} rounds no row was accepted"
+
+    def _shortfall(self) -> dict[str, int]:
+        """Rows that steps with targets of their own still want, by value."""
+        total: Counter[str] = Counter()
+        for step in self.stage.steps:
+            ask = getattr(step, "shortfall", None)
+            if ask is not None:
+                total.update(ask(chain(self._seeds(), self.kept)))
+        return dict(total)
+
+    def _seeds(self) -> Iterable[Row]:
+        return self.source.split("train").rows()
+
+    def _wanted(self) -> int:
+        """How many rows a round should make, by the share of those wanted before that came, so that about enough do."""
+        wanted = sum(item["wanted"] for item in self.history)
+        rate = max(LEAST_RATE, len(self.kept) / wanted) if wanted else 1.0
+        missing = max((self.stage.target or math.inf) - len(self.kept), sum(self._shortfall().values()))
+        return int(min(self.stage.round_rows, math.ceil(missing / rate) if missing < math.inf else math.inf))
+
+    def _round(self, number: int, title: str) -> str | None:
+        """One round; returns what ends the stage, None when another may follow."""
+        store = self.store.sub(f"rounds/{number:04d}")
+        done = store.read_json("round.json")
+        if done is None and (over := self.meter.exceeded()):
+            return over
+        wanted = self._wanted()
+        planned = self._units(store, number, wanted)
+        if planned is None:
+            return "exhausted: the method has nothing more to ask"
+        asks, units = planned
+        ledger = Ledger(store, self.fingerprint, units)
+        self.books.ledgers.append(ledger)
+        if done is None:
+            done = self._work(store, asks, ledger, title)
+        self._settle(number, ledger, {**done, "wanted": wanted})
+        stopped: str | None = done["stopped"]
+        return stopped
+
+    def _units(self, store: Store, number: int, wanted: int) -> tuple[Store, list[Unit]] | None:
+        """Where the asks of a round lie and how they are cut; None when there are none."""
+        method = self.stage.method
+        if not isinstance(method, PoolMethod):
+            return (self.source.store, cut(self.source.split("train"), self.stage.unit_rows)) if number == 0 else None
+        asks = method.plan(number, Pool(list(self._seeds()), self.kept, self._shortfall()), wanted)
+        if not asks:
+            return None
+        if not store.exists(ASKS):
+            _write_asks(store, asks, method.makes)
+        size = self.stage.unit_rows or min(64, max(8, math.ceil(len(asks) / 16)))
+        spans = [(start, min(start + size, len(asks))) for start in range(0, len(asks), size)]
+        return store, [Unit(index, ASKS, *span) for index, span in enumerate(spans)]
+
+    def _work(self, store: Store, asks: Store, ledger: Ledger, title: str) -> dict[str, Any]:
+        stage = self.stage
+        if self.fitted is None:
+            self.fitted = tuple(step.fit(self.source.rows(), self.context) for step in stage.steps)
+        work = Generating(asks, stage.method, stage.generator, stage.steps, self.context, self.fitted)
+        began = time.monotonic()
+        why = run_units(work, ledger, stage.resources, title, self._limit)
+        done = {"stopped": why, "seconds": round(time.monotonic() - began, 1)}
+        store.write_json("round.json", done)
+        return done
+
+    def _limit(self, ledger: Ledger) -> str | None:
+        """The budget, and for methods that go through a dataset the target."""
+        records = ledger.records.values()
+        rows = sum(record.tally.inputs for record in records)
+        if over := self.meter.exceeded(rows, ledger.usage()):
+            return over
+        target = self.stage.target
+        if target is None or isinstance(self.stage.method, PoolMethod):
+            return None
+        return f"target: {target:,} rows" if sum(record.tally.accepted for record in records) >= target else None
+
+    def _settle(self, number: int, ledger: Ledger, done: Mapping[str, Any]) -> None:
+        """Look at the round's rows beside all others, and take what stays into the pool."""
+        self.reasons.update(self._decide(ledger))
+        new = [row for row in accepted_rows(ledger) if row["id"] not in self.reasons]
+        self.kept += new
+        tally, usage = ledger.tally(), ledger.usage()
+        self.meter.add(tally.inputs, usage, done["seconds"])
+        self.meter.began = time.monotonic()
+        self.history.append({**done, "made": tally.inputs, "accepted": len(new), "usage": dict(usage)})
+        ui.reporter().say(f"round {number + 1}: {len(new):,} of {tally.inputs:,} rows kept, {len(self.kept):,} in all")
+
+    def _decide(self, ledger: Ledger) -> dict[str, str]:
+        """Verdicts on the round's rows of every step that looks at all rows; the first reason of a row stands."""
+        reasons: dict[str, str] = {}
+        for step in self.stage.steps:
+            if type(step).decide is not Transform.decide:
+                new = ({**row, NEW: True} for row in accepted_rows(ledger) if row["id"] not in reasons)
+                known = chain(_named(self.source.rows(), self.stage.method.makes, self.source.row_type), self.kept)
+                fresh = {row["id"] for row in accepted_rows(ledger)}
+                found = step.decide(chain(known, new), self.context)
+                reasons.update({name: why for name, why in found.items() if name in fresh})
+        return reasons
+
+    def _cut_surplus(self, target: int) -> None:
+        for row in self.kept[target:]:
+            self.reasons[row["id"]] = f"surplus: beyond the target of {target:,}"
+        self.kept = self.kept[:target]
+
+    def figures(self, why: str) -> dict[str, Any]:
+        """What the stage's artifact says of the rounds."""
+        usage = self.meter.usage
+        seconds = sum(item["seconds"] for item in self.history)
+        return {
+            "ended": why,
+            "rounds": self.history,
+            "usage": usage,
+            "seconds": seconds,
+            "cost": self.stage.budget.cost(usage),
+        }
+
+
+def _named(rows: Iterable[Row], makes: str, row_type: str) -> Iterable[Row]:
+    """Rows that steps may compare with: those of the dataset, where they have the columns of what is made."""
+    return rows if makes == row_type else ()
+
+
+def _write_asks(store: Store, asks: list[Row], row_type: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(to_table(asks, row_type), sink, row_group_size=512, compression="zstd")
+    store.write(ASKS, sink.getvalue().to_pybytes())
+
+
+def refuse_empty(rounds: Rounds, why: str) -> None:
+    """StageError when nothing was accepted, with the reasons that took most rows."""
+    if rounds.kept:
+        return
+    reasons: Counter[str] = Counter(why.partition(":")[0] for why in rounds.reasons.values())
+    for table in rounds.books.tables():
+        reasons.update(reason.partition(":")[0] for reason in table["reason"].to_pylist() if reason)
+    tally = ", ".join(f"{count:,} {name}" for name, count in reasons.most_common(5)) or "nothing was made"
+    raise StageError(f"no row was accepted ({why}); reasons: {tally}")
