@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from tilth.data.schema import NEW, Row, added, row_seed
+from tilth.data.texts import text_of, text_or_none
 from tilth.data.transform import Inputs, RowsFunction, Transform
 from tilth.errors import StageError
 
@@ -111,10 +112,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`reason` is None for a row that stays, else `name: detail`; `meta` is recorded with the row either way."""
+    """`reason` is None for a row that stays, else `name: detail`; `meta` is recorded with the row either way.
+
+    `changes` are columns of the row that the filter writes anew, such as a text with names masked.
+    """
 
     reason: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
 
 
 KEEP = Verdict()
@@ -140,12 +145,10 @@ class Filter(Transform):
             if len(verdicts) != len(pending):
                 raise StageError(f"{self.kind} gave {len(verdicts)} verdicts on {len(pending)} rows")
             for row, verdict in zip(pending, verdicts, strict=True):
-                row["reason"] = verdict.reason
-                row["meta"] = {**row["meta"], **verdict.meta}
+                row.update(verdict.changes, reason=verdict.reason, meta={**row["meta"], **verdict.meta})
             return rows
 
         return gate
 
     def _candidate(self, row: Row, parent: Row | None) -> Candidate:
-        parent_text = None if parent is None else parent.get(self.field)
-        return Candidate(row[self.field], parent_text, row.get("label"), row)
+        return Candidate(text_of(row, self.field), text_or_none(parent, self.field), row.get("label"), row)

@@ -62,7 +62,9 @@ class Language(Filter):
     for an unjudged row. Reason: `wrong_language`.
     """
 
-    languages: tuple[str, ...] = Field((), description="ISO 639-1 codes that are expected; none: the parent's own (a row without one stays).")
+    languages: tuple[str, ...] = Field(
+        (), description="ISO 639-1 codes that are expected; none: the parent's own (a row without one stays)."
+    )
     min_probability: float = Field(0.3, gt=0.0, le=1.0, description="Least probability of the expected languages.")
     min_words: int = Field(6, ge=1, description="Texts with fewer words are too short to judge.")
 

@@ -4,37 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from tilth.augment.canonical import Item, in_order
 from tilth.data.dedup import jaccard, shingles, text_key
 from tilth.data.schema import Row
 from tilth.data.transform import Inputs, RowsFunction, Transform
-from tilth.errors import StageError
 
 if TYPE_CHECKING:
     from tilth.data.transform import Fitted
-
-# a text of the test split is the one that must stand: whatever repeats it elsewhere is a leak
-_SPLIT_RANK = {"test": 0, "validation": 1}
-
-
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """What is compared of a row."""
-
-    id: str
-    split: str
-    added: bool
-    text: str
-
-    @property
-    def order(self) -> tuple[bool, int, str]:
-        """Originals first, test before validation before train, then by id: whatever order the rows came in."""
-        return self.added, 0 if self.added else _SPLIT_RANK.get(self.split, 2), self.id
 
 
 class NearDuplicates(Transform):
@@ -56,30 +37,21 @@ class NearDuplicates(Transform):
 
     def decide(self, rows: Iterable[Row], inputs: Inputs) -> dict[str, str]:
         """Reasons by id. About 60 µs and 0.7 kB for each row; StageError where a row lacks the column."""
-        texts = sorted((self._text(row) for row in rows if row["reason"] is None), key=lambda item: item.order)
+        texts = in_order(rows, self.field, originals=self.originals)
         reasons = dict(self._exact(texts))
         reasons.update(self._near([item for item in texts if item.id not in reasons]))
         # an original repeats another, yet may not be dropped: its twin stood for it in the search, both stay
-        return {item.id: reasons[item.id] for item in texts if item.id in reasons and self._droppable(item)}
+        return {item.id: reasons[item.id] for item in texts if item.id in reasons and item.judged}
 
-    def _text(self, row: Row) -> _Text:
-        text = row.get(self.field)
-        if not isinstance(text, str):
-            raise StageError(f"near_duplicates: row {row['id']!r} has no text in column {self.field!r}; set `field`")
-        return _Text(row["id"], row["split"], row["via"] is not None, text)
-
-    def _droppable(self, item: _Text) -> bool:
-        return item.added or self.originals
-
-    def _exact(self, texts: Sequence[_Text]) -> Iterator[tuple[str, str]]:
+    def _exact(self, texts: Sequence[Item]) -> Iterator[tuple[str, str]]:
         """Every text that was said before, originals included: their twin stands for them in the search."""
-        first: dict[bytes, _Text] = {}
+        first: dict[bytes, Item] = {}
         for item in texts:
             earlier = first.setdefault(text_key(item.text), item)
             if earlier is not item:
-                yield item.id, f"duplicate: of {earlier.id} ({earlier.split})"
+                yield item.id, f"duplicate: of {earlier.named}"
 
-    def _near(self, texts: Sequence[_Text]) -> Iterator[tuple[str, str]]:
+    def _near(self, texts: Sequence[Item]) -> Iterator[tuple[str, str]]:
         import numpy as np
 
         from tilth.data.minhash import band_keys, shared_buckets
@@ -90,7 +62,7 @@ class NearDuplicates(Transform):
         for index in np.flatnonzero((buckets >= 0).any(axis=1)).tolist():
             item = texts[index]
             mine = [number for number in buckets[index].tolist() if number >= 0]
-            if self._droppable(item):
+            if item.judged:
                 candidates = sorted({other for number in mine for other in kept[number]})
                 near = next((other for other in candidates if similarity(index, other) >= self.threshold), None)
                 if near is not None:
@@ -104,7 +76,7 @@ class NearDuplicates(Transform):
 class _Similarity:
     """Exact Jaccard similarity of two texts by index; shingles of the texts last used are remembered."""
 
-    def __init__(self, texts: Sequence[_Text], size: int) -> None:
+    def __init__(self, texts: Sequence[Item], size: int) -> None:
         self._shingles = lru_cache(maxsize=65536)(lambda index: shingles(texts[index].text, size))
 
     def __call__(self, left: int, right: int) -> float:

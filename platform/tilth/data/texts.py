@@ -1,0 +1,46 @@
+"""The text of a column, whatever the column holds: a text, or the turns of a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tilth.data.schema import PAYLOADS, Row
+from tilth.errors import StageError
+
+#: columns that hold no running text
+_NAMES = frozenset({"label"})
+
+
+def text_of(row: Row, field: str) -> str:
+    """The text in column `field`; of `messages`, what each turn says, line by line. StageError where there is none."""
+    text = _text(row.get(field))
+    if text is None:
+        raise StageError(f"row {row['id']!r} has no text in column {field!r}; set `field`")
+    return text
+
+
+def text_or_none(row: Row | None, field: str) -> str | None:
+    """The same, None where there is no such row or no such text."""
+    return None if row is None else _text(row.get(field))
+
+
+def whole_text(row: Row) -> str:
+    """All that a row says, column after column, whatever its type."""
+    columns = dict.fromkeys(name for names in PAYLOADS.values() for name in names if name not in _NAMES)
+    texts = (_text(row.get(name)) for name in columns)
+    return "\n".join(text for text in texts if text is not None)
+
+
+def rewritten(row: Row, field: str, change: Callable[[str], str]) -> dict[str, Any]:
+    """The payload column `field` with `change` applied to its text, or to what each turn says."""
+    value = row[field]
+    if isinstance(value, str):
+        return {field: change(value)}
+    return {field: [{**turn, "content": change(turn["content"])} for turn in value]}
+
+
+def _text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return "\n".join(turn["content"] for turn in value)
