@@ -10,11 +10,11 @@ import torch
 
 from tilth import models
 from tilth.augment.back_translation import BackTranslation
-from tilth.augment.engines.sampling import gumbel
 from tilth.augment.translators import Bergamot, CTranslate2, Decoding, Pivot, Transformers
 from tilth.data.schema import Row, original
 from tilth.data.transform import Inputs
 from tilth.errors import ModelError
+from tilth.generate.engines.sampling import gumbel
 
 EN_FR, FR_EN = "Helsinki-NLP/opus-mt-en-fr", "Helsinki-NLP/opus-mt-fr-en"
 LONG = "I still have not received my new card. It was ordered two weeks ago!\n\n  What do I do now?"

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from tilth.augment.engines.sampling import SeededSampling
 from tilth.augment.engines.tokens import Tokens
 from tilth.data.batching import in_batches
 from tilth.data.schema import row_seed
+from tilth.generate.engines.sampling import Draws, SeededSampling
 
 if TYPE_CHECKING:
     from tilth.augment.translators import Transformers
@@ -47,7 +47,8 @@ class Seq2SeqEngine:
         inputs = {name: tensor.to(self.device) for name, tensor in padded.items()}
         if self.decoding.temperature:
             seeds = [row_seed(seed, str(number), "copy") for _, seed in batch for number in range(count)]
-            sampling = SeededSampling(seeds, self.decoding.temperature, self.decoding.top, self.device)
+            draws = Draws(seeds, [self.decoding.temperature] * len(seeds), self.decoding.top)
+            sampling = SeededSampling(draws, self.device)
             inputs = {name: tensor.repeat_interleave(count, dim=0) for name, tensor in inputs.items()}
             how: dict[str, Any] = {"num_beams": 1, "logits_processor": [sampling]}
         else:
