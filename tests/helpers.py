@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -59,3 +61,14 @@ def labelled(count: int, split: str = "train") -> list[dict[str, Any]]:
         original(f"r{i:04d}", split, {"text": f"row number {i} asks about its card", "label": f"label{i % 3}"})
         for i in range(count)
     ]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Hash of every file of a finished dataset."""
+    files = [*folder.glob("data/*"), *folder.glob("rejected/*"), folder / "dataset.json"]
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def final(out: Path) -> dict[str, dict[str, str]]:
+    """The same of every stage of a run."""
+    return {folder.parent.name: contents(folder) for folder in sorted(out.glob("stages/*/*")) if folder.is_dir()}

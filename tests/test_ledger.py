@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import yaml
 
 import tilth
 from faulty import Deadly, Located, Numbered
-from helpers import labelled, write_dataset
+from helpers import contents, final, labelled, write_dataset
 from tilth.augment.base import Augmenter
 from tilth.data.chain import Chain, cut
 from tilth.data.dataset import Dataset
@@ -39,12 +38,6 @@ def augment(out: Store, source: Dataset, *steps: Transform, resources: Resources
 @pytest.fixture
 def source(tmp_path: Path) -> Dataset:
     return write_dataset(Store.at(tmp_path / "source"), labelled(100))
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """Hash of every file of a finished dataset."""
-    files = [*folder.glob("data/*"), *folder.glob("rejected/*"), folder / "dataset.json"]
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def test_every_row_and_every_variant_is_there_once(source: Dataset, tmp_path: Path) -> None:
@@ -199,10 +192,6 @@ def write_source(folder: Path, rows: int) -> Path:
         "".join(json.dumps({"text": f"question number {i}", "label": f"l{i % 4}"}) + "\n" for i in range(rows))
     )
     return path
-
-
-def final(out: Path) -> dict[str, dict[str, str]]:
-    return {folder.parent.name: contents(folder) for folder in sorted(out.glob("stages/*/*")) if folder.is_dir()}
 
 
 @pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])

@@ -63,7 +63,7 @@ class SelfInstruct(PoolMethod):
 
     def plan(self, number: int, pool: Pool, wanted: int) -> list[Row]:
         seeds = [_instruction(row) for row in pool.seeds]
-        own = [row["prompt"] for row in pool.accepted]
+        own = [row["meta"]["instruction"] for row in pool.accepted]
         return [self._asked(number, index, seeds, own) for index in range(-(-wanted // self.per_ask))]
 
     def _asked(self, number: int, index: int, seeds: Sequence[str], own: Sequence[str]) -> Row:
@@ -101,7 +101,10 @@ class SelfInstruct(PoolMethod):
             return [Made({}, why_not(answer))]
         items = split_list(answer.first)
         shown = set(ask["meta"]["demonstrations"])
-        return [Made({"prompt": text, "completion": ""}, self._unfit(text, whole, shown)) for text, whole in items]
+        return [
+            Made({"prompt": text, "completion": ""}, self._unfit(text, whole, shown), {"instruction": text})
+            for text, whole in items
+        ]
 
     def _unfit(self, text: str, whole: bool, shown: set[str]) -> str | None:
         count = len(text.split())
@@ -163,7 +166,7 @@ def _example_of(instruction: str, seed: int, *, first: bool) -> Prompt:
 
 def _with_example(made: Made, answer: Answer, is_label: bool) -> Made:
     """The instruction and its input as prompt, the output as completion."""
-    meta = {"classification": is_label}
+    meta = {**made.meta, "classification": is_label}
     value = answer.first.value
     if value is None:
         return Made(made.payload, why_not(answer), meta)
