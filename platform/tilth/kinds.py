@@ -36,6 +36,7 @@ KINDS: dict[str, dict[str, str]] = {
         "similarity": "tilth.augment.similarity:Similarity",
         "label": "tilth.augment.label:LabelPreserved",
         "near_duplicates": "tilth.augment.near_duplicates:NearDuplicates",
+        "semantic_duplicates": "tilth.augment.semantic_duplicates:SemanticDuplicates",
     },
     "translator": {
         "bergamot": "tilth.augment.translators:Bergamot",
@@ -53,6 +54,7 @@ KINDS: dict[str, dict[str, str]] = {
         "self_instruct": "tilth.generate.self_instruct:SelfInstruct",
     },
     "generator": {
+        "hf": "tilth.generate.hf:HuggingFace",
         "echo": "tilth.generate.echo:Echo",
     },
 }
