@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from tilth.config import EXECUTION, Component, ModelRef
+from tilth.config import Component, ModelRef
 from tilth.data.transform import Inputs
 from tilth.generate.shape import Shape
 
@@ -128,7 +128,7 @@ class LocalModel(Generator, family="generator"):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as it is stored.")
     chat_template: str | None = Field(None, description="Jinja template instead of the tokenizer's own.")
     max_model_len: int | None = Field(
-        None, ge=16, json_schema_extra=EXECUTION, description="Tokens of prompt and completion; none: the model's."
+        None, ge=16, description="Tokens of prompt and completion together; none: as many as the model knows."
     )
 
 

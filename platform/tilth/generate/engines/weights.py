@@ -1,0 +1,104 @@
+"""What a model directory holds: all weights, or an adapter and the model that it stands on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tilth import models
+from tilth.content import cache_dir, file_hash
+from tilth.data.loading import Card, base_folder, load_pretrained, load_tokenizer
+from tilth.errors import ModelError
+
+ADAPTER = "adapter_config.json"
+# what vLLM can serve beside other adapters; the rest is merged into the weights first
+_PLAIN = {"use_dora": False, "modules_to_save": None, "bias": "none"}
+_NOT_WEIGHTS = {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "ADAPTION_PROMPT", "CPT"}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A directory with all weights of a causal language model, an adapter on it or none, and its tokenizer's home."""
+
+    base: Path
+    adapter: Path | None
+    tokenizer: Path
+
+    @staticmethod
+    def at(folder: Path) -> Weights:
+        """What `folder` holds; ModelError where it is no language model or its base is not to be had."""
+        card = Card.read(folder)
+        if card.objective != "language_model":
+            raise ModelError(f"{folder} was trained for {card.objective}; a generator needs a language model")
+        if not (folder / ADAPTER).is_file():
+            return Weights(folder, None, folder)
+        base = base_folder(card) if card.base else models.resolve(_settings(folder)["base_model_name_or_path"])
+        own = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+        return Weights(base, folder, folder if own else base)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """PEFT's configuration of the adapter; empty where there is none."""
+        return {} if self.adapter is None else _settings(self.adapter)
+
+    @property
+    def rank(self) -> int:
+        """Rank of a plain LoRA adapter; 0 where there is no adapter or one of another kind."""
+        settings = self.settings
+        plain = settings.get("peft_type") == "LORA" and all(
+            settings.get(key, value) == value for key, value in _PLAIN.items()
+        )
+        return max([settings["r"], *settings.get("rank_pattern", {}).values()]) if plain else 0
+
+    def load(self, device: str, dtype: str) -> tuple[Any, Any]:
+        """The model in evaluation mode, its adapter beside its weights, and the tokenizer."""
+        import transformers
+
+        transformers.logging.disable_progress_bar()
+        model = load_pretrained(self.base, "language_model", dtype=dtype).model
+        if self.adapter is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, self.adapter)
+        return model.to(device).eval(), load_tokenizer(self.tokenizer)
+
+    def servable(self) -> tuple[Path, Path | None]:
+        """For an engine that knows full weights and plain LoRA: a directory of the former, an adapter or None.
+
+        Whatever else there is (an adapter on an adapter, DoRA, IA3) is merged, once, and kept in the cache.
+        """
+        if self.adapter is None:
+            return self.base, None
+        if not self.rank:
+            return _merged(self.adapter), None
+        return (_merged(self.base) if (self.base / ADAPTER).is_file() else self.base), self.adapter
+
+
+def _merged(folder: Path) -> Path:
+    """A directory with the adapter in `folder` merged into what it stands on; cached by content."""
+    from tilth.packages import install
+
+    weights = Weights.at(folder)
+    kind = weights.settings["peft_type"]
+    if kind in _NOT_WEIGHTS:
+        what = kind.lower().replace("_", " ")
+        raise ModelError(f"{folder}: {what} is no change of weights, so vLLM cannot load it; use `kind: hf` for it")
+    own = [file_hash(file) for file in sorted(folder.glob("adapter_*")) if file.is_file()]
+    pin = hashlib.sha256("\n".join([models.identity(str(weights.base)), *own]).encode()).hexdigest()[:16]
+
+    def make(new: Path) -> None:
+        from peft import PeftModel
+
+        below = load_pretrained(weights.base, "language_model").model
+        PeftModel.from_pretrained(below, folder).merge_and_unload().save_pretrained(new)
+        load_tokenizer(weights.tokenizer).save_pretrained(new)
+
+    return install(cache_dir() / "merged" / pin, pin, make)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+    return found
