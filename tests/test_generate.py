@@ -27,6 +27,8 @@ from tilth.generate.base import Generate as Ask
 from tilth.generate.echo import Echo
 from tilth.generate.method import Made, MakeFunction, RowMethod, Yield, opened, why_not
 from tilth.generate.self_instruct import split_list
+from tilth.planning import plan
+from tilth.report import write_report
 
 HERE = Path(__file__).parent
 SEEDS = [
@@ -288,3 +290,21 @@ def test_a_numbered_list_is_split_and_what_was_cut_off_is_known():
     ]  # fmt: skip
     assert split_list(Completion("1. whole\n2. cut of", "length")) == [("whole", True), ("cut of", False)]
     assert split_list(Completion("no list at all")) == [("no list at all", True)]
+
+
+def test_a_probe_foretells_the_cost_and_the_report_sets_it_beside_the_actual_one(tmp_path):
+    fields = recipe(tmp_path, 60, method={"kind": "test_generate:Titles"}, unit_rows=10)
+    made = tilth.load(fields)
+    assert "tokens" not in plan(made, tmp_path / "out")[1]["estimate"], "nothing is known before"
+    tilth.run({**fields, "stages": {"seeds": fields["stages"]["seeds"]}}, tmp_path / "out")
+    foretold = plan(made, tmp_path / "out", probe=True)[1]
+    assert not foretold["reused"]
+    assert foretold["why"] == "it has not run here yet"
+    assert plan(made, tmp_path / "out")[1]["estimate"] == foretold["estimate"], "it is remembered"
+    artifact = tilth.run(made, tmp_path / "out")["made"]
+    actual = artifact.metrics["prompt_tokens"] + artifact.metrics["completion_tokens"]
+    assert foretold["estimate"]["tokens"] == pytest.approx(actual, rel=0.25)
+    assert foretold["estimate"]["rows"] == 60
+    page = Path(write_report(tilth.Run(tmp_path / "out")).removeprefix("file://")).read_text()
+    assert "foretold by the probe" in page
+    assert f"{actual:,}" in page

@@ -105,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = command(name, about, "RECIPE", recipe)
         sub.add_argument("overrides", nargs="*", metavar="a.b.c=value", help="set one field of the recipe")
+        if name == "plan":
+            sub.add_argument("--probe", action="store_true", help="try stages on a few rows first, to know their cost")
         if name != "check":
             sub.add_argument("--out", required=name == "run", metavar="URI", help="run directory: a path or s3://…")
     sub = command("show", "Show a run: stages, metrics, the lineage of a row.", "RUN", "a run directory")
@@ -127,7 +129,9 @@ def _plan(options: argparse.Namespace) -> list[dict[str, Any]]:
     from tilth.planning import plan, plan_table
     from tilth.recipe import load
 
-    rows = plan(load(options.recipe, options.overrides), options.out)
+    if options.probe and options.out is None:
+        raise RecipeError("--probe needs --out, the run whose finished stages it starts from")
+    rows = plan(load(options.recipe, options.overrides), options.out, options.probe)
     if not options.json:
         ui.answer(plan_table(rows))
     return rows

@@ -8,16 +8,23 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from tilth.recipe import Recipe
+from tilth import ui
+from tilth.recipe import PROBE, Recipe
 from tilth.runs import Artifact, Run, Step
 
 
-def plan(recipe: Recipe, out: str | Path | None) -> list[dict[str, Any]]:
-    """One mapping per stage: reused or run, why, and the estimated cost where it is known."""
+def plan(recipe: Recipe, out: str | Path | None, probe: bool = False) -> list[dict[str, Any]]:
+    """One mapping per stage: reused or run, why, and the estimated cost where it is known.
+
+    With `probe`, stages that can are tried on a few rows of their finished inputs, and what that showed is kept in
+    the run for the report.
+    """
     run = Run(out if out is not None else Path("/nonexistent"))
     rows: dict[str, float] = {}
     table = []
     for step in run.plan(recipe):
+        if probe and not step.reused:
+            _probe(run, step)
         estimate = _estimate(run, step, rows)
         rows[step.name] = estimate.get("rows", 0)
         table.append({
@@ -36,19 +43,31 @@ def _estimate(run: Run, step: Step, rows: dict[str, float]) -> dict[str, float]:
         return {"rows": artifact.counts.get("accepted", 0), "seconds": 0.0}
     upstream = max((rows[ref.stage] for _, ref in step.stage.refs()), default=0)
     found = {name: value for name, value in step.stage.estimate(int(upstream)).items() if value}
+    found |= step.store.read_json(PROBE) or {}
     if (earlier := run.artifacts(step.name)) and "seconds" not in found:
         before = earlier[-1].counts.get("inputs", 0)
         found["seconds"] = earlier[-1].seconds * (upstream / before if upstream and before else 1)
     return found
 
 
+def _probe(run: Run, step: Step) -> None:
+    """Let the stage measure itself, where all that it builds on is finished."""
+    before = {str(ref): run.artifact(step, ref) for _, ref in step.stage.refs()}
+    if any(artifact is None for artifact in before.values()):
+        ui.reporter().say(f"{step.name}: no probe, since what it builds on has not run here; run that first")
+        return
+    found = step.stage.probe({ref: artifact for ref, artifact in before.items() if artifact is not None})
+    if found:
+        step.store.write_json(PROBE, found)
+
+
 def plan_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("stage", "kind", "will", "why", "rows", "tokens", "time", "memory")
+    table = Table("stage", "kind", "will", "why", "rows", "tokens", "cost", "time", "memory")
     for row in rows:
         cost = row["estimate"]
         table.add_row(
             row["stage"], escape(row["kind"]), "reuse" if row["reused"] else "run", escape(row["why"]),
-            _number(cost.get("rows")), _number(cost.get("tokens")),
+            _number(cost.get("rows")), _number(cost.get("tokens")), _number(cost.get("cost")),
             _time(cost.get("seconds")), _memory(cost.get("gib")),
         )  # fmt: skip
     return table

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from tilth.runs import Artifact, Out
 
 
+#: a stage's directory may hold this before it is begun: what `tilth plan --probe` measured
+PROBE = "probe.json"
+
+
 class Stage(Component, family="stage"):
     """One box of work: takes artifacts, leaves one."""
 
@@ -34,6 +38,10 @@ class Stage(Component, family="stage"):
     def estimate(self, rows: int) -> dict[str, float]:
         """Rough cost for `rows` input rows, where known: rows, tokens, seconds, gib."""
         return {"rows": rows}
+
+    def probe(self, inputs: Mapping[str, Artifact]) -> dict[str, float]:
+        """The same as measured on a few rows of its finished inputs; nothing where a stage has no probe."""
+        return {}
 
 
 # a directory of the run and a step of a dotted path

@@ -24,7 +24,7 @@ from tilth import content, ui
 from tilth.config import Ref, digest, identity
 from tilth.errors import StageError, StorageError
 from tilth.lock import exclusive
-from tilth.recipe import Recipe, Stage, load
+from tilth.recipe import PROBE, Recipe, Stage, load
 from tilth.storage import Store
 
 ARTIFACT = "artifact.json"
@@ -126,13 +126,18 @@ class Run:
         return Step(name, stage, fingerprint, parts, False, self._why(name, parts, store), store)
 
     def _why(self, name: str, parts: dict[str, Any], store: Store) -> str:
-        if store.list():
+        if set(store.list()) - {PROBE}:
             return "it was begun with this fingerprint and not finished: it resumes"
         if not (earlier := self.artifacts(name)):
             return "it has not run here yet"
         # what sets it apart from the finished version that is most like it
         nearest = min((list(_changes(item.identity, parts)) for item in reversed(earlier)), key=len)
         return "; ".join(dict.fromkeys(nearest)) or "code changed"
+
+    def artifact(self, step: Step, ref: Ref) -> Artifact | None:
+        """What a step's "@stage" refers to, None where that is not finished."""
+        (fingerprint,) = {value[ref] for value in _mappings(step.identity) if ref in value}
+        return Artifact.read(self.store.sub(f"stages/{ref.stage}/{fingerprint[:16]}"))
 
     def artifacts(self, name: str) -> list[Artifact]:
         """Every finished version of a stage, oldest first."""
@@ -212,6 +217,14 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _mappings(value: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping in plain data."""
+    if isinstance(value, dict):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _mappings(item)
 
 
 def _changes(old: Any, new: Any, path: str = "") -> Iterator[str]:

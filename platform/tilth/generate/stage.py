@@ -14,7 +14,7 @@ from tilth.errors import Problem, StageError
 from tilth.generate.base import Generator
 from tilth.generate.budget import Budget
 from tilth.generate.method import Method, PoolMethod
-from tilth.recipe import Stage
+from tilth.recipe import PROBE, Stage
 
 if TYPE_CHECKING:
     from tilth.data.dataset import Dataset
@@ -69,8 +69,17 @@ class Generate(Stage):
         return problems
 
     def estimate(self, rows: int) -> dict[str, float]:
-        """Rows: the target, on top of those that are passed on; the rest is known after a probe or a run."""
+        """Rows: the target; the rest is known after a probe (`tilth plan --probe`) or a run."""
         return {"rows": self.target or 0}
+
+    def probe(self, inputs: Mapping[str, Artifact]) -> dict[str, float]:
+        from tilth.data.dataset import Dataset
+        from tilth.generate.probing import probe
+
+        source = Dataset.open(inputs[self.data])
+        self._check_rows(source)
+        found, total = probe(self, source, Inputs.of(inputs))
+        return found.estimate(total, self.target)
 
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
         from tilth.data.dataset import Dataset
@@ -80,6 +89,7 @@ class Generate(Stage):
         self._check_rows(source)
         result = finished(out.store) or self._make(out, source, Inputs.of(inputs))
         figures = out.store.read_json(FIGURES)
+        figures["probe"] = out.store.read_json(PROBE)
         counts = result.counts
         made = counts["inputs"]
         metrics: dict[str, Any] = {"made": made, "kept": counts["accepted"], "cost": round(figures["cost"], 4)}

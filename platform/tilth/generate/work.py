@@ -54,7 +54,7 @@ class Generating:
         def run(unit: Unit) -> list[Row]:
             asks = reader.rows(unit)
             rows = guarded(made, asks, self._failed)
-            return guarded(lambda part: _gated(gates, asks, part), rows)
+            return guarded(lambda part: gated(gates, asks, part), rows)
 
         return run
 
@@ -69,7 +69,7 @@ class Generating:
         return [self._failed(ask, why) for ask in UnitReader(self.asks).rows(unit)]
 
 
-def _gated(gates: Callable[[list[Row]], list[Row]], asks: list[Row], rows: list[Row]) -> list[Row]:
+def gated(gates: Callable[[list[Row]], list[Row]], asks: list[Row], rows: list[Row]) -> list[Row]:
     """The rows after the gates, which see the parents beside them."""
     named = {row["parent"] for row in rows}
     parents = {parent["id"]: parent for ask in asks if (parent := _parent(ask))["id"] in named}

@@ -109,6 +109,21 @@ def curves(pictures: Pictures, traces: Mapping[str, Sequence[Mapping[str, float]
     return pictures.of(figure, title, said)
 
 
+def growth(pictures: Pictures, history: Sequence[Mapping[str, Any]], title: str) -> Picture:
+    """Rows of a generating stage by round: kept in all, and the share of a round's rows that passed."""
+    rounds = np.arange(1, len(history) + 1)
+    kept = np.array([item["accepted"] for item in history])
+    made = np.array([item["made"] for item in history])
+    shares = kept / np.maximum(made, 1)
+    with drawing(_WIDTH, 2.6, panels=2) as (figure, (left, right)):
+        left.step(rounds, np.cumsum(kept), where="mid", color=SERIES[0])
+        left.set(xlabel="round", title="rows kept in all", ylim=(0, None))
+        right.plot(rounds, shares, "o-", color=SERIES[1], markersize=4)
+        right.set(xlabel="round", title="share kept of a round's rows", ylim=(0, 1.05))
+    said = f"{kept.sum():,} rows kept of {made.sum():,} in {len(history)} rounds; {shares[0]:.0%} of the first, "
+    return pictures.of(figure, title, f"{said}{shares[-1]:.0%} of the last")
+
+
 def _colours(number: int) -> list[str]:
     return [SERIES[i % len(SERIES)] for i in range(number)]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tilth.data.dataset import MANIFEST, Dataset
-from tilth.report import figures, tallies
+from tilth.report import figures, generation, tallies
 from tilth.report.svg import Picture, Pictures
 from tilth.runs import Artifact
 
@@ -33,7 +33,7 @@ class Section:
     title: str
     words: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
-    tables: tuple[Table, ...] = ()
+    tables: Sequence[Table] = ()
     examples: Sequence[tallies.Example] = ()
     notes: dict[str, str] = field(default_factory=dict)
 
@@ -62,9 +62,19 @@ def _data(pictures: Pictures, artifact: Artifact) -> Section:
     words = [f"{len(dataset):,} {dataset.row_type} rows: {splits}."]
     if carried := dataset.counts.get("carried"):
         words.append(f"{carried:,} rows of other splits were passed through unchanged.")
-    table = Table("Rows by origin and fate", ("made by", "fate", "rows"), flows, folded=True)
+    tables = [Table("Rows by origin and fate", ("made by", "fate", "rows"), flows, folded=True)]
+    if "rounds" in artifact.detail:
+        words.append(generation.ended(artifact.detail))
+        drawn += generation.growth(pictures, artifact.detail, artifact.stage)
+        tables += _generation_tables(artifact.detail)
     shown = tallies.examples(dataset)
-    return Section(f"data-{artifact.stage}", f"Data: {artifact.stage}", tuple(words), tuple(drawn), (table,), shown)
+    return Section(f"data-{artifact.stage}", f"Data: {artifact.stage}", tuple(words), tuple(drawn), tables, shown)
+
+
+def _generation_tables(detail: Mapping[str, Any]) -> Iterator[Table]:
+    if lines := generation.foretold(detail):
+        yield Table("Cost, foretold and actual", generation.FORETOLD_HEAD, lines)
+    yield Table("Rounds", generation.ROUND_HEAD, generation.rounds(detail), folded=True)
 
 
 def _training(pictures: Pictures, artifacts: Mapping[str, Artifact]) -> Iterator[Section]:
