@@ -37,6 +37,7 @@ KINDS: dict[str, dict[str, str]] = {
         "label": "tilth.augment.label:LabelPreserved",
         "near_duplicates": "tilth.augment.near_duplicates:NearDuplicates",
         "semantic_duplicates": "tilth.augment.semantic_duplicates:SemanticDuplicates",
+        "novelty": "tilth.augment.novelty:Novelty",
     },
     "translator": {
         "bergamot": "tilth.augment.translators:Bergamot",
@@ -55,6 +56,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "generator": {
         "hf": "tilth.generate.hf:HuggingFace",
+        "http": "tilth.generate.http:Http",
         "echo": "tilth.generate.echo:Echo",
     },
 }
