@@ -30,6 +30,8 @@ KINDS: dict[str, dict[str, str]] = {
         "back_translation": "tilth.augment.back_translation:BackTranslation",
         "contextual": "tilth.augment.contextual:Contextual",
         "sentences": "tilth.augment.sentences:Sentences",
+        "paraphrase": "tilth.augment.paraphrase:Paraphrase",
+        "counterfactual": "tilth.augment.counterfactual:Counterfactual",
         "eda": "tilth.augment.eda:Eda",
         "length": "tilth.augment.filters:Length",
         "language": "tilth.augment.filters:Language",

@@ -31,11 +31,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Variant:
-    """A new text; `reason` where the augmenter itself rejects it, `meta` for what it measured."""
+    """A new text; `reason` where the augmenter itself rejects it, `meta` for what it measured.
+
+    `changes` are other columns that are not the parent's, such as the label of a counterfactual.
+    """
 
     text: str
     reason: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
 
 
 VariantsFunction = Callable[[list[Sample]], Sequence[Sequence[Variant | str]]]
@@ -88,7 +92,7 @@ class Augmenter(Transform):
             variant = Variant(item) if isinstance(item, str) else item
             seed = row_seed(self.seed, sample.id, self.via)
             text = variant.text.encode("utf-8", "replace").decode()  # a lone surrogate could not be stored
-            child = added(sample.row, self.via, number, seed, self.made_by, **{self.field: text})
+            child = added(sample.row, self.via, number, seed, self.made_by, **{**variant.changes, self.field: text})
             yield {**child, "reason": variant.reason or unfit(variant.text), "meta": dict(variant.meta)}
 
 
