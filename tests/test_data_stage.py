@@ -300,6 +300,9 @@ def test_a_plan_says_the_rows_that_it_can_know_and_no_others(tmp_path):
     lines = {"source": {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl")}}
     assert planned(None, lines) == [{"rows": 7}, {"rows": 21}]
     assert planned(None, {"source": {"kind": "inline", "rows": [{"text": "a"}]}}) == [{"rows": 1}, {"rows": 3}]
+    pq.write_table(pa.table({"text": ["a", "b", "c"]}), tmp_path / "rows.parquet")
+    table = {"source": {"kind": "parquet", "path": str(tmp_path / "rows.parquet")}}
+    assert planned(None, table) == [{"rows": 3}, {"rows": 9}]
     assert planned(None, lines, "stages.data.sample.rows=2") == [{}, {}]
     assert planned(None, {"source": {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl.gz")}}) == [{}, {}]
 

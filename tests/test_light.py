@@ -37,7 +37,7 @@ stages:
 LAYERS = (
     ("errors", "kinds"),
     ("config", "yaml12", "problems"),
-    ("recipe", "runs", "storage", "lock", "ui", "cluster", "content", "models", "hub", "carriers", "packages"),
+    ("paths", "recipe", "runs", "storage", "lock", "ui", "cluster", "content", "models", "hub", "carriers", "packages"),
     ("data",),
     ("generate",),
     ("augment", "train", "evaluate", "search"),

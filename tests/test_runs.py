@@ -287,6 +287,21 @@ def test_a_run_lives_on_s3(bucket: str) -> None:
         run.execute(recipe())
 
 
+def test_sources_of_every_form_are_read_from_s3(bucket: str) -> None:
+    import gzip
+
+    import s3fs
+
+    lines = b'{"text": "one"}\n{"text": "two"}\n'
+    files = {"a.csv": b"text\none\ntwo\n", "b.jsonl": lines, "c.jsonl.gz": gzip.compress(lines), "d[1].jsonl": lines}
+    for name, data in files.items():
+        s3fs.S3FileSystem().pipe_file(f"tilth-test/raw/{name}", data)
+        source = {"kind": name.split(".")[1], "path": f"{bucket}/raw/{name}"}
+        data_stage = {"kind": "data", "row": "text", "source": source, "resources": {"workers": 0}}
+        done = tilth.run({"name": "s3", "stages": {"data": data_stage}}, f"{bucket}/read")["data"]
+        assert (done.counts["inputs"], done.counts["accepted"]) == (2, 2), name
+
+
 def test_the_ledger_and_its_dataset_live_on_s3(bucket: str, tmp_path: Path) -> None:
     from faulty import Numbered
     from helpers import labelled, write_dataset

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
+import math
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -11,7 +14,9 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from pydantic import ValidationError
 
+from tilth.content import files_identity
 from tilth.data.clean import Cleaning
 from tilth.data.records import Shaper
 from tilth.data.source import Csv, HuggingFace, Inline, Jsonl, Source
@@ -97,6 +102,30 @@ def test_hugging_face_directory_with_class_labels(tmp_path):
     assert [(row["text"], row["label"]) for row in rows] == [("a", "yes"), ("b", "no")]
     with pytest.raises(StorageError, match="has no split 'test'; there are: train"):
         HuggingFace(path=str(tmp_path / "saved"), subset="test").pieces()
+    saved = HuggingFace(path=str(tmp_path / "saved"))
+    assert (saved.check(), saved.count(), saved.peek()) == ([], 2, ["text", "label"])
+    assert HuggingFace(path=str(tmp_path / "saved"), columns={"text": "a.0.text"}).check() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "says"),
+    [
+        ("saved", {"subset": "test"}, "subset: the dataset has no split 'test'; there are: train"),
+        ("saved", {"columns": {"text": "txt"}}, "columns.text: the source has no column 'txt'; did you mean \"text\"?"),
+        ("plain", {}, "holds no saved dataset; name a directory that save_to_disk wrote"),
+        ("nowhere", {}, "path: no file matches"),
+    ],
+)
+def test_a_directory_that_holds_no_such_dataset_fails_in_the_check(tmp_path, path, changes, says):
+    import datasets
+
+    (tmp_path / "plain").mkdir()
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["a"]})}).save_to_disk(str(tmp_path / "saved"))
+    [problem] = HuggingFace(path=str(tmp_path / path), **changes).check()
+    assert says in str(problem)
+    if path != "saved":
+        with pytest.raises(StorageError, match="cannot be loaded"):
+            HuggingFace(path=str(tmp_path / path)).pieces()
 
 
 # finding files
@@ -154,6 +183,74 @@ def test_check_needs_no_heavy_imports(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_name_that_looks_like_a_pattern_is_a_name(tmp_path):
+    named, other = tmp_path / "rows[1].csv", tmp_path / "rows1.csv"
+    named.write_text("text\nmeant\n")
+    other.write_text("text\nnot meant\n")
+    source = Csv(path=str(named))
+    assert source.check() == []
+    assert [row["text"] for row in shaped(source, "text")] == ["meant"]
+    before = files_identity(source.path)
+    other.write_text("text\nchanged\n")
+    assert files_identity(source.path) == before
+    named.write_text("text\nchanged\n")
+    assert files_identity(source.path) != before
+
+
+def test_what_is_read_is_what_is_fingerprinted(tmp_path):
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    before = files_identity(str(tmp_path))
+    (tmp_path / ".ipynb_checkpoints/rows.jsonl").write_text("{}\n")
+    assert [name for _, name in Jsonl(path=str(tmp_path)).files()] == ["rows.jsonl"]
+    assert files_identity(str(tmp_path)) == before
+
+
+def test_a_change_that_hides_behind_the_old_time_and_size_is_seen(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("text\nold\n")
+    then, before = file.stat(), files_identity(str(file))
+    file.write_text("text\nnew\n")
+    os.utime(file, ns=(then.st_atime_ns, then.st_mtime_ns))
+    assert files_identity(str(file)) != before
+
+
+def test_a_store_that_marks_nothing_is_read_to_know_its_content():
+    fs = fsspec.filesystem("memory")
+    fs.pipe("/marks/a.csv", b"text\nold\n")
+    before = files_identity("memory://marks/a.csv")
+    fs.pipe("/marks/a.csv", b"text\nnew\n")
+    assert files_identity("memory://marks/a.csv") != before
+
+
+@pytest.mark.parametrize("name", ["ROWS.JSONL.GZ", "rows.jsonl.Gz"])
+def test_a_suffix_counts_however_it_is_written(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("tilth.data.readers.PART", 100)
+    lines = [json.dumps({"text": f"row {n} {n * 7919}"}) for n in range(500)]
+    (tmp_path / name).write_bytes(gzip.compress("\n".join(lines).encode()))
+    source = Jsonl(path=str(tmp_path / name))
+    assert source.count() is None
+    assert [row["text"] for row in shaped(source, "text")] == [json.loads(line)["text"] for line in lines]
+
+
+def test_a_path_that_cannot_be_read_is_a_fault_of_the_recipe():
+    [problem] = Jsonl(path="x" * 300).check()
+    assert (problem.where, problem.what[:35]) == ("path", "cannot be read: File name too long:")
+
+
+def test_a_protocol_that_is_none_is_named():
+    with pytest.raises(StorageError, match=r"cannot open nosuch://x/a\.csv: Protocol not known"):
+        Csv(path="nosuch://x/a.csv").files()
+
+
+@pytest.mark.parametrize(
+    "odd", [b"bytes", {"a"}, math.inf, math.nan, {1: "x"}, [{0: "x"}], datetime.date(2020, 1, 1)], ids=repr
+)
+def test_inline_rows_hold_what_a_file_could_hold(odd):
+    with pytest.raises(ValidationError, match="row 1: a value must be text"):
+        Inline(rows=({"text": "a"}, {"text": "b", "more": odd}))
 
 
 # data as published

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from tilth.config import DataPath, ModelName
 from tilth.errors import StorageError
+from tilth.paths import filesystem, local_files, no_match, reaching, remote_files
+
+#: what stores say of a file that changes with its content
+_MARKS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "LastModified", "mtime")
 
 
 def cache_dir() -> Path:
@@ -32,35 +35,37 @@ def identity_of(value: str) -> Any:
 
 def files_identity(pattern: str) -> str:
     """One hash over the content of every file that the path, glob or URI matches; order and names do not count."""
-    fs, path = fsspec.core.url_to_fs(pattern)
-    names = matches(fs, path)
-    if not names:
-        raise StorageError(f"no file matches {pattern!r} (looked from {Path.cwd()}); check the path")
-    hashes = sorted(_file_identity(fs, name) for name in names)
-    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:32]
+    if "://" in pattern:
+        hashes = [_remote_hash(url) for url, _ in remote_files(pattern)]
+    else:
+        hashes = [file_hash(Path(name)) for name in local_files(pattern)[0]]
+    if not hashes:
+        raise StorageError(f"{no_match(pattern)}; check the path")
+    return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()[:32]
 
 
-def matches(fs: Any, path: str) -> list[str]:
-    """The files under a path: itself, a glob's matches, or a directory's files, sorted."""
-    if any(mark in path for mark in "*?["):
-        return sorted(name for name in fs.glob(path) if not fs.isdir(name))
-    if fs.isdir(path):
-        return sorted(name for name in fs.find(path) if not Path(name).name.startswith((".", "_")))
-    return [path] if fs.exists(path) else []
-
-
-def _file_identity(fs: Any, name: str) -> str:
-    info = fs.info(name)
-    if "local" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
-        return file_hash(Path(name))
-    mark = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("LastModified") or info.get("mtime")
-    return hashlib.sha256(f"{info['size']}:{mark}".encode()).hexdigest()
+def _remote_hash(url: str) -> str:
+    """The content as the store itself marks it; read and hashed where it marks nothing."""
+    fs, name = filesystem(url)
+    with reaching(url):
+        info = fs.info(name)
+        mark = next((info[key] for key in _MARKS if info.get(key)), None)
+        if mark is not None:
+            return hashlib.sha256(f"{info['size']}:{mark}".encode()).hexdigest()
+        with fs.open(name, "rb") as handle:
+            digest = hashlib.sha256()
+            for data in iter(partial(handle.read, 1 << 20), b""):
+                digest.update(data)
+        return digest.hexdigest()
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, remembered by path, size and time so that a second plan is immediate."""
+    """SHA-256 of a file, remembered by path, size and times so that a second plan is immediate."""
     stat = path.stat()
-    key = hashlib.sha256(f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()
+    # with the time of the last change of any kind, which no copying program can set back as it does the other
+    key = hashlib.sha256(
+        f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{stat.st_ino}".encode()
+    ).hexdigest()
     memory = cache_dir() / "hashes" / key[:2] / key
     try:
         known: str = json.loads(memory.read_text())

@@ -1,7 +1,7 @@
 """Files as streams of records: what cannot be read is a `Bad` with its place and reason, never an exception.
 
 Memory stays bounded by `limit` bytes, whatever a line holds: an oversized record is skipped in small steps.
-Only the standard library is imported here, so that a recipe's columns can be checked without waiting.
+Nothing heavy is imported here, so that a recipe's columns can be checked without waiting.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from tilth.data.files import packed
+
 EXCERPT = 200
 _STEP = 1 << 16
 PART = 16 << 20
-COMPRESSED = (".gz", ".bz2", ".zst")
 # what decompressors and file systems raise in the middle of a damaged stream
 BROKEN = (EOFError, OSError, zlib.error)
 
@@ -56,16 +57,17 @@ Item = Record | Bad
 
 def decompressed(handle: IO[bytes], name: str) -> IO[bytes]:
     """The content of a file by its suffix: .gz, .bz2, .zst, anything else as it is."""
-    suffix = name.rpartition(".")[2].lower()
-    if suffix == "gz":
-        return io.BufferedReader(gzip.GzipFile(fileobj=handle))
-    if suffix == "bz2":
-        return io.BufferedReader(bz2.BZ2File(handle))
-    if suffix == "zst":
-        import pyarrow as pa
+    match packed(name):
+        case "gz":
+            return io.BufferedReader(gzip.GzipFile(fileobj=handle))
+        case "bz2":
+            return io.BufferedReader(bz2.BZ2File(handle))
+        case "zst":
+            import pyarrow as pa
 
-        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(handle, mode="r"), "zstd"))
-    return handle
+            return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(handle, mode="r"), "zstd"))
+    # files of fsspec read whole lines only, however long
+    return handle if isinstance(handle, io.BufferedIOBase) else io.BufferedReader(handle)  # type: ignore[arg-type]
 
 
 def excerpt(data: bytes) -> str:
@@ -76,7 +78,7 @@ def excerpt(data: bytes) -> str:
 
 def cut_lines(file: str) -> list[tuple[int, int | None, int]]:
     """(start, stop, first line) of parts of a large local plain file, cut at line ends; else the file whole."""
-    if "://" in file or file.endswith(COMPRESSED) or Path(file).stat().st_size <= PART:
+    if "://" in file or packed(file) or Path(file).stat().st_size <= PART:
         return [(0, None, 1)]
     parts: list[tuple[int, int | None, int]] = []
     start = at = 0

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import AfterValidator, Field
 
 from tilth.config import Component, DataFiles, DataPath
-from tilth.data.files import count_lines, local_files, no_match, opened, remote_files
+from tilth.data.files import count_lines, opened, packed
+from tilth.data.plain import all_plain, thawed
+from tilth.data.saved import features, split_folder, unsaved
 from tilth.errors import Problem, StorageError
+from tilth.paths import local_files, no_match, remote_files
 
 if TYPE_CHECKING:
     from tilth.data.readers import Item
@@ -137,9 +140,12 @@ class Files(Source):
         return [Piece(file, name) for file, name in self.files()[:FIRST_PIECES]]
 
     def check(self) -> list[Problem]:
-        if "://" not in self.path and not local_files(self.path)[0]:
-            return [Problem("path", no_match(self.path), "check the path")]
-        return super().check()
+        try:
+            if "://" not in self.path and not local_files(self.path)[0]:
+                return [Problem("path", no_match(self.path), "check the path")]
+            return super().check()
+        except OSError as error:
+            return [Problem("path", f"cannot be read: {error.strerror}: {error.filename}", "check the path")]
 
 
 class Text(Files):
@@ -147,7 +153,7 @@ class Text(Files):
 
     def peek(self) -> list[str] | None:
         # .zst needs pyarrow and a URI needs fsspec: both too slow for a check
-        if "://" in self.path or local_files(self.path)[0][0].endswith(".zst"):
+        if "://" in self.path or packed(local_files(self.path)[0][0]) == "zst":
             return None
         return self.first_columns()
 
@@ -176,7 +182,7 @@ class Jsonl(Text):
 class Csv(Text):
     """CSV with a header line (RFC 4180, UTF-8); quoted fields may span lines."""
 
-    delimiter: str = Field(",", min_length=1, max_length=1, description='Between fields; "\\t" for TSV.')
+    delimiter: str = Field(",", pattern=r'^[^"\r\n]$', description='One character between fields; "\\t" for TSV.')
 
     def records(self, piece: Piece) -> Iterator[Item]:
         from tilth.data.readers import decompressed, read_csv
@@ -187,6 +193,12 @@ class Csv(Text):
 
 class Parquet(Files):
     """Parquet files, cut along their row groups."""
+
+    def count(self) -> int | None:
+        from tilth.data.tables import parquet_rows
+
+        counts = [parquet_rows(file) for file, _ in self.files()]
+        return None if None in counts else sum(count or 0 for count in counts)
 
     def pieces(self) -> list[Piece]:
         from tilth.data.tables import parquet_spans
@@ -219,7 +231,7 @@ class HuggingFace(Source):
         from tilth.data.tables import open_dataset
 
         # a worker's current directory is not ours
-        where = str(Path(self.path).expanduser().absolute()) if isinstance(self.path, DataPath) else self.path
+        where = str(self._folder.absolute()) if isinstance(self.path, DataPath) else self.path
         rows = len(open_dataset(self, where))
         step = self.rows_in_piece
         return [Piece(where, self.subset, at, min(at + step, rows)) for at in range(0, rows, step)]
@@ -229,11 +241,33 @@ class HuggingFace(Source):
 
         yield from read_dataset(open_dataset(self, piece.file), piece)
 
+    def peek(self) -> list[str] | None:
+        inside = any("." in name for name in (*self.columns.values(), *self.carry))
+        if inside or not isinstance(self.path, DataPath):  # its small files name whole columns only
+            return None
+        return features(split_folder(self._folder, self.subset))
+
+    def count(self) -> int | None:
+        from tilth.data.tables import saved_rows
+
+        return saved_rows(split_folder(self._folder, self.subset)) if isinstance(self.path, DataPath) else None
+
+    def check(self) -> list[Problem]:
+        if isinstance(self.path, DataPath) and (problem := unsaved(self.path, self.subset)):
+            return [problem]
+        return super().check()
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.path).expanduser()
+
 
 class Inline(Source):
     """Rows written in the recipe itself."""
 
-    rows: tuple[dict[str, Any], ...] = Field(min_length=1, description="The rows, each a mapping of its columns.")
+    rows: Annotated[tuple[dict[str, Any], ...], AfterValidator(all_plain)] = Field(
+        min_length=1, description="The rows, each a mapping of its columns."
+    )
 
     def pieces(self) -> list[Piece]:
         return [Piece("inline", "inline")]
@@ -242,19 +276,10 @@ class Inline(Source):
         from tilth.data.readers import Record
 
         for number, row in enumerate(self.rows, 1):
-            yield Record(number, _plain(row))
+            yield Record(number, thawed(row))
 
     def peek(self) -> list[str] | None:
         return self.first_columns()
 
     def count(self) -> int | None:
         return len(self.rows)
-
-
-def _plain(value: Any) -> Any:
-    """Tuples of a frozen config as lists again."""
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -36,6 +38,26 @@ def parquet_spans(file: str) -> list[tuple[int, int | None]]:
             spans.append((start, stop))
             start = stop
     return [*spans, (start, stop)] if stop > start else spans
+
+
+def parquet_rows(file: str) -> int | None:
+    """The rows of a file by its footer alone; None where that cannot be read."""
+    try:
+        with opened(file) as handle:
+            rows: int = pq.read_metadata(handle).num_rows
+    except pa.ArrowInvalid:
+        return None
+    return rows
+
+
+def saved_rows(folder: Path) -> int | None:
+    """The rows of a dataset that `save_to_disk` wrote: the lengths of its batches, no row is read."""
+    try:
+        files = [folder / part["filename"] for part in json.loads((folder / "state.json").read_text())["_data_files"]]
+        rows: int = sum(batch.num_rows for file in files for batch in pa.ipc.open_stream(pa.memory_map(str(file))))
+    except (OSError, ValueError, KeyError):
+        return None
+    return rows
 
 
 def read_parquet(piece: Piece, limit: int) -> Iterator[Item]:
@@ -79,10 +101,13 @@ def open_dataset(source: HuggingFace, path: str) -> Any:
     """The chosen split as a memory-mapped `datasets.Dataset`; StorageError names the splits there are."""
     import datasets
 
-    if isinstance(source.path, DataPath):
-        found = datasets.load_from_disk(path)
-    else:
-        found = datasets.load_dataset(path, source.name, revision=source.revision)
+    try:
+        if isinstance(source.path, DataPath):
+            found = datasets.load_from_disk(path)
+        else:
+            found = datasets.load_dataset(path, source.name, revision=source.revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise StorageError(f"dataset {source.path!r} cannot be loaded: {error}") from error
     if isinstance(found, datasets.Dataset):
         return found
     if source.subset not in found:
