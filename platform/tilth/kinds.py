@@ -37,9 +37,11 @@ KINDS: dict[str, dict[str, str]] = {
         "language": "tilth.augment.filters:Language",
         "similarity": "tilth.augment.similarity:Similarity",
         "label": "tilth.augment.label:LabelPreserved",
+        "unique": "tilth.augment.unique:Unique",
         "near_duplicates": "tilth.augment.near_duplicates:NearDuplicates",
         "semantic_duplicates": "tilth.augment.semantic_duplicates:SemanticDuplicates",
         "novelty": "tilth.augment.novelty:Novelty",
+        "toxicity": "tilth.augment.toxicity:Toxicity",
     },
     "translator": {
         "bergamot": "tilth.augment.translators:Bergamot",
@@ -55,6 +57,13 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "method": {
         "self_instruct": "tilth.generate.self_instruct:SelfInstruct",
+        "evol_instruct": "tilth.generate.evol_instruct:EvolInstruct",
+        "instruction_back_translation": "tilth.generate.instruction_back_translation:InstructionBackTranslation",
+        "magpie": "tilth.generate.magpie:Magpie",
+        "grid": "tilth.generate.grid:Grid",
+        "grounded_qa": "tilth.generate.grounded_qa:GroundedQa",
+        "rules": "tilth.generate.rules:Rules",
+        "code": "tilth.generate.code:Code",
     },
     "generator": {
         "hf": "tilth.generate.hf:HuggingFace",
