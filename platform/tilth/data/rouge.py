@@ -10,6 +10,7 @@ import re
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -122,8 +123,8 @@ class Pool:
             members = self._of_like_length(len(asking[0]), len(asking[-1]), threshold)
             pool = [self._texts[index] for index in members]
             # indel similarity is twice the common subsequence over both lengths: ROUGE-L but for the last bit
-            options = {"scorer": Indel.normalized_similarity, "score_cutoff": threshold - _SLACK, "dtype": np.float64}
-            scores = cdist(asking, pool, workers=-1, **options)
+            options: dict[str, Any] = {"score_cutoff": threshold - _SLACK, "dtype": np.float64, "workers": -1}
+            scores = cdist(asking, pool, scorer=Indel.normalized_similarity, **options)
             best = scores.max(axis=1, initial=0.0)
             for row in np.flatnonzero(best).tolist():
                 found[places[row]] = [members[i] for i in np.flatnonzero(scores[row] >= best[row] - _CLOSE).tolist()]
