@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,3 +34,13 @@ def test_a_local_path_on_several_nodes_is_refused_and_a_shared_one_is_not(tmp_pa
     assert "refused: --out" in done.stdout, done.stdout + done.stderr[-2000:]
     assert "2 nodes" in done.stdout
     assert "nodes: 2" in done.stdout
+
+
+def test_an_address_where_no_cluster_is_ends_at_once(tmp_path: Path) -> None:
+    script = "from tilth import cluster; cluster.ray_ready()"
+    for address in ("127.0.0.1:1", "nonsense", "host:99999999"):
+        environment = {**os.environ, "RAY_ADDRESS": address}
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=environment
+        )
+        assert f"no Ray cluster answers at RAY_ADDRESS={address}" in done.stderr, done.stderr[-2000:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -161,6 +162,35 @@ def test_a_full_disk_stops_the_stage_and_with_room_again_it_goes_on(source: Data
         assert contents(small / "out") == contents(tmp_path / "plenty")
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_disk_that_fills_up_at_the_very_end_is_said_and_costs_nothing(source: Dataset, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        out = small / "out"
+        ledger = Ledger(Store.at(out), "test", cut(source, 16))
+        run_units(Chain(source.store, "labelled", (Numbered(variants=8),)), ledger, INLINE, "test")
+        units = sorted((out / "units").iterdir())
+        (out / ".partial-killed").mkdir()
+        fill(small / "filler")
+        with pytest.raises(StorageError, match=r"cannot .*No space left"):
+            finish(ledger, "labelled")
+        assert sorted((out / "units").iterdir()) == units
+        (small / "filler").unlink()
+        assert finish(ledger, "labelled").counts["accepted"] == 900
+        assert sorted(file.name for file in out.iterdir()) == ["data", "dataset.json", "ledger"]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def fill(file: Path) -> None:
+    """Take all the room that is left on a disk."""
+    with file.open("wb", buffering=0) as handle, contextlib.suppress(OSError):
+        while handle.write(b"x" * 512):
+            pass
 
 
 # --- kill -9 of the driver at every durable write ---------------------------------------------------------

@@ -196,12 +196,74 @@ def test_a_file_is_no_run(tmp_path: Path) -> None:
         Run(tmp_path / "file").current()
 
 
+def test_a_plan_against_a_file_is_that_of_a_new_run_and_running_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    run = Run(tmp_path / "file")
+    assert set(states(run).values()) == {"it has not run here yet"}
+    with pytest.raises(StorageError, match=r"cannot write to .*file: File exists; choose another --out"):
+        run.execute(recipe())
+
+
+@pytest.mark.parametrize("name", ["a::b", "ü ñ[1]*?#%20 '\"x", "file:x"])
+def test_a_directory_may_have_any_name(tmp_path: Path, name: str) -> None:
+    run = Run(tmp_path / name)
+    run.execute(recipe())
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert set(states(run).values()) == {"reuse"}
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", ""])
+def test_a_store_out_of_reach_is_said_without_a_traceback(tmp_path: Path, endpoint: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe().dump_yaml())
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_ENDPOINT_URL": endpoint}
+    known = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+    environment = {**known, **(keys if endpoint else {}), "AWS_EC2_METADATA_DISABLED": "true"}
+    command = [sys.executable, "-m", "tilth", "plan", str(file), "--out", "s3://tilth-nowhere/run"]
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.startswith("StorageError: cannot reach s3://tilth-nowhere/run/stages/")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_user_without_a_name_may_hold_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    store, named = Store.at(tmp_path), f"of {os.getuid()} on"
+    with exclusive(store), pytest.raises(RunLocked, match=named), exclusive(store):
+        pass
+
+
 def test_a_lock_in_memory_storage_refuses_a_second_holder_and_is_given_back() -> None:
     store = Store.at("memory://locks/one")
     with exclusive(store), pytest.raises(RunLocked, match=f"pid {os.getpid()}"), exclusive(store):
         pass
     with exclusive(store):
         assert store.exists("LOCK")
+    assert not store.exists("LOCK")
+
+
+def test_a_run_that_lost_its_lease_stops_and_leaves_it_to_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tilth.lock.RENEW_SECONDS", 0.05)
+    store = Store.at("memory://locks/lost")
+
+    def overtaken() -> None:
+        with exclusive(store):
+            store.write_json("LOCK", {"token": "another", "renewed": time.time()})
+            time.sleep(10)
+
+    with pytest.raises(KeyboardInterrupt):
+        overtaken()
+    assert store.read_json("LOCK")["token"] == "another"
+
+
+def test_a_dead_holders_lease_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.at("memory://locks/dead")
+    store.write_json("LOCK", {"token": "dead", "renewed": time.time() - 1000})
+    with exclusive(store), pytest.raises(RunLocked), exclusive(store):
+        pass
     assert not store.exists("LOCK")
 
 
@@ -285,6 +347,11 @@ def test_a_run_lives_on_s3(bucket: str) -> None:
     assert not run.store.exists("LOCK")
     with exclusive(run.store), pytest.raises(RunLocked):
         run.execute(recipe())
+
+
+def test_a_bucket_that_is_not_there_is_said(bucket: str) -> None:
+    with pytest.raises(StorageError, match=r"cannot write to s3://tilth-nowhere/run/LOCK: .*does not exist"):
+        Run("s3://tilth-nowhere/run").execute(recipe())
 
 
 def test_sources_of_every_form_are_read_from_s3(bucket: str) -> None:

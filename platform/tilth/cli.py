@@ -46,6 +46,11 @@ def _answer(options: argparse.Namespace) -> int:
         text = f"{type(error).__name__}: {error}{_cause(error)}"
         _fail(options, {"error": str(error), "type": type(error).__name__}, text)
         return error.exit_code
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a file, disk or network that fails is no fault of the code
+        _fail(options, {"error": str(error), "type": type(error).__name__}, f"{type(error).__name__}: {error}")
+        return 1
     except (KeyboardInterrupt, SystemExit):  # Ray Train answers Ctrl-C with exit(0), as if all were done
         ui.reporter().say("stopped; what is finished stays, the same command goes on from there")
         return 1

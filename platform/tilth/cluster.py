@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tilth.errors import StorageError
+from tilth.errors import StageError, StorageError
 from tilth.storage import Store
 
+#: how long a cluster's head may take to answer
+ANSWER_SECONDS = 10.0
 _session: list[Store] = []
 # our own progress speaks; libraries read these while they are imported, here and in workers
 QUIET = {
@@ -71,10 +74,26 @@ def _secure_token() -> None:
         token.chmod(0o600)
 
 
+def _attach(address: str) -> None:
+    """Connect to a running cluster; StageError where there is none. Ray alone would wait for minutes, then exit."""
+    import ray
+
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if host and port.isdigit():
+            socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+        ray.init(log_to_driver=False)
+    except (OSError, ValueError, OverflowError) as error:
+        raise StageError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); correct it, or unset it to start a local Ray"
+        ) from error
+
+
 def ray_ready(num_cpus: int | None = None) -> Any:
     """The ray module, connected; a local Ray gets `num_cpus` logical CPUs (None: as many as the machine has).
 
-    StorageError when a cluster of several nodes is to write to a local path.
+    StageError when `RAY_ADDRESS` leads nowhere, StorageError when a cluster of several nodes is to write to a
+    local path.
     """
     if "ray" not in sys.modules:
         # Ray reads both while it is imported; work that runs out of memory is for the ledger to isolate
@@ -85,8 +104,8 @@ def ray_ready(num_cpus: int | None = None) -> Any:
     import ray
 
     if not ray.is_initialized():
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=False)
+        if address := os.environ.get("RAY_ADDRESS"):
+            _attach(address)
         else:
             with _importable_by_workers():
                 ray.init(num_cpus=num_cpus, log_to_driver=False, include_dashboard=False, logging_level="error")

@@ -80,7 +80,9 @@ class Component(BaseModel):
     """Base of every config. Subclass with `family="name"` to open a family of kinds."""
 
     # defaults are validated too: that is what makes a default model name a ModelName, known by its content
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
     family: ClassVar[str] = ""
     abstract: ClassVar[bool] = False

@@ -6,6 +6,7 @@ dies. On an object store it is a lease: a file created only if absent and renewe
 
 from __future__ import annotations
 
+import _thread
 import fcntl
 import getpass
 import json
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from tilth import ui
 from tilth.errors import RunLocked, StorageError
 from tilth.storage import Store
 
@@ -39,9 +41,16 @@ def _owner() -> dict[str, Any]:
         "token": uuid.uuid4().hex,
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "user": getpass.getuser(),
+        "user": _user(),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user often has a number and no name
+        return str(os.getuid())
 
 
 def _refuse(store: Store, owner: dict[str, Any]) -> RunLocked:
@@ -84,27 +93,46 @@ def _lease(store: Store) -> Iterator[None]:
     finally:
         stop.set()
         renewal.join()
-        if _parsed(store.read(LOCK)).get("token") == mine["token"]:
+        if _holder(store).get("token") == mine["token"]:
             store.remove(LOCK)
+
+
+def _holder(store: Store) -> dict[str, Any]:
+    """Who holds the lease; empty where nobody does."""
+    try:
+        return _parsed(store.read(LOCK))
+    except FileNotFoundError:
+        return {}
 
 
 def _acquire(store: Store, mine: dict[str, Any]) -> None:
     if store.create(LOCK, _renewed(mine)):
         return
-    holder = _parsed(store.read(LOCK))
-    if time.time() - float(holder.get("renewed", 0)) < LEASE_SECONDS:
+    holder = _holder(store)
+    if not holder and store.create(LOCK, _renewed(mine)):  # given back between the two looks
+        return
+    if time.time() - float(holder.get("renewed", time.time())) < LEASE_SECONDS:
         raise _refuse(store, holder)
     # the holder stopped renewing: it is dead. Two successors may race for it; the last write wins, the other leaves.
     store.write(LOCK, _renewed(mine))
     time.sleep(2.0)
-    winner = _parsed(store.read(LOCK))
+    winner = _holder(store)
     if winner.get("token") != mine["token"]:
         raise _refuse(store, winner)
 
 
 def _renew(store: Store, mine: dict[str, Any], stop: threading.Event) -> None:
+    """Renew until told to stop. A run that lost its lease, its machine having slept, stops: another goes on with it."""
     while not stop.wait(RENEW_SECONDS):
-        store.write(LOCK, _renewed(mine))
+        try:
+            holder = _holder(store)
+            if holder.get("token", mine["token"]) != mine["token"]:
+                ui.reporter().say(str(_refuse(store, holder)))
+                _thread.interrupt_main()
+                return
+            store.write(LOCK, _renewed(mine))
+        except StorageError as error:  # the lease outlasts several renewals: the next may succeed
+            ui.reporter().say(f"the lease could not be renewed: {error}")
 
 
 def _renewed(owner: dict[str, Any]) -> bytes:

@@ -18,11 +18,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from tilth.errors import StorageError
+from tilth.paths import filesystem, reaching
 
 Built = TypeVar("Built")
+#: how the names of directories in the making begin
+PARTIAL = ".partial-"
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,8 @@ class Store:
 
     @cached_property
     def _target(self) -> tuple[Any, str]:
-        try:
-            fs, root = fsspec.core.url_to_fs(self.url)
-        except (ValueError, ImportError) as error:  # a protocol that is unknown, or whose package is missing
-            raise StorageError(f"cannot open {self.url}: {error}") from error
-        return fs, root
+        # a local path is taken as it is: fsspec would read "a::b" as one filesystem inside another
+        return (LocalFileSystem(), self.url) if self.is_local else filesystem(self.url)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url}
@@ -77,13 +77,15 @@ class Store:
         return Path(self.path(name))
 
     def exists(self, name: str) -> bool:
-        return bool(self.fs.exists(self.path(name)))
+        with reaching(self.at_url(name)):
+            return bool(self.fs.exists(self.path(name)))
 
     def list(self, name: str = "") -> list[str]:
         """File and directory names directly under `name`, sorted; empty where there is none."""
         try:
-            found = self.fs.ls(self.path(name), detail=False, refresh=True)
-        except FileNotFoundError:
+            with reaching(self.at_url(name)):
+                found = self.fs.ls(self.path(name), detail=False, refresh=True)
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(posixpath.basename(str(item).rstrip("/")) for item in found)
 
@@ -92,7 +94,8 @@ class Store:
         return handle
 
     def read(self, name: str) -> bytes:
-        data: bytes = self.fs.cat_file(self.path(name))
+        with reaching(self.at_url(name)):
+            data: bytes = self.fs.cat_file(self.path(name))
         return data
 
     def read_json(self, name: str) -> Any:
@@ -101,8 +104,6 @@ class Store:
             data = self.read(name)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except OSError as error:
-            raise StorageError(f"cannot read {self.at_url(name)}: {error.strerror or error}") from error
         try:
             return json.loads(data)
         except ValueError as error:
@@ -135,7 +136,7 @@ class Store:
         with tempfile.TemporaryFile() as spool:
             fill(spool)
             spool.seek(0)
-            self.fs.pipe_file(self.path(name), spool.read())
+            self._put(name, lambda: self.fs.pipe_file(self.path(name), spool.read()))
 
     def adopt(self, name: str, file: Path) -> None:
         """Make a finished local file, written in `scratch()`, appear as `name`; it is moved or uploaded."""
@@ -147,14 +148,14 @@ class Store:
             file.replace(target)
             _sync_directory(target.parent)
         else:
-            self.fs.put_file(str(file), self.path(name))
+            self._put(name, lambda: self.fs.put_file(str(file), self.path(name)))
             file.unlink()
 
     def scratch(self) -> Path:
         """A new local directory for files in the making; on the same disk as the store where it is local."""
         if self.is_local:
             self.local().mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=".partial-", dir=self.local() if self.is_local else None))
+        return Path(tempfile.mkdtemp(prefix=PARTIAL, dir=self.local() if self.is_local else None))
 
     def create(self, name: str, data: bytes) -> bool:
         """Write `name` only where nothing is yet; False when something was there first."""
@@ -164,10 +165,18 @@ class Store:
                 with open(self.local(name), "xb") as handle:
                     handle.write(data)
             else:
-                self.fs.pipe_file(self.path(name), data, mode="create")
+                self._put(name, lambda: self.fs.pipe_file(self.path(name), data, mode="create"))
         except FileExistsError:
             return False
         return True
+
+    def _put(self, name: str, send: Callable[[], object]) -> None:
+        """Write to an object store; a bucket that does not exist is said, not created."""
+        try:
+            with reaching(self.at_url(name)):
+                send()
+        except FileNotFoundError as error:
+            raise StorageError(f"cannot write to {self.at_url(name)}: {error}") from error
 
     def fetch(self, name: str) -> Path:
         """A local directory with the content of `name`: itself, or a copy cached by URL for this node."""
@@ -178,7 +187,8 @@ class Store:
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = tempfile.mkdtemp(dir=target.parent)
-            self.fs.get(self.path(name), partial, recursive=True)
+            with reaching(self.at_url(name)):
+                self.fs.get(self.path(name), partial, recursive=True)
             inner = Path(partial) / posixpath.basename(name)
             with contextlib.suppress(OSError):  # another worker of this node was first: its copy is as good
                 (inner if inner.is_dir() else Path(partial)).rename(target)
@@ -186,26 +196,30 @@ class Store:
 
     def remove(self, name: str) -> None:
         """Remove a file or a whole directory; nothing happens where there is none."""
-        if self.fs.exists(self.path(name)):
-            self.fs.rm(self.path(name), recursive=True)
+        with reaching(self.at_url(name)):
+            if self.fs.exists(self.path(name)):
+                self.fs.rm(self.path(name), recursive=True)
 
 
 def _replace_local(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    name: str | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             fill(file)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+        _sync_directory(path.parent)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):  # `fill` may have read: another file can be at fault
+            other = f": {error.filename}" if error.filename not in (None, name, str(path.parent)) else ""
+            raise StorageError(f"cannot write {path}: {error.strerror or error}{other}") from error
         raise
-    _sync_directory(path.parent)
 
 
 def _sync_directory(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tilth.data.dataset import MANIFEST, Dataset, Shard
 from tilth.data.ledger import ROW_GROUP, Tally, is_quarantine
 from tilth.data.schema import SPLITS, Row, arrow_schema, from_table
-from tilth.errors import QuarantineError
-from tilth.storage import Store
+from tilth.errors import QuarantineError, StorageError
+from tilth.storage import PARTIAL, Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,16 +87,11 @@ def finish(
     `max_quarantined` of the inputs were quarantined; the rejected rows are on storage by then.
     """
     store = ledger.store
-    for leftover in ("data", "rejected"):
-        store.remove(leftover)
     tally = ledger.tally()
-    writer = _Writer(store, row_type)
-    with writer:
-        for table in carried.tables() if carried is not None else ():
-            writer.write(table)
-        writer.counting = True
-        for table in ledger.tables():
-            writer.write((verdicts or Verdicts()).apply(table))
+    try:
+        writer = _written(ledger, row_type, verdicts or Verdicts(), carried)
+    except OSError as error:
+        raise StorageError(f"cannot finish {store.url}: {error}; what was there stays, run again to go on") from error
     counts = {"inputs": tally.inputs, "made": tally.made, **writer.counts()}
     counts["carried"] = len(carried) if carried is not None else 0
     _check_quarantine(store, counts, max_quarantined)
@@ -103,6 +99,20 @@ def finish(
     dataset.save()
     ledger.clear()
     return dataset
+
+
+def _written(ledger: Books, row_type: str, verdicts: Verdicts, carried: Dataset | None) -> _Writer:
+    """All rows in shards that no manifest names yet."""
+    store = ledger.store
+    for leftover in ("data", "rejected", *(name for name in store.list() if name.startswith(PARTIAL))):
+        store.remove(leftover)  # of an attempt that was killed
+    with _Writer(store, row_type) as writer:
+        for table in carried.tables() if carried is not None else ():
+            writer.write(table)
+        writer.counting = True
+        for table in ledger.tables():
+            writer.write(verdicts.apply(table))
+    return writer
 
 
 def finished(store: Store) -> Dataset | None:
@@ -118,7 +128,7 @@ def _check_quarantine(store: Store, counts: Mapping[str, Any], limit: float) -> 
         raise QuarantineError(
             f"{counts['quarantined']:,} of {counts['inputs']:,} rows ({share:.1%}) are in quarantine ({tally}); "
             f"max_quarantined is {limit:.1%}. Read them in {store.at_url('rejected')}, mend the source, "
-            f"or set max_quarantined={share + 0.001:.3f} to go on without them"
+            f"or set max_quarantined={math.ceil(share * 1000) / 1000:g} to go on without them"
         )
 
 

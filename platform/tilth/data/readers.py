@@ -67,7 +67,7 @@ def decompressed(handle: IO[bytes], name: str) -> IO[bytes]:
 
             return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(handle, mode="r"), "zstd"))
     # files of fsspec read whole lines only, however long
-    return handle if isinstance(handle, io.BufferedIOBase) else io.BufferedReader(handle)  # type: ignore[arg-type]
+    return handle if isinstance(handle, io.BufferedIOBase) else io.BufferedReader(handle)  # type: ignore[type-var]
 
 
 def excerpt(data: bytes) -> str:

@@ -152,9 +152,9 @@ def _storable(text: str, name: str) -> str:
 
 
 def _carried(value: Any) -> Any:
-    """A value as meta can store it: plain JSON, lone surrogates as question marks."""
+    """A value as meta can store it: plain JSON, lone surrogates as question marks, no number for NaN."""
     text = json.dumps(value, default=str, ensure_ascii=False)
-    return json.loads(text.encode("utf-8", "replace"))
+    return json.loads(text.encode("utf-8", "replace"), parse_constant=lambda name: None)
 
 
 def _begin(record: Mapping[str, Any]) -> str:
