@@ -42,6 +42,7 @@ KINDS: dict[str, dict[str, str]] = {
         "semantic_duplicates": "tilth.augment.semantic_duplicates:SemanticDuplicates",
         "novelty": "tilth.augment.novelty:Novelty",
         "toxicity": "tilth.augment.toxicity:Toxicity",
+        "pii": "tilth.augment.pii:Pii",
     },
     "translator": {
         "bergamot": "tilth.augment.translators:Bergamot",

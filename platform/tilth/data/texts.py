@@ -32,6 +32,12 @@ def whole_text(row: Row) -> str:
     return "\n".join(text for text in texts if text is not None)
 
 
+def parts_of(row: Row, field: str) -> list[str]:
+    """The texts that column `field` consists of: one, or what each turn says."""
+    value = row[field]
+    return [value] if isinstance(value, str) else [turn["content"] for turn in value]
+
+
 def rewritten(row: Row, field: str, change: Callable[[str], str]) -> dict[str, Any]:
     """The payload column `field` with `change` applied to its text, or to what each turn says."""
     value = row[field]
