@@ -229,6 +229,9 @@ def test_an_override_may_add_a_stage_and_fill_a_null():
         ("stages.rows.texts.x=x", "has items 0 to 2, not 'x'"),
         ("stages.fit.kind.x=1", "which has no keys"),
         ("name.first.second=1", "is 'good', no mapping"),
+        ("stages.fti.batch=4", "stages.fti.batch=4: no stage is named 'fti'; did you mean \"fit\"?"),
+        ("stges.fit.batch=4", 'override stges: unknown field; did you mean "stages"?'),
+        (f"stages.fit.kind={FIT}x", "override stages.fit: module 'test_recipe' has no 'Fitx'"),
         ("batch", "is not an override; write a.b.c=value"),
         ("stages..batch=1", "is not an override"),
         ("=1", "is not an override"),
@@ -237,6 +240,11 @@ def test_an_override_may_add_a_stage_and_fill_a_null():
 def test_an_override_that_does_not_hold_is_named(written, override, says):
     found = faults(written(GOOD), override)
     assert any(says in text for text in found.values()), found
+
+
+def test_every_fault_of_overrides_and_recipe_is_listed_at_once(written):
+    found = faults(written(GOOD), "batch", "stages.fit.batch=0", "stages.fti.batch=1", "stages.rows.texts.7=x")
+    assert set(found) == {"batch", "override stages.fit.batch", "stages.fti.batch=1", "stages.rows.texts.7=x"}
 
 
 def test_a_file_that_cannot_be_read(tmp_path):

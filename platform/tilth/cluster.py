@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tilth.errors import StageError, StorageError
+from tilth.errors import ClusterError, StorageError
 from tilth.storage import Store
 
 #: how long a cluster's head may take to answer
@@ -75,7 +75,7 @@ def _secure_token() -> None:
 
 
 def _attach(address: str) -> None:
-    """Connect to a running cluster; StageError where there is none. Ray alone would wait for minutes, then exit."""
+    """Connect to a running cluster; ClusterError where there is none. Ray alone would wait for minutes, then exit."""
     import ray
 
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -84,7 +84,7 @@ def _attach(address: str) -> None:
             socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
         ray.init(log_to_driver=False)
     except (OSError, ValueError, OverflowError) as error:
-        raise StageError(
+        raise ClusterError(
             f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); correct it, or unset it to start a local Ray"
         ) from error
 
@@ -92,7 +92,7 @@ def _attach(address: str) -> None:
 def ray_ready(num_cpus: int | None = None) -> Any:
     """The ray module, connected; a local Ray gets `num_cpus` logical CPUs (None: as many as the machine has).
 
-    StageError when `RAY_ADDRESS` leads nowhere, StorageError when a cluster of several nodes is to write to a
+    ClusterError when `RAY_ADDRESS` leads nowhere, StorageError when a cluster of several nodes is to write to a
     local path.
     """
     if "ray" not in sys.modules:

@@ -6,6 +6,7 @@ TilthError
 │   └── QuarantineError   more rows were unreadable than the recipe allows
 ├── StorageError    a directory or object store refused or is damaged   exit code 1
 │   └── RunLocked   another run holds this directory
+├── ClusterError    RAY_ADDRESS names a cluster that does not answer    exit code 1
 └── ModelError      a model cannot be found, fetched or verified        exit code 1
 """
 
@@ -57,6 +58,10 @@ class StorageError(TilthError):
 
 class RunLocked(StorageError):  # noqa: N818 - states the condition, as FileExistsError does
     """Another live run holds the run directory."""
+
+
+class ClusterError(TilthError):
+    """A Ray cluster that was named does not answer."""
 
 
 class ModelError(TilthError):

@@ -110,17 +110,16 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[st
     else:
         data, lines = yaml12.parse(_text(source), str(source))
         _importable(Path(source).resolve().parent)
-    for override in overrides:
-        _override(data, override)
+    refused = list(_overridden(data, overrides))
     try:
         recipe = Recipe.model_validate(data)
         found = recipe.check()
     except ValidationError as error:
         found = problems(error, data, Recipe) + _sound_part(data)
-    if found:
+    if found or refused:
         found.sort(key=lambda problem: _line(problem, lines))
         changed = [override.partition("=")[0].strip() for override in overrides]
-        raise RecipeError([_located(problem, lines, str(source), changed) for problem in found])
+        raise RecipeError([*(_located(problem, lines, str(source), changed) for problem in found), *refused])
     return recipe
 
 
@@ -149,12 +148,22 @@ def _text(path: str | Path) -> str:
         raise RecipeError([Problem(str(path), f"cannot be read: {error}")]) from error
 
 
+def _overridden(data: dict[str, Any], overrides: Sequence[str]) -> Iterator[Problem]:
+    """Set every override that can be set; what is wrong with the others."""
+    for override in overrides:
+        try:
+            _override(data, override)
+        except RecipeError as error:
+            yield from error.problems
+
+
 def _override(data: dict[str, Any], text: str) -> None:
     """Set one dotted path; mappings on the way are made, list items are taken by number."""
     path, equals, value = text.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise RecipeError([Problem(text, "is not an override", "write a.b.c=value")])
+    _known_stage(data, keys, text)
     here: Any = data
     for key in keys[:-1]:
         here = _entered(here, key) if isinstance(here, dict) else _item(here, key, text)
@@ -165,6 +174,15 @@ def _override(data: dict[str, Any], text: str) -> None:
         here[keys[-1]] = yaml12.scalar(value)
     else:
         raise RecipeError([Problem(path, f"{keys[-2]} is {here!r}, which has no keys")])
+
+
+def _known_stage(data: dict[str, Any], keys: Sequence[str], text: str) -> None:
+    """A field of a stage that is not there is a slip, unless it is its kind, which begins a new one."""
+    stages = data.get("stages")
+    if keys[0] != "stages" or len(keys) < 3 or not isinstance(stages, dict):
+        return
+    if keys[1] not in stages and keys[2] != "kind":
+        raise RecipeError([Problem(text, f"no stage is named {keys[1]!r}", nearest(keys[1], stages))])
 
 
 def _entered(here: dict[str, Any], key: str) -> Any:
@@ -188,7 +206,13 @@ def _under(prefix: str, problem: Problem) -> Problem:
 def _located(problem: Problem, lines: Mapping[str, int], name: str, changed: Sequence[str]) -> Problem:
     """The problem with file and line, where the recipe came from a file and the value from no override."""
     path = problem.where
-    if any(f"{path}.".startswith(f"{override}.") for override in changed):
+    unwritten = bool(lines) and path not in lines  # made by an override on the way to its own field
+    if any(
+        f"{path}.".startswith(f"{override}.")
+        or override == f"{path}.kind"
+        or (unwritten and override.startswith(f"{path}."))
+        for override in changed
+    ):
         return Problem(f"override {path}", problem.what, problem.mend)
     if not lines:
         return problem
