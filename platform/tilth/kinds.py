@@ -43,6 +43,8 @@ KINDS: dict[str, dict[str, str]] = {
         "novelty": "tilth.augment.novelty:Novelty",
         "toxicity": "tilth.augment.toxicity:Toxicity",
         "pii": "tilth.augment.pii:Pii",
+        "judge_score": "tilth.augment.judge_score:JudgeScore",
+        "balance": "tilth.augment.balance:Balance",
     },
     "translator": {
         "bergamot": "tilth.augment.translators:Bergamot",
