@@ -185,6 +185,25 @@ def test_an_id_given_twice_is_quarantined(tmp_path):
 # splits and samples
 
 
+def test_ids_stay_unique_whatever_ids_are_given(tmp_path):
+    given = ["a", "a", "a~2", "a", "b/eda.0", "b", "c/eda.0", "d@1.2", "d"]
+    rows = [{"id": name, "text": f"text {n}", "label": "x"} for n, name in enumerate(given)]
+    source = {"kind": "inline", "rows": rows, "columns": {"id": "id"}}
+    artifact, data = build(tmp_path / "run", source=source, max_quarantined=0.5)
+    everything = {row["id"]: row["reason"] for row in (*data.rows(), *data.rejected_rows())}
+    assert len(everything) == artifact.counts["inputs"] == len(given)
+    assert {name for name, reason in everything.items() if reason is None} == {"a", "a~2", "b", "c/eda.0", "d@1.2", "d"}
+    assert everything["a~3"] == everything["a~4"] == "quarantined/duplicate_id: 'a' is the id of another row"
+    assert everything["b/eda.0"].startswith("quarantined/reserved_id: 'b/eda.0' is what a row made from 'b'")
+
+
+def test_the_way_out_of_too_much_quarantine_is_one(tmp_path):
+    source = {"kind": "inline", "rows": [{"text": 1, "label": "x"}, {"text": 2, "label": "x"}]}
+    with pytest.raises(QuarantineError, match="set max_quarantined=1 to go on"):
+        build(tmp_path / "run", source=source)
+    assert build(tmp_path / "run", source=source, max_quarantined=1.0)[0].counts["quarantined"] == 2
+
+
 def test_adding_rows_moves_none_between_splits(tmp_path):
     split = {"test": 0.2, "validation": 0.2}
     small, large = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from tilth.data.ledger import Ledger
 
 BATCH = 4096
+#: the id of an added row, see `schema.added`
+_MADE = re.compile(r"(.+)/[^/]+\.\d+")
 
 
 class _Seen(NamedTuple):
@@ -91,18 +94,32 @@ def _folded(text: str) -> str:
 
 
 def _namesakes(rows: list[_Seen]) -> tuple[dict[str, str], dict[str, str]]:
-    """Final ids of rows whose id is taken, and reasons for those that claim it with another content."""
+    """Final ids of rows whose id is taken, and reasons for those that cannot have the id that they were given."""
     first: dict[str, _Seen] = {}
-    times: Counter[str] = Counter()
     ids: dict[str, str] = {}
     reasons: dict[str, str] = {}
+    taken = {row.id for row in rows}
+    times: Counter[str] = Counter()
     for row in rows:
-        times[row.id] += 1
+        made = _MADE.fullmatch(row.id)
         if (holder := first.setdefault(row.id, row)) is not row:
-            ids[row.key] = f"{row.id}~{times[row.id]}"
+            ids[row.key] = _free(row.id, taken, times)
             if holder.content != row.content:
                 reasons[row.key] = f"quarantined/duplicate_id: {row.id!r} is the id of another row"
+        elif made and made[1] in taken:
+            reasons[row.key] = (
+                f"quarantined/reserved_id: {row.id!r} is what a row made from {made[1]!r} would be called"
+            )
     return ids, reasons
+
+
+def _free(name: str, taken: set[str], times: Counter[str]) -> str:
+    """An id that no row has; `times` counts how often one was looked for under each name."""
+    times[name] += 1
+    while (found := f"{name}~{times[name] + 1}") in taken:
+        times[name] += 1
+    taken.add(found)
+    return found
 
 
 def _drop_copies(rows: list[_Seen], reasons: dict[str, str]) -> None:

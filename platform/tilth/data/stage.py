@@ -30,6 +30,7 @@ class Data(Stage):
     """Reads sources, cleans their rows, drops duplicates, splits and samples; what cannot be read is quarantined."""
 
     produces: ClassVar[str] = "dataset"
+    version: ClassVar[int] = 2  # ids that added rows would get are refused
 
     row: RowType = Field(description="What a row is: text, labelled, completion, chat or preference.")
     source: Source | None = Field(None, description="Rows that are not split yet; see `split`.")
