@@ -11,6 +11,7 @@ from tilth.data.schema import generated, original
 from tilth.data.transform import Inputs
 from tilth.generate.base import Answer, Completion, Generate, Generator
 from tilth.generate.echo import Echo
+from tilth.generate.hf import HuggingFace
 from tilth.kinds import load_class
 
 
@@ -104,3 +105,11 @@ def test_as_many_units_are_in_flight_as_the_engine_takes():
     assert load_class("transform", "judge_score") is JudgeScore
     with pytest.raises(ValueError, match="rubric"):
         JudgeScore(generator=Echo(), rubric=("bad", "good"))
+
+
+def test_a_real_small_model_gives_marks_of_the_scale():
+    model = HuggingFace(model="HuggingFaceTB/SmolLM2-135M-Instruct")
+    rows = judged(JudgeScore(generator=model, field="completion", min_score=1), answer(0), answer(1, "Bananas."))
+    assert all(row["reason"] is None for row in rows)
+    assert all(row["meta"]["judge_score"] in range(1, 6) for row in rows)
+    assert rows[0]["meta"]["judge"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
