@@ -60,6 +60,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "method": {
         "self_instruct": "tilth.generate.self_instruct:SelfInstruct",
+        "templates": "tilth.generate.templates:Templates",
         "evol_instruct": "tilth.generate.evol_instruct:EvolInstruct",
         "instruction_back_translation": "tilth.generate.instruction_back_translation:InstructionBackTranslation",
         "magpie": "tilth.generate.magpie:Magpie",
@@ -69,6 +70,7 @@ KINDS: dict[str, dict[str, str]] = {
         "code": "tilth.generate.code:Code",
     },
     "generator": {
+        "vllm": "tilth.generate.vllm:Vllm",
         "hf": "tilth.generate.hf:HuggingFace",
         "http": "tilth.generate.http:Http",
         "echo": "tilth.generate.echo:Echo",

@@ -86,6 +86,11 @@ class Method(Component, family="method"):
 class RowMethod(Method, family="method"):
     """Makes rows from each training row of the dataset; a made row's parent is that row."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The splits whose rows it is given; others than train only where no model sees them."""
+        return ("train",)
+
     def row(self, ask: Row, number: int, made: Made, model: str | None) -> Row:
         blank = dict.fromkeys(PAYLOADS[self.makes])
         row = added(ask, self.via, number, self.seed_of(ask), model, **{**blank, **made.payload})

@@ -11,7 +11,7 @@ from tilth.data.chain import chained
 from tilth.data.dataset import Dataset
 from tilth.data.schema import Row
 from tilth.data.transform import Inputs
-from tilth.generate.method import Pool, PoolMethod, rows_of
+from tilth.generate.method import Pool, PoolMethod, RowMethod, rows_of
 from tilth.generate.work import gated
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def probe(stage: Generate, source: Dataset, context: Inputs, asks: int = ASKS) -
 
 
 def _asks(stage: Generate, source: Dataset, asks: int) -> tuple[list[Row], int | None]:
-    train = source.split("train")
     if isinstance(stage.method, PoolMethod):
-        return stage.method.plan(0, Pool(list(train.rows()), ()), stage.round_rows)[:asks], None
-    return list(islice(train.rows(), asks)), len(train)
+        return stage.method.plan(0, Pool(list(source.split("train").rows()), ()), stage.round_rows)[:asks], None
+    given = source.split(*stage.method.reads) if isinstance(stage.method, RowMethod) else source.split("train")
+    return list(islice(given.rows(), asks)), len(given)

@@ -27,7 +27,7 @@ from tilth.data.schema import NEW, Row, to_table
 from tilth.data.transform import Inputs, Transform
 from tilth.errors import StageError
 from tilth.generate.budget import Meter
-from tilth.generate.method import Pool, PoolMethod
+from tilth.generate.method import Pool, PoolMethod, RowMethod
 from tilth.generate.work import Generating
 from tilth.storage import Store
 
@@ -140,7 +140,8 @@ class Rounds:
         """Where the asks of a round lie and how they are cut; None when there are none."""
         method = self.stage.method
         if not isinstance(method, PoolMethod):
-            return (self.source.store, cut(self.source.split("train"), self.stage.unit_rows)) if number == 0 else None
+            reads = method.reads if isinstance(method, RowMethod) else ("train",)
+            return (self.source.store, cut(self.source.split(*reads), self.stage.unit_rows)) if number == 0 else None
         asks = method.plan(number, Pool(list(self._seeds()), self.kept, self._shortfall()), wanted)
         if not asks:
             return None
