@@ -279,6 +279,21 @@ def test_moving_the_files_changes_nothing_and_editing_them_does(tmp_path):
     assert build(tmp_path / "run", source={"kind": "csv", "path": str(tmp_path / "b")})[0] != first
 
 
+def test_files_may_move_between_a_run_that_failed_and_the_next(tmp_path):
+    corrupt_folder(tmp_path / "raw")
+    source = {"kind": "jsonl", "path": str(tmp_path / "raw"), "max_record_bytes": 4096}
+    with pytest.raises(QuarantineError):
+        build(tmp_path / "run", source=source)
+    [stage] = (tmp_path / "run/stages/data").iterdir()
+    before = {file: file.stat().st_mtime_ns for file in stage.glob("units/*")}
+    (tmp_path / "raw").rename(tmp_path / "moved")
+    moved = {**source, "path": str(tmp_path / "moved")}
+    with pytest.raises(QuarantineError):
+        build(tmp_path / "run", source=moved)
+    assert before == {file: file.stat().st_mtime_ns for file in stage.glob("units/*")}, "nothing is read again"
+    assert build(tmp_path / "run", source=moved, max_quarantined=0.3)[0].counts["accepted"] == 43
+
+
 def test_banking77_is_accounted_for(tmp_path, shared: Path):
     sources = {
         name: {"kind": "csv", "path": str(shared / f"data/banking77/{name}.csv"), "columns": {"label": "category"}}

@@ -140,6 +140,17 @@ def test_a_damaged_unit_is_named_removed_and_redone(source: Dataset, tmp_path: P
     assert finish(ledger, "labelled").counts["accepted"] == 200
 
 
+@pytest.mark.parametrize("damage", [b"", b"garbage", b'{"unit": 1}\n[1, 2]\n', b"\xff\xfe"])
+def test_a_damaged_manifest_costs_no_work(damage: bytes, source: Dataset, tmp_path: Path) -> None:
+    store = Store.at(tmp_path / "out")
+    run_units(Chain(source.store, "labelled", (Numbered(),)), Ledger(store, "test", cut(source, 16)), INLINE, "test")
+    for segment in (tmp_path / "out/ledger").glob("*.jsonl"):
+        segment.write_bytes(damage)
+    ledger = Ledger(store, "test", cut(source, 16))
+    assert ledger.missing() == []
+    assert finish(ledger, "labelled").counts["accepted"] == 200
+
+
 def test_a_full_disk_stops_the_stage_and_with_room_again_it_goes_on(source: Dataset, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()

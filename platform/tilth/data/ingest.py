@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
@@ -18,28 +18,31 @@ from tilth.data.source import Piece, Source
 MARK = "@"
 
 
-def plan(sources: Mapping[str, Source]) -> list[Unit]:
-    """One unit for each piece of each source, in the order in which duplicates are resolved."""
-    pieces = [(split, piece) for split, source in sources.items() for piece in source.pieces()]
-    return [
-        Unit(index, json.dumps({"split": split, "piece": asdict(piece)})) for index, (split, piece) in enumerate(pieces)
-    ]
+def pieces(sources: Mapping[str, Source]) -> tuple[tuple[str, Piece], ...]:
+    """The pieces of all sources, each with its split, in the order in which duplicates are resolved."""
+    return tuple((split, piece) for split, source in sources.items() for piece in source.pieces())
 
 
 @dataclass(frozen=True)
 class Ingest:
-    """Reads a unit. `sources` by split, "" where there is none yet. See `tilth.data.engine.Work`."""
+    """Reads pieces, one a unit. `sources` by split, "" where there is none yet. See `tilth.data.engine.Work`."""
 
     row_type: str
     sources: Mapping[str, Source]
     clean: Cleaning
+    pieces: Sequence[tuple[str, Piece]]
     in_flight: ClassVar[int] = 1
+
+    def units(self) -> list[Unit]:
+        """Known by what is read, not by where it lies: files may move between a run that was killed and the next."""
+        named = [{**asdict(piece), "split": split, "file": None} for split, piece in self.pieces]
+        return [Unit(index, json.dumps(name)) for index, name in enumerate(named)]
 
     def load(self) -> Callable[[Unit], Iterable[Row]]:
         return self._rows
 
     def _rows(self, unit: Unit) -> Iterator[Row]:
-        split, piece = _read(unit)
+        split, piece = self.pieces[unit.index]
         rows = self._shaper(split).rows(self.sources[split].records(piece), piece.name)
         for number, row in enumerate(rows):
             yield {**row, "id": f"{row['id']}{MARK}{unit.index}.{number}"}
@@ -48,15 +51,10 @@ class Ingest:
         return None
 
     def poisoned(self, unit: Unit, why: str) -> list[Row]:
-        split, piece = _read(unit)
+        split, piece = self.pieces[unit.index]
         bad = Bad(piece.line, why.removeprefix("quarantined/"))
         row = self._shaper(split).bad(bad, piece.name)
         return [{**row, "id": f"{row['id']}{MARK}{unit.index}.0"}]
 
     def _shaper(self, split: str) -> Shaper:
         return Shaper(self.sources[split], self.row_type, self.clean, split or None)
-
-
-def _read(unit: Unit) -> tuple[str, Piece]:
-    data = json.loads(unit.source)
-    return data["split"], Piece(**data["piece"])

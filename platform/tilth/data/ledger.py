@@ -178,14 +178,14 @@ class Ledger:
         self._recover()
 
     def _recover(self) -> None:
-        """Read the manifest, drop lines whose file is gone, adopt files that no line names."""
+        """Read the manifest, drop lines that are damaged or whose file is gone, adopt files that no line names."""
         segments = [name for name in self.store.list("ledger") if name.endswith(".jsonl")]
         self._segments = len(segments)
         present = {f"units/{name}" for name in self.store.list("units") if name.endswith(".parquet")}
         for name in segments:
             for line in self.store.read(f"ledger/{name}").splitlines():
-                record = Record.parse(line)
-                if record.file in present and record.unit in self.units:
+                record = _parsed(line)
+                if record is not None and record.file in present and record.unit in self.units:
                     self.records[record.unit] = record
         named = {record.file for record in self.records.values()}
         for unit in self.units.values():
@@ -240,6 +240,13 @@ class Ledger:
                     "it has been removed: run again and only that unit is redone"
                 )
             yield pq.read_table(_buffer(data))
+
+
+def _parsed(line: bytes) -> Record | None:
+    try:
+        return Record.parse(line)
+    except (ValueError, TypeError, KeyError):  # the unit's own file says all that the line would
+        return None
 
 
 def _adopt(store: Store, unit: Unit) -> Record | None:

@@ -101,7 +101,7 @@ class Data(Stage):
     def _build(self, out: Out) -> Dataset:
         from tilth.data.engine import run_units
         from tilth.data.finish import finish
-        from tilth.data.ingest import Ingest, plan
+        from tilth.data.ingest import Ingest, pieces
         from tilth.data.ledger import Ledger
         from tilth.data.placement import place_rows
 
@@ -109,8 +109,8 @@ class Data(Stage):
             {"": self.source} if self.source else {str(split): source for split, source in self.sources.items()}
         )
         self._first_look(sources)
-        ledger = Ledger(out.store, out.fingerprint, plan(sources))
-        work = Ingest(self.row, sources, self.clean)
+        work = Ingest(self.row, sources, self.clean, pieces(sources))
+        ledger = Ledger(out.store, out.fingerprint, work.units())
         few = len(ledger.units) < FEW_UNITS and self.resources.workers == "auto"
         run_units(work, ledger, Resources(workers=0) if few else self.resources, out.stage)
         placed = place_rows(ledger, self.row, self.clean.duplicates, self.split or Split(), self.sample)
