@@ -279,6 +279,23 @@ def test_moving_the_files_changes_nothing_and_editing_them_does(tmp_path):
     assert build(tmp_path / "run", source={"kind": "csv", "path": str(tmp_path / "b")})[0] != first
 
 
+def test_a_dataset_that_lost_a_shard_is_made_again(tmp_path):
+    _, data = build(tmp_path / "run", source=numbered(30), split={"test": 0.5})
+    rows = list(data.rows())
+    data.store.remove(data.shards[0].name)
+    data.store.write(data.shards[1].name, b"short")
+    _, again = build(tmp_path / "run", source=numbered(30), split={"test": 0.5})
+    assert list(again.rows()) == rows
+
+
+def test_a_limit_that_is_tightened_afterwards_holds(tmp_path):
+    source = {"kind": "inline", "rows": [{"text": "a", "label": "x"}, {"text": 2, "label": "x"}]}
+    build(tmp_path / "run", source=source, max_quarantined=0.5)
+    with pytest.raises(QuarantineError, match=r"max_quarantined is 40\.0%"):
+        build(tmp_path / "run", source=source, max_quarantined=0.4)
+    assert build(tmp_path / "run", source=source, max_quarantined=0.6)[0].counts["quarantined"] == 1
+
+
 def test_files_may_move_between_a_run_that_failed_and_the_next(tmp_path):
     corrupt_folder(tmp_path / "raw")
     source = {"kind": "jsonl", "path": str(tmp_path / "raw"), "max_record_bytes": 4096}

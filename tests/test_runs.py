@@ -88,6 +88,25 @@ def test_a_failed_stage_keeps_what_was_finished_and_is_not_taken_for_done(tmp_pa
     assert run.execute(recipe())["twice"].metrics == {"value": 6}
 
 
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_a_stage_whose_files_are_gone_or_cut_runs_again_and_says_so(tmp_path: Path, place: str) -> None:
+    run = Run(tmp_path if place == "local" else f"memory://damaged/{tmp_path.name}")
+    before = run.execute(recipe())
+    run.store.sub("stages/one").remove(f"{before['one'].fingerprint[:16]}/value")
+    before["sum"].store.write("value", b"")
+    before["sum"].store.write("more", b"what a person laid there does not count")
+    assert states(run) == {
+        "one": "it was finished, but value is missing",
+        "two": "reuse",
+        "sum": "it was finished, but value has 0 bytes, not 1",
+        "twice": "reuse",
+    }
+    assert run.execute(recipe())["twice"].metrics == {"value": 6}
+    assert before["one"].store.read("value") == b"1"
+    assert sorted(before["sum"].store.list()) == ["artifact.json", "started", "value"]
+    assert set(states(run).values()) == {"reuse"}
+
+
 def test_killed_while_a_stage_runs_the_next_run_goes_on(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe("stages.sum.seconds=60").dump_yaml())

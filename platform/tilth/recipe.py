@@ -39,6 +39,9 @@ class Stage(Component, family="stage"):
         """Rough cost for `rows` input rows, where known: rows, tokens, seconds, gib."""
         return {"rows": rows}
 
+    def judge(self, artifact: Artifact) -> None:
+        """StageError where a finished artifact may not be reused: it breaks a limit that is no part of its identity."""
+
     def probe(self, inputs: Mapping[str, Artifact]) -> dict[str, float]:
         """The same as measured on a few rows of its finished inputs; nothing where a stage has no probe."""
         return {}

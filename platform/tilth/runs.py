@@ -47,6 +47,8 @@ class Artifact:
     created: str = ""
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
+    #: what the stage left, by name: bytes
+    files: dict[str, int] = field(default_factory=dict)
 
     def save(self) -> None:
         """Write `artifact.json`: the moment at which the stage is done."""
@@ -56,6 +58,16 @@ class Artifact:
     def read(store: Store) -> Artifact | None:
         """The artifact under `store`, None where the stage did not finish."""
         return store.read_as(ARTIFACT, lambda data: Artifact(store=store, **data))
+
+    def damage(self) -> str | None:
+        """What of its files is gone or has another size, None where all is there; nothing is read."""
+        found = _left(self.store)
+        for name, size in self.files.items():
+            if name not in found:
+                return f"{name} is missing"
+            if found[name] != size:
+                return f"{name} has {found[name]:,} bytes, not {size:,}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,8 @@ class Step:
     reused: bool
     why: str
     store: Store
+    #: it was finished and something of it is gone: what is left must not be taken for the whole
+    damaged: bool = False
 
     @property
     def out(self) -> Out:
@@ -121,7 +135,9 @@ class Run:
         parts: dict[str, Any] = identity(stage, known)
         fingerprint = digest(parts)
         store = self.store.sub(f"stages/{name}/{fingerprint[:16]}")
-        if store.exists(ARTIFACT):
+        if (artifact := Artifact.read(store)) is not None:
+            if damage := artifact.damage():
+                return Step(name, stage, fingerprint, parts, False, f"it was finished, but {damage}", store, True)
             return Step(name, stage, fingerprint, parts, True, "its fingerprint matches a finished stage", store)
         return Step(name, stage, fingerprint, parts, False, self._why(name, parts, store), store)
 
@@ -167,24 +183,26 @@ class Run:
         artifact = Artifact.read(step.store)
         if artifact is None:
             raise StorageError(f"{step.store.url}: artifact.json vanished while the run was planned; run again")
+        step.stage.judge(artifact)
         return artifact
 
     def _execute(self, step: Step, done: Mapping[str, Artifact]) -> Artifact:
         ui.reporter().say(f"{step.name}: {step.stage.kind} ({step.why})", event="start", stage=step.name)
+        if step.damaged:
+            step.store.remove(ARTIFACT)
+            step.store.remove()
         inputs = {str(ref): done[ref.stage] for _, ref in step.stage.refs()}
         start = time.monotonic()
         artifact = step.stage.run(step.out, inputs)
         if artifact.fingerprint != step.fingerprint:
             raise StageError(f"{step.name}: run() must return out.artifact(…)")
-        now = datetime.now(UTC).isoformat(timespec="microseconds")
-        finished = Artifact(
-            **{
-                **vars(artifact),
-                "created": now,
-                "seconds": round(time.monotonic() - start, 2),
-                "versions": _versions(),
-            }
-        )
+        measured = {
+            "created": datetime.now(UTC).isoformat(timespec="microseconds"),
+            "seconds": round(time.monotonic() - start, 2),
+            "versions": _versions(),
+            "files": _left(step.store),
+        }
+        finished = Artifact(**{**vars(artifact), **measured})
         finished.save()
         ui.reporter().say(
             f"{step.name}: done in {finished.seconds:.1f} s", event="done", stage=step.name, metrics=finished.metrics
@@ -207,6 +225,16 @@ class Run:
 def run(recipe: Recipe | str | Path | Mapping[str, Any], out: str | Path, *overrides: str) -> dict[str, Artifact]:
     """Check and execute a recipe under `out`; returns every stage's artifact by name."""
     return Run(out).execute(load(recipe, overrides))
+
+
+def _left(store: Store) -> dict[str, int]:
+    """The sizes of a stage's files, but for its ledger and for what programs keep under hidden names."""
+    return {
+        name: size
+        for name, size in sorted(store.sizes().items())
+        if name not in (ARTIFACT, PROBE)
+        and not any(part.startswith(".") or part == "ledger" for part in name.split("/"))
+    }
 
 
 def _versions() -> dict[str, str]:

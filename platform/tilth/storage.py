@@ -89,6 +89,14 @@ class Store:
             return []
         return sorted(posixpath.basename(str(item).rstrip("/")) for item in found)
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file below, by its path from here; empty where there is no such directory."""
+        root = self.path()
+        with reaching(self.url):
+            self.fs.invalidate_cache(root)
+            found = self.fs.find(root, detail=True)
+        return {posixpath.relpath(name, root): int(info["size"]) for name, info in found.items()}
+
     def open(self, name: str) -> IO[bytes]:
         handle: IO[bytes] = self.fs.open(self.path(name), "rb")
         return handle
@@ -194,8 +202,8 @@ class Store:
                 (inner if inner.is_dir() else Path(partial)).rename(target)
         return target
 
-    def remove(self, name: str) -> None:
-        """Remove a file or a whole directory; nothing happens where there is none."""
+    def remove(self, name: str = "") -> None:
+        """Remove a file or a whole directory, without a name this one; nothing happens where there is none."""
         with reaching(self.at_url(name)):
             if self.fs.exists(self.path(name)):
                 self.fs.rm(self.path(name), recursive=True)

@@ -94,7 +94,7 @@ def finish(
         raise StorageError(f"cannot finish {store.url}: {error}; what was there stays, run again to go on") from error
     counts = {"inputs": tally.inputs, "made": tally.made, **writer.counts()}
     counts["carried"] = len(carried) if carried is not None else 0
-    _check_quarantine(store, counts, max_quarantined)
+    check_quarantine(store, counts, max_quarantined)
     dataset = Dataset(store, row_type, tuple(writer.shards), tuple(writer.rejected), counts)
     dataset.save()
     ledger.clear()
@@ -120,7 +120,8 @@ def finished(store: Store) -> Dataset | None:
     return Dataset.open(store) if store.exists(MANIFEST) else None
 
 
-def _check_quarantine(store: Store, counts: Mapping[str, Any], limit: float) -> None:
+def check_quarantine(store: Store, counts: Mapping[str, Any], limit: float) -> None:
+    """QuarantineError with the tally where more than `limit` of the inputs were quarantined."""
     share = counts["quarantined"] / max(1, counts["inputs"])
     if share > limit:
         reasons = {name: n for name, n in counts["reasons"].items() if is_quarantine(name)}

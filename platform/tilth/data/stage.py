@@ -96,7 +96,14 @@ class Data(Stage):
 
         result = finished(out.store) or self._build(out)
         counts = {**result.counts, "labels": _labels(result)}
-        return out.artifact(counts=counts, detail={"row_type": result.row_type})
+        artifact = out.artifact(counts=counts, detail={"row_type": result.row_type})
+        self.judge(artifact)
+        return artifact
+
+    def judge(self, artifact: Artifact) -> None:
+        from tilth.data.finish import check_quarantine
+
+        check_quarantine(artifact.store, artifact.counts, self.max_quarantined)
 
     def _build(self, out: Out) -> Dataset:
         from tilth.data.engine import run_units
