@@ -66,6 +66,14 @@ def test_samples_that_a_server_holds_back_are_asked_for_until_all_are_there() ->
     assert answer.completion_tokens == 12
 
 
+def test_the_likeliest_answer_is_asked_for_once() -> None:
+    with FaultyServer() as server:
+        (answer,) = client(server, sampling=SamplingParams(temperature=0.0))(questions(1, n=3))
+    assert texts(answer) == ["q0 0.0"] * 3
+    assert [body["n"] for body in server.bodies] == [1]
+    assert answer.completion_tokens == 3
+
+
 def test_a_prompt_that_the_server_cannot_answer_fails_alone() -> None:
     def plan(number: int, before: int, body: dict[str, Any]) -> str | None:
         return {"q3": "500", "q5": "400"}.get(body["messages"][-1]["content"])

@@ -87,7 +87,7 @@ Generate = Callable[[Sequence[Prompt]], list[Answer]]
 class SamplingParams(Component):
     """How completions are drawn; names and meanings are vLLM's."""
 
-    temperature: float = Field(0.7, ge=0, le=5, description="0: the likeliest token each time.")
+    temperature: float = Field(0.7, ge=0, le=2, description="0: the likeliest token each time.")
     top_p: float = Field(0.95, gt=0, le=1, description="Only the best tokens that together hold this probability.")
     top_k: int = Field(0, ge=0, description="Only the k best tokens; 0: all.")
     repetition_penalty: float = Field(1.0, gt=0, le=5, description="Above 1 makes tokens already seen less likely.")

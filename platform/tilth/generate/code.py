@@ -16,7 +16,7 @@ from tilth.errors import StageError
 from tilth.generate.base import Generator, Prompt
 from tilth.generate.drafts import Draft, asked, instruction_of, user, yields
 from tilth.generate.method import MakeFunction, Pool, PoolMethod, Yield, opened
-from tilth.generate.programs import code_of, names_in, tests_in
+from tilth.generate.programs import assertions_in, code_of, names_in
 from tilth.generate.sandbox import Limits, require_sandbox, run_python
 
 _INVENT = """\
@@ -114,7 +114,7 @@ class Code(PoolMethod):
         return Prompt(user(text), self.seed_of(draft.ask, "tests"))
 
     def _take_tests(self, draft: Draft, text: str) -> None:
-        found = tests_in(text, names_in(draft.meta["code"]))
+        found = assertions_in(text, names_in(draft.meta["code"]))
         draft.meta["tests"] = "\n".join(found)
         if len(found) < self.min_tests:
             draft.reason = f"no_tests: {len(found)} tests of the program's functions, fewer than {self.min_tests}"

@@ -40,13 +40,15 @@ def asked(
 ) -> list[tuple[Draft, Completion]]:
     """Ask about each draft that has no reason yet; those whose answer is whole and says something, with it.
 
-    The others get their reason: what `why_not` says, or `empty`.
+    The others get their reason, what `why_not` says or `empty`, and what there is of the answer in `meta.said`.
     """
     open_ones = [draft for draft in drafts if draft.reason is None]
     answers = generate([question(draft) for draft in open_ones])
     for draft, answer in zip(open_ones, answers, strict=True):
         draft.answers.append(answer)
         draft.reason = why_not(answer) or (None if answer.first.text.strip() else "empty: the answer says nothing")
+        if draft.reason is not None and answer.first.text:
+            draft.meta["said"] = answer.first.text
     return [(d, answer.first) for d, answer in zip(open_ones, answers, strict=True) if d.reason is None]
 
 

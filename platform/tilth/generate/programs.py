@@ -31,7 +31,7 @@ def names_in(code: str) -> list[str]:
     return list(dict.fromkeys(node.name for node in _parsed(code) if isinstance(node, kinds)))
 
 
-def tests_in(code: str, names: Sequence[str]) -> list[str]:
+def assertions_in(code: str, names: Sequence[str]) -> list[str]:
     """The assertions among the statements of `code` that use one of these names."""
     found = []
     for node in _parsed(code):

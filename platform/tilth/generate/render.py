@@ -36,7 +36,8 @@ def fault(template: str, known: Iterable[str] | None = None) -> str | None:
         tree = _environment().parse(template)
     except TemplateSyntaxError as error:
         return f"is no template: {error.message} (line {error.lineno})"
-    unknown = sorted(meta.find_undeclared_variables(tree) - set(known)) if known is not None else []
+    named = meta.find_undeclared_variables(tree) - {*_environment().globals}
+    unknown = sorted(named - set(known)) if known is not None else []
     return f"names {', '.join(unknown)}, which there is not" if unknown else None
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from functools import partial
-from pathlib import Path
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from tilth.config import Component, DataFiles
+from tilth.data.files import opened as opened_file
 from tilth.data.schema import PAYLOADS, Row, RowType, row_rng
 from tilth.data.transform import Inputs
 from tilth.errors import Problem, StageError
@@ -97,8 +97,10 @@ class Rules(PoolMethod):
             return [Problem("columns", f"a {self.row_type} row has the columns {wanted}", "give a template for each")]
         if (self.answer is None) == (self.answer_file is None):
             return [Problem("answer", "needs exactly one of answer and answer_file", "give one")]
+        if self.answer_file is not None and "://" in self.answer_file:
+            return []  # known when it runs
         try:
-            fields = sorted(self._schema().get("properties", {}))
+            fields = sorted(self.schema_of_answer.get("properties", {}))
         except StageError as error:
             return [Problem("answer" if self.answer_file is None else "answer_file", str(error), "mend the schema")]
         mend = f"the answer has: {', '.join(fields)}"
@@ -110,15 +112,18 @@ class Rules(PoolMethod):
                 problems.append(Problem(f"columns.{name}", wrong, mend))
         return problems
 
-    def _schema(self) -> dict[str, Any]:
-        """The schema as plain JSON; StageError where it cannot be read or is none of an object."""
+    @cached_property
+    def schema_of_answer(self) -> dict[str, Any]:
+        """The schema as plain JSON; StageError where it cannot be read or is none of an object.
+
+        The file is read where the recipe is checked; workers get what was read, for their paths are others.
+        """
         from jsonschema import SchemaError
 
         try:
-            text = json.dumps(self.answer) if self.answer_file is None else Path(self.answer_file).read_text("utf-8")
-            schema = json.loads(text)
+            schema = json.loads(json.dumps(self.answer) if self.answer_file is None else _read(self.answer_file))
             Shape.of(schema)
-        except (OSError, ValueError, SchemaError) as error:
+        except (OSError, ValueError, TypeError, SchemaError) as error:
             raise StageError(f"is no JSON schema: {str(error).splitlines()[0]}") from error
         if schema.get("type") != "object":
             raise StageError("must be the schema of an object, with type: object and its properties")
@@ -133,7 +138,7 @@ class Rules(PoolMethod):
         return asks
 
     def load(self, generator: Generator | None, inputs: Inputs) -> MakeFunction:
-        ask, schema = opened(generator, inputs), self._schema()
+        ask, schema = opened(generator, inputs), self.schema_of_answer
         shape = Shape.of(schema)
 
         def make(asks: list[Row]) -> list[Yield]:
@@ -174,6 +179,11 @@ class Rules(PoolMethod):
         for rule in self.constraints:
             for draft, said in asked(ask, drafts, partial(_verifying, rule)):
                 draft.reason = f"rule: {rule}" if said.value == "no" else None
+
+
+def _read(file: str) -> str:
+    with opened_file(file) as handle:
+        return handle.read().decode("utf-8")
 
 
 def _verifying(rule: str, draft: Draft) -> Prompt:

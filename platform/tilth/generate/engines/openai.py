@@ -7,7 +7,7 @@ import json
 import os
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -85,12 +85,17 @@ class OpenAIEngine:
         return [task.result() for task in tasks]
 
     async def _answer(self, prompt: Prompt) -> Answer:
-        """All n completions: a server that gives fewer is asked for the rest, with other seeds."""
+        """All n completions: a server that gives fewer is asked for the rest, with other seeds.
+
+        The likeliest answer is asked for once, whatever n: it is the same each time, and some servers refuse.
+        """
+        own = self.config.sampling.temperature if prompt.temperature is None else prompt.temperature
+        wanted = prompt.n if own else 1
         found = Answer()
-        while len(found.completions) < prompt.n:
+        while len(found.completions) < wanted:
             have = len(found.completions)
             seed = prompt.seed if have == 0 else row_seed(prompt.seed, str(have), "more")
-            body = request(self.config, prompt, seed, prompt.n - have)
+            body = request(self.config, prompt, seed, wanted - have)
             try:
                 reply = await self._reply(prompt, body)
             except _RefusedError as error:
@@ -98,11 +103,11 @@ class OpenAIEngine:
                 return Answer((), found.prompt_tokens, found.completion_tokens, f"server: {error}")
             self.failed, self.succeeded = 0, True
             found = Answer(
-                (*found.completions, *reply.completions[: prompt.n - have]),
+                (*found.completions, *reply.completions[: wanted - have]),
                 found.prompt_tokens + reply.prompt_tokens,
                 found.completion_tokens + reply.completion_tokens,
             )
-        return found
+        return replace(found, completions=found.completions * (prompt.n // wanted))
 
     def _count_failure(self, error: _RefusedError) -> None:
         """A server that answered before may well dislike many prompts in a row, say for their length."""

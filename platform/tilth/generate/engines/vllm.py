@@ -1,0 +1,156 @@
+"""Prompts to vLLM's engine and its outputs back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tilth.generate.base import Answer, Completion, Finish, Prompt
+from tilth.generate.engines.prompts import Encoded, Encoder, context
+from tilth.generate.engines.vllm_engine import Arguments, import_quietly, shared_engine
+from tilth.generate.engines.weights import Weights
+from tilth.generate.shape import Shape
+
+if TYPE_CHECKING:
+    from tilth.generate.vllm import Vllm
+
+_GIB = 2**30
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# below it vLLM takes the likeliest token
+_GREEDY = 1e-5
+_FINISH: dict[str, Finish] = {"stop": "stop"}
+
+
+class VllmGenerate:
+    """Implements `tilth.generate.base.Generate`."""
+
+    def __init__(self, config: Vllm, folder: Path) -> None:
+        import_quietly()
+        from transformers import AutoConfig
+
+        from tilth.data.loading import load_tokenizer
+
+        weights = Weights.at(folder)
+        base, adapter = weights.servable()
+        tokenizer = load_tokenizer(weights.tokenizer)
+        limit = context(AutoConfig.from_pretrained(base, local_files_only=True), tokenizer, config.max_model_len)
+        self.config = config
+        self.encode = Encoder(tokenizer, limit, config.sampling, config.chat_template)
+        self.engine = shared_engine(arguments(config, base, limit, weights.rank), config.engine.restarts)
+        self.adapter = self.engine.adapter(adapter)
+
+    def __call__(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        return self.engine.loop.run(self._all(prompts, self.encode(prompts)))
+
+    async def _all(self, prompts: Sequence[Prompt], encoded: Sequence[Encoded]) -> list[Answer]:
+        tasks = [asyncio.ensure_future(self._answer(*pair)) for pair in zip(prompts, encoded, strict=True)]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _answer(self, prompt: Prompt, encoded: Encoded) -> Answer:
+        if encoded.failure is not None:
+            return Answer(failure=encoded.failure)
+        try:
+            output = await self._output(prompt, encoded)
+        except ValueError as error:
+            return Answer(failure=f"refused: {error}")
+        completions = tuple(map(_completion, output.outputs))
+        # the likeliest answer is the same n times, and vLLM gives it once
+        whole = completions * (prompt.n // len(completions))
+        return Answer(whole, len(encoded.ids), sum(item.tokens for item in completions))
+
+    async def _output(self, prompt: Prompt, encoded: Encoded) -> Any:
+        """vLLM's output; without a guide for a schema beyond its grammars, since answers are checked in any case."""
+        ids = list(encoded.ids)
+        if prompt.shape is not None:
+            try:
+                return await self.engine.ask(ids, self._params(prompt, encoded, _guide(prompt.shape)), self.adapter)
+            except ValueError:
+                pass
+        return await self.engine.ask(ids, self._params(prompt, encoded), self.adapter)
+
+    def _params(self, prompt: Prompt, encoded: Encoded, guide: Any = None) -> Any:
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        own = self.config.sampling
+        temperature = own.temperature if prompt.temperature is None else prompt.temperature
+        return SamplingParams(
+            n=1 if temperature < _GREEDY else prompt.n,
+            # each sample adds its number, and the sum is a signed 64-bit integer
+            seed=prompt.seed & (2**62 - 1),
+            temperature=temperature,
+            top_p=own.top_p,
+            top_k=own.top_k,
+            repetition_penalty=own.repetition_penalty,
+            max_tokens=encoded.room,
+            stop=[*own.stop, *prompt.stop],
+            logprobs=0 if self.config.logprobs else None,
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=guide,
+        )
+
+
+def arguments(config: Vllm, base: Path, limit: int, rank: int) -> Arguments:
+    """Arguments of `vllm.AsyncEngineArgs`, plain data."""
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    engine = config.engine
+    found: Arguments = {
+        "model": str(base),
+        "tokenizer": str(base),
+        "dtype": _cpu_dtype() if on_cpu and config.dtype == "auto" else config.dtype,
+        "max_model_len": limit,
+        "tensor_parallel_size": engine.tensor_parallel,
+        "pipeline_parallel_size": engine.pipeline_parallel,
+        "gpu_memory_utilization": engine.gpu_memory_utilization,
+        "enforce_eager": on_cpu if engine.enforce_eager is None else engine.enforce_eager,
+        "enable_prefix_caching": engine.enable_prefix_caching,
+        "quantization": engine.quantization,
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    gib = _cpu_cache() if on_cpu and engine.kv_cache_gib is None else engine.kv_cache_gib
+    if gib is not None:
+        found["kv_cache_memory_bytes"] = int(gib * _GIB)
+    if engine.max_num_seqs is not None:
+        found["max_num_seqs"] = engine.max_num_seqs
+    if rank:
+        room = max(rank, engine.max_lora_rank or 0)
+        found |= {"enable_lora": True, "max_lora_rank": next(size for size in _RANKS if size >= room)}
+    return found
+
+
+def _cpu_dtype() -> str:
+    """bfloat16 without instructions for it is emulated: on AVX2 it is five times as slow as float32."""
+    import torch
+
+    return "auto" if torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+def _cpu_cache() -> float:
+    """GiB of KV cache on a CPU, where vLLM would take nine tenths of the machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(8, memory // 8 // _GIB))
+
+
+def _guide(shape: Shape) -> Any:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    if shape.choices:
+        return StructuredOutputsParams(choice=list(shape.choices))
+    return StructuredOutputsParams(json=shape.schema)
+
+
+def _completion(output: Any) -> Completion:
+    """One sample; an end that is not the model's own (length, an abort) is a cut."""
+    finish = _FINISH.get(output.finish_reason or "", "length")
+    return Completion(output.text, finish, len(output.token_ids), output.cumulative_logprob)
