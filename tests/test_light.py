@@ -77,7 +77,9 @@ def test_check_loads_nothing_heavy(recipe):
     assert python("-c", code) == "[]\n"
 
 
-@pytest.mark.parametrize("family", ["stage", "source", "transform", "translator", "proposer", "peft", "generator"])
+@pytest.mark.parametrize(
+    "family", ["stage", "source", "transform", "translator", "proposer", "peft", "generator", "method"]
+)
 def test_every_built_in_kind_is_light_to_name(family):
     code = (
         "import importlib, tilth.kinds as kinds\n"
