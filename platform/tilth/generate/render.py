@@ -28,25 +28,30 @@ def render(template: str, **values: Any) -> str:
         raise RenderError(f"{type(error).__name__}: {error}") from error
 
 
-def fault(template: str, known: Iterable[str] | None = None) -> str | None:
-    """What is wrong with a template, also that it names something besides what is `known`; None where nothing is."""
+def fault(template: str, known: Iterable[str] | None = None, filters: tuple[str, ...] = ()) -> str | None:
+    """What is wrong with a template, also that it names something besides what is `known`; None where nothing is.
+
+    `filters` are those that whoever renders it has besides Jinja's own.
+    """
     from jinja2 import TemplateSyntaxError, meta
 
     try:
-        tree = _environment().parse(template)
-    except TemplateSyntaxError as error:
+        named = meta.find_undeclared_variables(_environment(filters).parse(template))
+    except TemplateSyntaxError as error:  # an unknown filter is one too
         return f"is no template: {error.message} (line {error.lineno})"
-    named = meta.find_undeclared_variables(tree) - {*_environment().globals}
+    named -= {*_environment().globals}
     unknown = sorted(named - set(known)) if known is not None else []
     return f"names {', '.join(unknown)}, which there is not" if unknown else None
 
 
 @cache
-def _environment() -> ImmutableSandboxedEnvironment:
+def _environment(filters: tuple[str, ...] = ()) -> ImmutableSandboxedEnvironment:
     from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
+    made = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
+    made.filters |= dict.fromkeys(filters, str)
+    return made
 
 
 @cache

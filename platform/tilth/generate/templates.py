@@ -19,12 +19,11 @@ from tilth.data.transform import Inputs
 from tilth.errors import Problem, StageError
 from tilth.generate.base import Generator
 from tilth.generate.method import MakeFunction, RowMethod
-from tilth.generate.promptsource import read_templates
+from tilth.generate.promptsource import GLOBALS, read_templates
 from tilth.generate.render import fault
 from tilth.paths import local_files, no_match
 
 Split = Literal["train", "validation", "test"]
-_GLOBALS = ("range", "dict", "namespace", "cycler", "joiner", "lipsum", "zip", "enumerate")
 #: what every row offers besides its own columns and those that it carries
 _ALWAYS = ("id", "task", "label_name", "answer_choices")
 
@@ -99,14 +98,14 @@ class Templates(RowMethod):
 
     def _template_problems(self, templates: tuple[Template, ...]) -> Iterator[Problem]:
         payload = {name for row_type in self.takes for name in PAYLOADS[row_type]}
-        known = None if self.columns is None else {*self.columns, *payload, *_ALWAYS, *_GLOBALS}
+        known = None if self.columns is None else {*self.columns, *payload, *_ALWAYS, *GLOBALS}
         for template in templates:
             if self.only and template.name not in self.only:
                 continue
             where = f"templates.{self.templates.index(template)}" if template in self.templates else "file"
             for source in (template.jinja, template.answer_choices or ""):
-                if wrong := fault(source, known):
-                    mend = "" if known is None else f"there are: {', '.join(sorted({*known} - {*_GLOBALS}))}"
+                if wrong := fault(source, known, ("choice", "most_frequent")):
+                    mend = "" if known is None else f"there are: {', '.join(sorted(known - GLOBALS))}"
                     yield Problem(where, f"template {template.name!r} {wrong}", mend)
             if "|||" not in template.jinja:
                 yield Problem(where, f"template {template.name!r} has no |||", "write PROMPT ||| COMPLETION")
