@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+#: names that Jinja and promptsource give to every template
+GLOBALS = frozenset({"range", "dict", "namespace", "cycler", "joiner", "lipsum", "zip", "enumerate"})
 # libyaml's parser where PyYAML has it: a recipe is checked with every file that it names
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
