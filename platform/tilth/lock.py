@@ -7,10 +7,12 @@ dies. On an object store it is a lease: a file created only if absent and renewe
 from __future__ import annotations
 
 import _thread
+import ctypes
 import fcntl
 import getpass
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -128,7 +130,7 @@ def _renew(store: Store, mine: dict[str, Any], stop: threading.Event) -> None:
             holder = _holder(store)
             if holder.get("token", mine["token"]) != mine["token"]:
                 ui.reporter().say(str(_refuse(store, holder)))
-                _thread.interrupt_main()
+                _interrupt_main()
                 return
             store.write(LOCK, _renewed(mine))
         except StorageError as error:  # the lease outlasts several renewals: the next may succeed
@@ -145,3 +147,12 @@ def _parsed(data: bytes) -> dict[str, Any]:
     except ValueError:  # caught in the middle of the holder's write: held, by someone not yet named
         return {}
     return owner
+
+
+def _interrupt_main() -> None:
+    """KeyboardInterrupt in the main thread, also in a process that was started in the background (SIGINT ignored)."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        _thread.interrupt_main()
+        return
+    main = ctypes.c_ulong(threading.main_thread().ident or 0)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(main, ctypes.py_object(KeyboardInterrupt))
