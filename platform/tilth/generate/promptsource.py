@@ -13,8 +13,10 @@ from typing import Any
 
 import yaml
 
-#: names that Jinja and promptsource give to every template
-GLOBALS = frozenset({"range", "dict", "namespace", "cycler", "joiner", "lipsum", "zip", "enumerate"})
+_GLOBALS = {"range", "dict", "namespace", "cycler", "joiner", "lipsum", "zip", "enumerate"}
+_WITHIN = {"loop", "self", "super", "caller", "varargs", "kwargs"}
+#: filters that promptsource has besides Jinja's own
+FILTERS = ("choice", "most_frequent")
 # libyaml's parser where PyYAML has it: a recipe is checked with every file that it names
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -46,3 +48,23 @@ def _template(key: Any, item: Any) -> dict[str, Any]:
     if choices is not None and not isinstance(choices, str):
         raise ValueError(f"template {key}: answer_choices must be text")
     return {"name": str(item.get("name") or key), "jinja": item["jinja"], "answer_choices": choices or None}
+
+
+def inspected(jinja: str) -> tuple[set[str], str | None]:
+    """The names that a template takes from a row, and what is wrong with it; None where nothing is.
+
+    It is only parsed. Compiling, as `jinja2.meta` does, would compute what is constant, for ever if need be.
+    """
+    from jinja2 import TemplateSyntaxError, nodes
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment()
+    try:
+        tree = environment.parse(jinja)
+    except (TemplateSyntaxError, RecursionError) as error:
+        return set(), f"is no template: {error}"
+    used = {node.name for node in tree.find_all(nodes.Filter)} - {*environment.filters, *FILTERS}
+    found = list(tree.find_all(nodes.Name))
+    own = {node.name for node in found if node.ctx != "load"} | {node.name for node in tree.find_all(nodes.Macro)}
+    names = {node.name for node in found} - own - _GLOBALS - _WITHIN
+    return names, f"uses {', '.join(sorted(used))}, which is no filter" if used else None

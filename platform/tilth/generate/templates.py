@@ -19,8 +19,7 @@ from tilth.data.transform import Inputs
 from tilth.errors import Problem, StageError
 from tilth.generate.base import Generator
 from tilth.generate.method import MakeFunction, RowMethod
-from tilth.generate.promptsource import GLOBALS, read_templates
-from tilth.generate.render import fault
+from tilth.generate.promptsource import inspected, read_templates
 from tilth.paths import local_files, no_match
 
 Split = Literal["train", "validation", "test"]
@@ -34,6 +33,15 @@ class Template(Component):
     name: str = Field(min_length=1, description="Recorded with each row.")
     jinja: str = Field(description='Names the row\'s columns: "{{text}} Is it spam? ||| {{answer_choices[label]}}".')
     answer_choices: str | None = Field(None, description='The possible answers, "no ||| yes"; a template too.')
+
+    @property
+    def inspected(self) -> tuple[set[str], str | None]:
+        """The names that it takes from a row, and what is wrong with it."""
+        choices, fault = inspected(self.answer_choices or "")
+        names, wrong = inspected(self.jinja)
+        # what it makes of the row itself, nobody has to give
+        made = {"answer_choices"} if self.answer_choices else set()
+        return (names - made) | choices, wrong or fault
 
 
 class Demonstrations(Component):
@@ -98,15 +106,17 @@ class Templates(RowMethod):
 
     def _template_problems(self, templates: tuple[Template, ...]) -> Iterator[Problem]:
         payload = {name for row_type in self.takes for name in PAYLOADS[row_type]}
-        known = None if self.columns is None else {*self.columns, *payload, *_ALWAYS, *GLOBALS}
+        known = None if self.columns is None else {*self.columns, *payload, *_ALWAYS}
         for template in templates:
             if self.only and template.name not in self.only:
                 continue
             where = f"templates.{self.templates.index(template)}" if template in self.templates else "file"
-            for source in (template.jinja, template.answer_choices or ""):
-                if wrong := fault(source, known, ("choice", "most_frequent")):
-                    mend = "" if known is None else f"there are: {', '.join(sorted(known - GLOBALS))}"
-                    yield Problem(where, f"template {template.name!r} {wrong}", mend)
+            names, wrong = template.inspected
+            if wrong:
+                yield Problem(where, f"template {template.name!r} {wrong}")
+            if known is not None and (unknown := names - known):
+                what = f"template {template.name!r} names {', '.join(sorted(unknown))}, which rows do not have"
+                yield Problem(where, what, f"they have: {', '.join(sorted(known))}")
             if "|||" not in template.jinja:
                 yield Problem(where, f"template {template.name!r} has no |||", "write PROMPT ||| COMPLETION")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 #: rows in a row on which a template may run away before the stage ends
 STRIKES = 3
-_UNDEFINED = re.compile(r"missing: '(\w+)' is undefined")
 _COLUMNS = tuple(dict.fromkeys(name for names in PAYLOADS.values() for name in names))
 
 
@@ -41,6 +39,7 @@ class Templating:
         self.method = method
         self.chosen = method.chosen
         sources = {item.name: {"jinja": item.jinja, "answer_choices": item.answer_choices} for item in self.chosen}
+        self.named = {item.name: item.inspected[0] for item in self.chosen}
         self.render = Confined(sources, method.limits.model_dump())
         self.shown = None if method.demonstrations is None else _Shown(self, method.demonstrations, inputs)
         self.strikes: Counter[str] = Counter()
@@ -109,17 +108,20 @@ class Templating:
 
     def _refuse_misfits(self, drafts: Sequence[_Draft], rendered: Sequence[Rendered]) -> None:
         """StageError when a template names a column that none of several rows has: it is for other data."""
-        lacks: dict[str, list[str | None]] = defaultdict(list)
+        lacks: dict[str, list[str]] = defaultdict(list)
         for draft, item in zip(drafts, rendered, strict=True):
-            match = _UNDEFINED.match(item.fault or "")
-            lacks[draft.template.name].append(match[1] if match else None)
+            lacks[draft.template.name].append(self._lacking(draft.row, draft.template) if _is_missing(item) else "")
         for name, columns in lacks.items():
             if len(columns) > 1 and all(columns):
                 have = ", ".join(sorted(self.values(drafts[0].row)))
                 raise StageError(
-                    f"templates: {name!r} needs column {columns[0]!r}, which none of the rows has; they have: {have}. "
+                    f"templates: {name!r} needs column {columns[0]}, which none of the rows has; they have: {have}. "
                     "Carry it from the source (source.carry), or leave the template out with `only`"
                 )
+
+    def _lacking(self, row: Row, template: Template) -> str:
+        """The columns that a template names and the row has not."""
+        return ", ".join(sorted(self.named[template.name] - set(self.values(row))))
 
     def _made(self, draft: _Draft, item: Rendered) -> Made:
         """The row; its demonstrations are drawn only where it is one."""
@@ -128,6 +130,8 @@ class Templating:
         if item.choices is not None:
             meta["choices"] = list(item.choices)
         if reason := _reason(name, item):
+            if _is_missing(item) and (lacking := self._lacking(draft.row, draft.template)):
+                reason = f"missing_column: template {name!r} names {lacking}, which the row has not"
             return Made({"task": self._task(draft.row)}, reason, meta)
         prompt, completion = item.parts
         if self.shown is not None:
@@ -186,8 +190,12 @@ def _reason(name: str, item: Rendered) -> str | None:
     """Why a rendering is no row; None for one with a prompt and a completion."""
     if item.fault is not None:
         kind, _, detail = item.fault.partition(": ")
-        return f"{'missing_column' if kind == 'missing' else kind}: template {name!r}: {detail}"
+        return f"{kind}: template {name!r}: {detail}"
     if len(item.parts) != 2:
         return f"malformed: template {name!r} gives {len(item.parts)} parts, not prompt ||| completion"
     empty = [part for part, text in zip(("prompt", "completion"), item.parts, strict=True) if not text]
     return f"empty: template {name!r} leaves the {' and '.join(empty)} empty" if empty else None
+
+
+def _is_missing(item: Rendered) -> bool:
+    return item.fault is not None and item.fault.startswith("missing")

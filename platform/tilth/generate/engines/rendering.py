@@ -21,7 +21,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError, UndefinedError
+from jinja2 import StrictUndefined, TemplateError, UndefinedError, pass_context
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 _BAR, _HIDDEN = "|||", "\ue000|\ue001|\ue000"
@@ -45,10 +46,15 @@ def _most_frequent(items: Sequence[Any]) -> list[Any] | None:
     return [item for item, count in counts if count == counts[0][1]] or None
 
 
+@pass_context  # else a choice among constants would be made once, when the template is compiled
+def _choice(context: Context, items: Sequence[Any]) -> Any:
+    return random.choice(items)
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     made = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
     made.globals |= {"zip": zip, "enumerate": enumerate}
-    made.filters |= {"choice": random.choice, "most_frequent": _most_frequent}
+    made.filters |= {"choice": _choice, "most_frequent": _most_frequent}
     return made
 
 
