@@ -61,6 +61,7 @@ KINDS: dict[str, dict[str, str]] = {
     "method": {
         "self_instruct": "tilth.generate.self_instruct:SelfInstruct",
         "templates": "tilth.generate.templates:Templates",
+        "preferences": "tilth.generate.preferences:Preferences",
         "evol_instruct": "tilth.generate.evol_instruct:EvolInstruct",
         "instruction_back_translation": "tilth.generate.instruction_back_translation:InstructionBackTranslation",
         "magpie": "tilth.generate.magpie:Magpie",
@@ -68,6 +69,11 @@ KINDS: dict[str, dict[str, str]] = {
         "grounded_qa": "tilth.generate.grounded_qa:GroundedQa",
         "rules": "tilth.generate.rules:Rules",
         "code": "tilth.generate.code:Code",
+    },
+    "judge": {
+        "pairwise": "tilth.generate.judges:Pairwise",
+        "aspects": "tilth.generate.judges:Aspects",
+        "reward_model": "tilth.generate.judges:RewardModel",
     },
     "generator": {
         "vllm": "tilth.generate.vllm:Vllm",

@@ -7,7 +7,7 @@ whose function turns asks into made rows; ids, lineage, seeds, tokens, gates and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -77,6 +77,10 @@ class Method(Component, family="method"):
     def seed_of(self, ask: Row, purpose: str = "") -> int:
         """The seed of an ask, for one of several purposes."""
         return row_seed(self.seed, ask["id"], f"{self.via}/{purpose}" if purpose else self.via)
+
+    def summary(self, rows: Iterable[Row]) -> dict[str, float]:
+        """Figures for the stage's metrics from all that was made, the dropped rows too."""
+        return {}
 
     def row(self, ask: Row, number: int, made: Made, model: str | None) -> Row:
         """The row for what was made."""

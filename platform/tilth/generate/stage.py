@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from tilth.config import EXECUTION, DatasetRef
-from tilth.data.schema import PAYLOADS
+from tilth.data.schema import PAYLOADS, from_table
 from tilth.data.transform import Inputs, Resources, Transform
 from tilth.errors import Problem, StageError
 from tilth.generate.base import Generator
@@ -93,7 +93,7 @@ class Generate(Stage):
         counts = result.counts
         made = counts["inputs"]
         metrics: dict[str, Any] = {"made": made, "kept": counts["accepted"], "cost": round(figures["cost"], 4)}
-        metrics |= {"kept_share": round(counts["accepted"] / max(1, made), 4), **figures["usage"]}
+        metrics |= {"kept_share": round(counts["accepted"] / max(1, made), 4), **figures["usage"], **figures["summary"]}
         return out.artifact(metrics=metrics, counts=counts, detail={"row_type": result.row_type, **figures})
 
     def _check_rows(self, source: Dataset) -> None:
@@ -115,7 +115,8 @@ class Generate(Stage):
         rounds = Rounds(self, out.store, out.fingerprint, source, context)
         why = rounds.run(out.stage)
         refuse_empty(rounds, why)
-        out.store.write_json(FIGURES, rounds.figures(why))
+        everything = (row for table in rounds.books.tables() for row in from_table(table))
+        out.store.write_json(FIGURES, {**rounds.figures(why), "summary": self.method.summary(everything)})
         same = source.row_type == self.method.makes
         carried = source if same and self.keep_data is not False else None
         return finish(rounds.books, self.method.makes, Verdicts(rounds.reasons), carried, self.max_quarantined)

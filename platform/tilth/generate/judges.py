@@ -1,0 +1,254 @@
+"""Judges: which of several answers to one prompt is better, and by how much.
+
+| kind         | asks                                                | a score is                               |
+|--------------|-----------------------------------------------------|------------------------------------------|
+| pairwise     | a model, about each pair of answers in both orders  | the share of its comparisons that it won |
+| aspects      | a model, for marks from 1 to 5 on several aspects   | the mean of its marks                    |
+| reward_model | a classifier with one output, about each answer     | that output                              |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from pydantic import Field
+
+from tilth.config import EXECUTION, Component, ModelRef
+from tilth.data.schema import row_seed
+from tilth.data.transform import Inputs
+from tilth.generate.base import Answer, Generator, Message, Prompt
+from tilth.generate.shape import Shape
+
+ASPECTS = {
+    "instruction_following": "It does what was asked, all of it and nothing else.",
+    "truthfulness": "What it says is true and agrees with what was given.",
+    "honesty": "It is as sure as it has reason to be, and says so where it does not know.",
+    "helpfulness": "It is of use to the one who asked: clear, complete, to the point.",
+}
+_WINNER = Shape(choices=("A", "B", "tie"))
+_MARK = Shape(choices=("1", "2", "3", "4", "5"))
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Several answers to the same prompt; `seed` decides the randomness of whoever judges them."""
+
+    messages: tuple[Message, ...]
+    candidates: tuple[str, ...]
+    seed: int = 0
+
+    @property
+    def question(self) -> str:
+        """The prompt as one text."""
+        return transcript(self.messages)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A score for each candidate, None where there is none; more is better. `failure` says why nothing was judged.
+
+    `figures` are counts that may be summed over contests, `answers` what it cost.
+    """
+
+    scores: tuple[float | None, ...]
+    figures: dict[str, int] = field(default_factory=dict)
+    answers: tuple[Answer, ...] = ()
+    failure: str | None = None
+
+
+#: Contests → one judgement each, in order. Thread-safe.
+JudgeFunction = Callable[[Sequence[Contest]], list[Judgement]]
+
+
+class Judge(Component, family="judge"):
+    """Scores answers. A kind writes `load`."""
+
+    @property
+    def title(self) -> str:
+        """What is recorded with each judgement."""
+        return self.kind
+
+    @property
+    def in_flight(self) -> int:
+        """Units that one worker should have in flight."""
+        return 1
+
+    def load(self, inputs: Inputs) -> JudgeFunction:
+        """The function from contests to judgements, called once in each worker."""
+        raise TypeError(f"{type(self).__name__} must define load()")
+
+
+class Asked(Judge, family="judge"):
+    """What judges that ask a language model share."""
+
+    generator: Generator = Field(description="The model that judges.")
+
+    @property
+    def title(self) -> str:
+        return f"{self.kind}: {self.generator.title}"
+
+    @property
+    def in_flight(self) -> int:
+        return self.generator.in_flight
+
+    def load(self, inputs: Inputs) -> JudgeFunction:
+        ask = self.generator.open(inputs)
+
+        def judge(contests: Sequence[Contest]) -> list[Judgement]:
+            asked = [self.prompts(contest) for contest in contests]
+            answers = iter(ask([prompt for prompts in asked for prompt in prompts]))
+            return [
+                self.judged(contest, [next(answers) for _ in prompts])
+                for contest, prompts in zip(contests, asked, strict=True)
+            ]
+
+        return judge
+
+    def prompts(self, contest: Contest) -> list[Prompt]:
+        """All that is asked about a contest."""
+        raise TypeError(f"{type(self).__name__} must define prompts()")
+
+    def judged(self, contest: Contest, answers: Sequence[Answer]) -> Judgement:
+        """What the answers to `prompts` mean."""
+        raise TypeError(f"{type(self).__name__} must define judged()")
+
+
+class Pairwise(Asked):
+    """Which of two answers is better, asked in both orders (Zheng et al. 2023, arXiv:2306.05685).
+
+    An answer wins a pair only if it is named in both orders; all else is a tie, half a win for each. Figures:
+    `pairs`, `flipped` (the same place was named both times, so the place decided), `first` (of those, the first
+    place), `unjudged` (an order without a usable answer).
+    """
+
+    instruction: str = Field(
+        "Judge which answer serves the user better. Do not let their order or their length decide.",
+        description="What the judge is told.",
+    )
+
+    def prompts(self, contest: Contest) -> list[Prompt]:
+        return [
+            self._prompt(contest, order)
+            for one, other in combinations(range(len(contest.candidates)), 2)
+            for order in ((one, other), (other, one))
+        ]
+
+    def _prompt(self, contest: Contest, order: tuple[int, int]) -> Prompt:
+        first, second = (contest.candidates[index] for index in order)
+        text = (
+            f"{self.instruction}\n\n[Question]\n{contest.question}\n\n[Answer A]\n{first}\n\n[Answer B]\n{second}\n\n"
+            "Which one is better? Say A, B or tie."
+        )
+        seed = row_seed(contest.seed, f"{order[0]}.{order[1]}", "pairwise")
+        return Prompt(({"role": "user", "content": text},), seed, shape=_WINNER, temperature=0)
+
+    def judged(self, contest: Contest, answers: Sequence[Answer]) -> Judgement:
+        wins = [0.0] * len(contest.candidates)
+        figures = dict.fromkeys(("pairs", "flipped", "first", "unjudged"), 0)
+        said = [answer.first.value if answer.first.whole else None for answer in answers]
+        pairs = list(combinations(range(len(wins)), 2))
+        for (one, other), there, back in zip(pairs, said[::2], said[1::2], strict=True):
+            figures["pairs"] += 1
+            figures["unjudged"] += None in (there, back)
+            figures["flipped"] += there == back and there in ("A", "B")
+            figures["first"] += there == back == "A"
+            share = {("A", "B"): 1.0, ("B", "A"): 0.0}.get((str(there), str(back)), 0.5)
+            wins[one] += share
+            wins[other] += 1 - share
+        failure = _nothing(answers) if figures["unjudged"] == len(pairs) else None
+        rivals = max(1, len(wins) - 1)
+        return Judgement(tuple(round(won / rivals, 4) for won in wins), figures, tuple(answers), failure)
+
+
+class Aspects(Asked):
+    """Marks from 1 to 5 on several aspects, each asked by itself (UltraFeedback: Cui et al. 2024, arXiv:2310.01377).
+
+    Figures: `marks`, and `unjudged`, those without a usable answer, which the mean leaves out.
+    """
+
+    aspects: dict[str, str] = Field(ASPECTS, min_length=1, description="Aspect: what deserves full marks in it.")
+
+    def prompts(self, contest: Contest) -> list[Prompt]:
+        return [
+            self._prompt(contest, number, name, what)
+            for number in range(len(contest.candidates))
+            for name, what in self.aspects.items()
+        ]
+
+    def _prompt(self, contest: Contest, number: int, name: str, what: str) -> Prompt:
+        text = (
+            f"[Question]\n{contest.question}\n\n[Answer]\n{contest.candidates[number]}\n\n"
+            f"Mark the answer for {name.replace('_', ' ')}: {what}\n1 is very poor, 5 is excellent. Say the mark alone."
+        )
+        seed = row_seed(contest.seed, f"{number}.{name}", "aspects")
+        return Prompt(({"role": "user", "content": text},), seed, shape=_MARK, temperature=0)
+
+    def judged(self, contest: Contest, answers: Sequence[Answer]) -> Judgement:
+        marks = [int(answer.first.value) if answer.first.whole else None for answer in answers]
+        size = len(self.aspects)
+        scores = tuple(_mean(marks[start : start + size]) for start in range(0, len(marks), size))
+        figures = {"marks": len(marks), "unjudged": marks.count(None)}
+        return Judgement(scores, figures, tuple(answers), _nothing(answers) if set(marks) == {None} else None)
+
+
+class RewardModel(Judge):
+    """The score that a reward model gives to prompt and answer: a sequence classifier with one output.
+
+    Where its tokenizer has a chat template, it sees the conversation, else prompt and answer with a blank line between
+    them. What is too long loses its beginning. Figures: `scored`, `cut`.
+    """
+
+    model: ModelRef = Field(description='Directory, hub name, or "@stage" of the model.')
+    batch_tokens: int = Field(
+        8192, ge=256, json_schema_extra=EXECUTION, description="Padded tokens run at once; halved when memory runs out."
+    )
+
+    @property
+    def title(self) -> str:
+        return f"{self.kind}: {self.model}"
+
+    def load(self, inputs: Inputs) -> JudgeFunction:
+        from tilth.generate.engines.reward import RewardScorer
+
+        score = RewardScorer(inputs.model(self.model), self.batch_tokens)
+
+        def judge(contests: Sequence[Contest]) -> list[Judgement]:
+            found = iter(score([(item.messages, text) for item in contests for text in item.candidates]))
+            judgements = []
+            for contest in contests:
+                pairs = [next(found) for _ in contest.candidates]
+                figures = {"scored": len(pairs), "cut": sum(cut for _, cut in pairs)}
+                judgements.append(Judgement(tuple(value for value, _ in pairs), figures))
+            return judgements
+
+        return judge
+
+
+def transcript(messages: Sequence[Message]) -> str:
+    """A conversation as one text: a lone question as it is, else as in hh-rlhf, "\\n\\nHuman: …\\n\\nAssistant:"."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    names = {"user": "Human", "assistant": "Assistant", "system": "System"}
+    turns = "".join(f"\n\n{names.get(turn['role'], turn['role'])}: {turn['content']}" for turn in messages)
+    return f"{turns}\n\nAssistant:".strip()
+
+
+def position_bias(figures: dict[str, Any]) -> dict[str, float]:
+    """Of summed figures of `pairwise`: the share of pairs that the place decided, and of these for the first place."""
+    pairs, flipped = figures.get("pairs", 0), figures.get("flipped", 0)
+    found = {"position_bias": round(flipped / pairs, 4)} if pairs else {}
+    return {**found, "first_place": round(figures["first"] / flipped, 4)} if flipped else found
+
+
+def _mean(marks: Sequence[int | None]) -> float | None:
+    known = [mark for mark in marks if mark is not None]
+    return round(sum(known) / len(known), 4) if known else None
+
+
+def _nothing(answers: Sequence[Answer]) -> str:
+    """Why no answer of a judge could be used, by the first of them."""
+    first = answers[0] if answers else Answer(failure="it was not asked")
+    return first.failure or f"it answered {first.first.text[:80]!r} ({first.first.finish})"
