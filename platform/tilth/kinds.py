@@ -13,6 +13,7 @@ from typing import Any
 KINDS: dict[str, dict[str, str]] = {
     "stage": {
         "data": "tilth.data.stage:Data",
+        "mix": "tilth.data.mix:Mix",
         "augment": "tilth.augment.stage:Augment",
         "mlm": "tilth.train.mlm:Mlm",
         "sft": "tilth.train.sft:Sft",
@@ -45,6 +46,7 @@ KINDS: dict[str, dict[str, str]] = {
         "pii": "tilth.augment.pii:Pii",
         "judge_score": "tilth.augment.judge_score:JudgeScore",
         "balance": "tilth.augment.balance:Balance",
+        "decontaminate": "tilth.augment.decontaminate:Decontaminate",
     },
     "translator": {
         "bergamot": "tilth.augment.translators:Bergamot",
