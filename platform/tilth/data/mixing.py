@@ -1,0 +1,85 @@
+"""The work of stage `mix`: rows of each task renamed in units, and the choice among all of them."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tilth.data.chain import UnitReader, cut
+from tilth.data.dataset import Dataset
+from tilth.data.finish import Verdicts
+from tilth.data.ledger import Ledger, Unit
+from tilth.data.schema import Row
+from tilth.data.split import place
+from tilth.storage import Store
+
+if TYPE_CHECKING:
+    from tilth.data.mix import Mix
+
+
+def plan(sources: Mapping[str, Dataset]) -> list[Unit]:
+    """The units of every task, one task after another."""
+    parts = [(task, unit) for task, dataset in sources.items() for unit in cut(dataset)]
+    return [
+        Unit(index, json.dumps([task, unit.source]), unit.start, unit.stop) for index, (task, unit) in enumerate(parts)
+    ]
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Gives the rows of a unit their task. See `tilth.data.engine.Work`."""
+
+    row_type: str
+    stores: Mapping[str, Store]
+    stage: Mix
+    in_flight: ClassVar[int] = 1
+
+    def load(self) -> Callable[[Unit], list[Row]]:
+        return self._rows
+
+    def _rows(self, unit: Unit) -> list[Row]:
+        task, shard = json.loads(unit.source)
+        rows = UnitReader(self.stores[task]).rows(Unit(unit.index, shard, unit.start, unit.stop))
+        return [self._placed(_named(row, task), task) for row in rows]
+
+    def _placed(self, row: Row, task: str) -> Row:
+        """The row where its task belongs: to training, or held out."""
+        cluster = self.stage.clusters.get(task)
+        if cluster is None or row["split"] == "test":
+            return row
+        if self.stage.held_out_rows == "all":
+            return {**row, "split": "test", "meta": {**row["meta"], "held_out_from": row["split"]}}
+        return {**row, "reason": f"held_out: cluster {cluster} is for evaluation, this row is of {row['split']}"}
+
+    def inputs(self, unit: Unit) -> int:
+        return len(unit)
+
+    def poisoned(self, unit: Unit, why: str) -> list[Row]:
+        return [{**row, "reason": why} for row in self._rows(unit)]
+
+
+def _named(row: Row, task: str) -> Row:
+    """The row under its task: ids of two datasets may be the same, within the mixture none is."""
+    names = {name: row[name] and f"{task}/{row[name]}" for name in ("id", "root", "parent")}
+    meta: dict[str, Any] = {**row["meta"], "task": row["task"]} if row["task"] not in (None, task) else row["meta"]
+    return {**row, **names, "task": task, "meta": meta}
+
+
+def chosen(ledger: Ledger, stage: Mix) -> Verdicts:
+    """Reasons for the training rows that are too many of their task; a few hundred bytes for each in memory."""
+    import pyarrow.compute as pc
+
+    train: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    for table in ledger.tables():
+        keep = pc.and_(pc.is_null(table["reason"]), pc.equal(table["split"], "train"))
+        for row in table.filter(keep).select(["id", "root", "task"]).to_pylist():
+            train[row["task"]].append((place(stage.seed, row["root"], "mix"), row["id"]))
+    quotas = stage.quotas({task: len(rows) for task, rows in train.items()})
+    return Verdicts({
+        row_id: f"not_sampled: over {quotas[task]:,} training rows of its task"
+        for task, rows in train.items()
+        for _, row_id in sorted(rows)[quotas[task] :]
+    })  # fmt: skip
