@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -197,3 +199,21 @@ def test_a_small_model_paraphrases_customers_questions(shared, tmp_path):
         assert 0.5 <= child["meta"]["cosine"] <= 0.98
         assert child["meta"]["style"] in ("plain", "formal")
         assert child["model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def test_the_recipe_of_the_examples_runs_dry(root, tmp_path):
+    before = Path.cwd()
+    os.chdir(root)
+    try:
+        dry = (
+            "stages.augment.steps.0.generator={kind: echo}",
+            "stages.augment.resources.workers=0",
+            "stages.data.sample.per_label=3",
+        )
+        found = tilth.run("examples/recipes/paraphrase.yaml", tmp_path, *dry)
+    finally:
+        os.chdir(before)
+    counts = found["augment"].counts
+    assert counts["inputs"] == 30
+    assert counts["made"] == 60
+    assert counts["filtered"] + counts["quarantined"] + counts["via"].get("paraphrase", 0) == 60

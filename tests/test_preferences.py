@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -308,6 +309,20 @@ def test_a_dry_run_on_real_prompts_accounts_for_every_row(shared, tmp_path):
     assert {row["meta"]["samples"]["given"] for row in every} == {0, 4}
     assert len(done) > 10
     assert all(row["chosen"] != row["rejected"] for row in done.rows())
+
+
+def test_the_recipe_of_the_examples_runs_dry(root, tmp_path):
+    before = Path.cwd()
+    os.chdir(root)
+    try:
+        echo = "{kind: echo}"
+        dry = (f"stages.pairs.generator={echo}", f"stages.pairs.method.judge.generator={echo}")
+        found = tilth.run("examples/recipes/preferences.yaml", tmp_path, *dry, "stages.pairs.resources.workers=0")
+    finally:
+        os.chdir(before)
+    done = Dataset.open(found["pairs"])
+    assert len(done) + len(list(done.rejected_rows())) == 10
+    assert all(len(row["meta"]["scores"]) == 5 for row in done.rows()), "four answers and the row's own"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tarfile
 import time
@@ -360,3 +361,18 @@ def test_a_column_that_was_renamed_since_is_named(shared, promptsource, tmp_path
     file = str(promptsource / "trec/templates.yaml")
     with pytest.raises(StageError, match="needs column coarse_label"):
         run(tmp_path, mails(5), file=file, only=["which_category_best_describes"])
+
+
+def test_the_recipe_of_the_examples_learns_one_task_and_evaluates_another(root, tmp_path):
+    before = Path.cwd()
+    os.chdir(root)
+    try:
+        small = ("stages.banking.sample.per_label=4", "stages.intents.resources.workers=0")
+        found = tilth.run("examples/recipes/templates.yaml", tmp_path, *small)
+    finally:
+        os.chdir(before)
+    rows = list(Dataset.open(found["mixture"]).rows())
+    assert {row["task"] for row in rows if row["split"] == "train"} == {"intents"}
+    assert sum(row["task"] == "answers" and row["split"] == "test" for row in rows) == 10
+    assert len({row["meta"]["template"] for row in rows if row["task"] == "intents"}) == 3
+    assert {row["meta"]["shots"] for row in rows if row["task"] == "intents"} == {0, 2}

@@ -15,6 +15,7 @@ KINDS: dict[str, dict[str, str]] = {
         "data": "tilth.data.stage:Data",
         "mix": "tilth.data.mix:Mix",
         "augment": "tilth.augment.stage:Augment",
+        "gate": "tilth.augment.gate:Gate",
         "mlm": "tilth.train.mlm:Mlm",
         "sft": "tilth.train.sft:Sft",
         "evaluate": "tilth.evaluate.stage:Evaluate",
@@ -23,6 +24,7 @@ KINDS: dict[str, dict[str, str]] = {
     "source": {
         "jsonl": "tilth.data.source:Jsonl",
         "csv": "tilth.data.source:Csv",
+        "sheet": "tilth.data.sheet:Sheet",
         "parquet": "tilth.data.source:Parquet",
         "hf": "tilth.data.source:HuggingFace",
         "inline": "tilth.data.source:Inline",

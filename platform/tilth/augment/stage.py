@@ -62,6 +62,15 @@ class Augment(Stage):
         metrics = {"added": added, "added_per_row": round(added / max(1, counts["inputs"]), 4)}
         return out.artifact(metrics=metrics, counts=counts, detail={"row_type": result.row_type})
 
+    @property
+    def working(self) -> tuple[Transform, ...]:
+        """The steps as they work on the rows of a unit."""
+        return self.steps
+
+    def seen(self, row: Row) -> Row:
+        """A row of the stage as steps see it that look at all rows together."""
+        return row
+
     def _check_columns(self, row_type: str) -> None:
         """StageError when a step works on a column that these rows do not have, before any model is loaded."""
         for index, step in enumerate(self.steps):
@@ -84,7 +93,7 @@ class Augment(Stage):
         ledger = Ledger(out.store, out.fingerprint, cut(chosen, self.unit_rows))
         if ledger.missing():
             fitted = tuple(step.fit(source.rows(), context) for step in self.steps)
-            work = Chain(source.store, source.row_type, self.steps, context, fitted)
+            work = Chain(source.store, source.row_type, self.working, context, fitted)
             run_units(work, ledger, self.resources, out.stage)
         reasons = self._decide(ledger, others, context)
         return finish(ledger, source.row_type, Verdicts(reasons), others, self.max_quarantined)
@@ -96,7 +105,7 @@ class Augment(Stage):
         reasons: dict[str, str] = {}
         for step in self.steps:
             if type(step).decide is not Transform.decide:
-                seen: Iterator[Row] = chain(others.rows(), accepted_rows(ledger))
+                seen: Iterator[Row] = chain(others.rows(), map(self.seen, accepted_rows(ledger)))
                 kept = (row for row in seen if row["id"] not in reasons)
                 reasons.update(step.decide(kept, context))
         return reasons

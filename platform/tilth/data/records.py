@@ -64,7 +64,7 @@ class Shaper:
             if not any(text.strip() for text in texts):
                 raise _Unfit(f"empty: {name}")
         meta: dict[str, Any] = {"file": file, "line": record.line}
-        for name in self.source.carry:
+        for name in self.source.carried:
             if (kept := _look(record.value, name)) is not _ABSENT:
                 meta[name] = _carried(kept)
         row_id = self._given_id(record.value) or content_id(self.source.task, payload)

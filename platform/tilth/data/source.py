@@ -62,6 +62,11 @@ class Source(Component, family="source"):
         """The records of one piece, in order; what cannot be read comes as `Bad`."""
         raise TypeError(f"{type(self).__name__} must define records()")
 
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """All their columns that go into meta."""
+        return self.carry
+
     def peek(self) -> list[str] | None:
         """The source's columns where they can be had in milliseconds, else None."""
         return None
