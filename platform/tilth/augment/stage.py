@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -100,12 +100,7 @@ class Augment(Stage):
 
     def _decide(self, ledger: Ledger, others: Dataset, context: Inputs) -> dict[str, str]:
         """Global verdicts of every step, the first reason of a row standing."""
+        from tilth.data.chain import decided
         from tilth.data.finish import accepted_rows
 
-        reasons: dict[str, str] = {}
-        for step in self.steps:
-            if type(step).decide is not Transform.decide:
-                seen: Iterator[Row] = chain(others.rows(), map(self.seen, accepted_rows(ledger)))
-                kept = (row for row in seen if row["id"] not in reasons)
-                reasons.update(step.decide(kept, context))
-        return reasons
+        return decided(self.steps, lambda: chain(others.rows(), map(self.seen, accepted_rows(ledger))), context)

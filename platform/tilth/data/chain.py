@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -98,6 +98,24 @@ def chained(steps: Sequence[Transform], context: Inputs, fitted: Sequence[Fitted
         return rows
 
     return apply
+
+
+def decided(
+    steps: Sequence[Transform],
+    rows: Callable[[], Iterable[Row]],
+    context: Inputs,
+    judged: Collection[str] | None = None,
+) -> dict[str, str]:
+    """Reasons by id of every step that looks at all rows together; the first reason of a row stands.
+
+    `rows` gives them anew for each step. Of `judged` alone reasons are taken, where it is given.
+    """
+    reasons: dict[str, str] = {}
+    for step in steps:
+        if type(step).decide is not Transform.decide:
+            found = step.decide((row for row in rows() if row["id"] not in reasons), context)
+            reasons.update({name: why for name, why in found.items() if judged is None or name in judged})
+    return reasons
 
 
 def _serial(step: Transform, function: RowsFunction) -> RowsFunction:

@@ -61,12 +61,18 @@ def band_keys(texts: Iterable[str], size: int, threshold: float) -> Bands:
 
 
 def _fold(signature: np.ndarray[Any, Any], bands: int) -> Bands:
-    """(n, bands x rows) 32-bit hashes → (n, bands) 64-bit keys; the arithmetic wraps round."""
+    """(n, bands x rows) 32-bit hashes → (n, bands) 64-bit keys."""
     parts = signature.astype(np.uint64).reshape(len(signature), bands, -1)
     keys = np.zeros(parts.shape[:2], np.uint64)
     for row in range(parts.shape[2]):
-        keys = (keys ^ parts[:, :, row]) * _MIX
-        keys ^= keys >> np.uint64(29)
+        keys = mixed(keys, parts[:, :, row])
+    return keys
+
+
+def mixed(keys: Bands, values: Bands) -> Bands:
+    """Keys with one more value in each; the arithmetic wraps round."""
+    keys = (keys ^ values) * _MIX
+    keys ^= keys >> np.uint64(29)
     return keys
 
 

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from tilth.data.dedup import normalise, words
+from tilth.data.minhash import mixed
 
 #: a reference of fewer words is compared as a whole: a run of it would be found in anything
 LEAST = 8
-_MIX = np.uint64(0x9E3779B97F4A7C15)
-_SHIFT = np.uint64(29)
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 Owners = np.ndarray[Any, np.dtype[np.int32]]
@@ -104,8 +103,7 @@ def runs_of(tokens: Hashes, size: int) -> Hashes:
         return np.empty(0, np.uint64)
     keys = np.full(count, size, np.uint64)
     for place in range(size):
-        keys = (keys ^ tokens[place : place + count]) * _MIX
-        keys ^= keys >> _SHIFT
+        keys = mixed(keys, tokens[place : place + count])
     return np.unique(keys)
 
 

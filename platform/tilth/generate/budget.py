@@ -44,7 +44,8 @@ class Meter:
     began: float = field(default_factory=time.monotonic)
 
     def add(self, rows: int, usage: Mapping[str, int], seconds: float = 0.0) -> None:
-        """Count a finished round."""
+        """Count a finished round; the time of the next begins."""
+        self.began = time.monotonic()
         self.rows += rows
         self.seconds += seconds
         for name, amount in usage.items():

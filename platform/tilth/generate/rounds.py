@@ -12,19 +12,20 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from tilth import ui
-from tilth.data.chain import cut
+from tilth.data.chain import cut, decided
 from tilth.data.dataset import Dataset
 from tilth.data.engine import run_units
 from tilth.data.finish import accepted_rows
 from tilth.data.ledger import Ledger, Tally, Unit
 from tilth.data.schema import NEW, Row, to_table
-from tilth.data.transform import Inputs, Transform
+from tilth.data.transform import Inputs
 from tilth.errors import StageError
 from tilth.generate.budget import Meter
 from tilth.generate.method import Pool, PoolMethod, RowMethod
@@ -79,14 +80,15 @@ class Rounds:
         why = None
         while why is None:
             number = len(self.history)
-            why = self.enough() or self.barren() or self._round(number, f"{title}: round {number + 1}")
+            short = self._shortfall()
+            why = self.enough(short) or self.barren() or self._round(number, f"{title}: round {number + 1}", short)
         if self.stage.target is not None:
             self._cut_surplus(self.stage.target)
         return why
 
-    def enough(self) -> str | None:
+    def enough(self, short: Mapping[str, int]) -> str | None:
         """That the target is met and nothing is short of its balance; None while rows are wanted."""
-        target, short = self.stage.target, self._shortfall()
+        target = self.stage.target
         if target is None or len(self.kept) < target or short:
             return None
         return f"target: {target:,} rows"
@@ -104,27 +106,29 @@ class Rounds:
         for step in self.stage.steps:
             ask = getattr(step, "shortfall", None)
             if ask is not None:
-                total.update(ask(chain(self._seeds(), self.kept)))
+                total.update(ask(chain(self.seeds, self.kept)))
         return dict(total)
 
-    def _seeds(self) -> Iterable[Row]:
-        return self.source.split("train").rows()
+    @cached_property
+    def seeds(self) -> list[Row]:
+        """The training rows of the dataset, for those who ask for all of them."""
+        return list(self.source.split("train").rows())
 
-    def _wanted(self) -> int:
+    def _wanted(self, short: Mapping[str, int]) -> int:
         """How many rows a round should make, by the share of those wanted before that came, so that about enough do."""
         wanted = sum(item["wanted"] for item in self.history)
         rate = max(LEAST_RATE, len(self.kept) / wanted) if wanted else 1.0
-        missing = max((self.stage.target or math.inf) - len(self.kept), sum(self._shortfall().values()))
+        missing = max((self.stage.target or math.inf) - len(self.kept), sum(short.values()))
         return int(min(self.stage.round_rows, math.ceil(missing / rate) if missing < math.inf else math.inf))
 
-    def _round(self, number: int, title: str) -> str | None:
+    def _round(self, number: int, title: str, short: Mapping[str, int]) -> str | None:
         """One round; returns what ends the stage, None when another may follow."""
         store = self.store.sub(f"rounds/{number:04d}")
         done = store.read_json("round.json")
         if done is None and (over := self.meter.exceeded()):
             return over
-        wanted = self._wanted()
-        planned = self._units(store, number, wanted)
+        wanted = self._wanted(short)
+        planned = self._units(store, number, wanted, short)
         if planned is None:
             return "exhausted: the method has nothing more to ask"
         asks, units = planned
@@ -136,13 +140,15 @@ class Rounds:
         stopped: str | None = done["stopped"]
         return stopped
 
-    def _units(self, store: Store, number: int, wanted: int) -> tuple[Store, list[Unit]] | None:
+    def _units(
+        self, store: Store, number: int, wanted: int, short: Mapping[str, int]
+    ) -> tuple[Store, list[Unit]] | None:
         """Where the asks of a round lie and how they are cut; None when there are none."""
         method = self.stage.method
         if not isinstance(method, PoolMethod):
             reads = method.reads if isinstance(method, RowMethod) else ("train",)
             return (self.source.store, cut(self.source.split(*reads), self.stage.unit_rows)) if number == 0 else None
-        asks = method.plan(number, Pool(list(self._seeds()), self.kept, self._shortfall()), wanted)
+        asks = method.plan(number, Pool(self.seeds, self.kept, short), wanted)
         if not asks:
             return None
         if not store.exists(ASKS):
@@ -175,26 +181,23 @@ class Rounds:
 
     def _settle(self, number: int, ledger: Ledger, done: Mapping[str, Any]) -> None:
         """Look at the round's rows beside all others, and take what stays into the pool."""
-        self.reasons.update(self._decide(ledger))
-        new = [row for row in accepted_rows(ledger) if row["id"] not in self.reasons]
+        made = list(accepted_rows(ledger))
+        self.reasons.update(self._decide(made))
+        new = [row for row in made if row["id"] not in self.reasons]
         self.kept += new
         tally, usage = ledger.tally(), ledger.usage()
         self.meter.add(tally.inputs, usage, done["seconds"])
-        self.meter.began = time.monotonic()
         self.history.append({**done, "made": tally.inputs, "accepted": len(new), "usage": dict(usage)})
         ui.reporter().say(f"round {number + 1}: {len(new):,} of {tally.inputs:,} rows kept, {len(self.kept):,} in all")
 
-    def _decide(self, ledger: Ledger) -> dict[str, str]:
-        """Verdicts on the round's rows of every step that looks at all rows; the first reason of a row stands."""
-        reasons: dict[str, str] = {}
-        for step in self.stage.steps:
-            if type(step).decide is not Transform.decide:
-                new = ({**row, NEW: True} for row in accepted_rows(ledger) if row["id"] not in reasons)
-                known = chain(_named(self.source.rows(), self.stage.method.makes, self.source.row_type), self.kept)
-                fresh = {row["id"] for row in accepted_rows(ledger)}
-                found = step.decide(chain(known, new), self.context)
-                reasons.update({name: why for name, why in found.items() if name in fresh})
-        return reasons
+    def _decide(self, made: Sequence[Row]) -> dict[str, str]:
+        """Verdicts on the round's rows of every step that looks at all rows."""
+
+        def seen() -> Iterator[Row]:
+            known = _named(self.source.rows(), self.stage.method.makes, self.source.row_type)
+            return chain(known, self.kept, ({**row, NEW: True} for row in made))
+
+        return decided(self.stage.steps, seen, self.context, {row["id"] for row in made})
 
     def _cut_surplus(self, target: int) -> None:
         for row in self.kept[target:]:

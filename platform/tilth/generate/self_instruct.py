@@ -15,8 +15,9 @@ from pydantic import Field
 from tilth.data.schema import Row, RowType, row_rng
 from tilth.data.transform import Inputs
 from tilth.errors import Problem
-from tilth.generate.base import Answer, Completion, Generator, Prompt
+from tilth.generate.base import Answer, Completion, Generator, Message, Prompt
 from tilth.generate.base import Generate as Ask
+from tilth.generate.drafts import instruction_of, user
 from tilth.generate.method import Made, MakeFunction, Pool, PoolMethod, Yield, opened, why_not
 from tilth.generate.shape import Shape
 
@@ -85,7 +86,7 @@ class SelfInstruct(PoolMethod):
 
         return make
 
-    def _request(self, ask: Row) -> tuple[dict[str, str], ...]:
+    def _request(self, ask: Row) -> tuple[Message, ...]:
         shown = ask["meta"]["demonstrations"]
         lines = "\n".join(f"{number}. {text}" for number, text in enumerate(shown, 1))
         first, last = len(shown) + 1, len(shown) + self.per_ask
@@ -93,7 +94,7 @@ class SelfInstruct(PoolMethod):
             "Here is a list of diverse tasks for a text assistant, each one complete in itself:\n"
             f"{lines}\nContinue the list with tasks {first} to {last}, unlike those above. Write only the list."
         )
-        return ({"role": "user", "content": text},)
+        return user(text)
 
     def _instructions(self, ask: Row, answer: Answer) -> list[Made]:
         """The numbered items of the answer; the last one is dropped where the text was cut off."""
@@ -141,8 +142,8 @@ def split_list(completion: Completion) -> list[tuple[str, bool]]:
 
 
 def _instruction(row: Row) -> str:
-    """A seed's instruction: a completion's prompt, or a text."""
-    return " ".join(str(row.get("prompt") or row.get("text")).split())
+    """A seed's instruction in one line, as a list shows it."""
+    return " ".join(instruction_of(row).split())
 
 
 def _kind_of(instruction: str, seed: int) -> Prompt:
@@ -150,7 +151,7 @@ def _kind_of(instruction: str, seed: int) -> Prompt:
         "Does this task ask to choose one of a few fixed labels, or to write freely? Answer with one word, "
         f"classification or generation.\nTask: {instruction}"
     )
-    return Prompt(({"role": "user", "content": text},), seed, shape=_KIND, temperature=0)
+    return Prompt(user(text), seed, shape=_KIND, temperature=0)
 
 
 def _example_of(instruction: str, seed: int, *, first: bool) -> Prompt:
@@ -161,7 +162,7 @@ def _example_of(instruction: str, seed: int, *, first: bool) -> Prompt:
         else "Write an input if the task needs one, else leave it empty; then write the right output."
     )
     text = f"Make one example of this task, as JSON. {how}\nTask: {instruction}"
-    return Prompt(({"role": "user", "content": text},), seed, shape=_OUTPUT_FIRST if first else _INPUT_FIRST)
+    return Prompt(user(text), seed, shape=_OUTPUT_FIRST if first else _INPUT_FIRST)
 
 
 def _with_example(made: Made, answer: Answer, is_label: bool) -> Made:
