@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -83,6 +84,21 @@ class Slow(Echo):
             with lock:
                 self.inside[0] -= 1
             return answer(prompts)
+
+        return ask
+
+
+class Halved(Echo):
+    """Every third answer holds half of a character, as a model's JSON may."""
+
+    def load(self, inputs: Inputs) -> Ask:
+        answer = super().load(inputs)
+
+        def ask(prompts: Any) -> Any:
+            return [
+                replace(a, completions=(Completion("half \ud83d of it"),)) if p.seed % 3 == 0 else a
+                for p, a in zip(prompts, answer(prompts), strict=True)
+            ]
 
         return ask
 
@@ -196,6 +212,16 @@ def test_answers_that_are_not_whole_are_dropped_by_name_and_never_pass_for_compl
     assert set(reasons) == {"truncated", "quarantined/echo"}
     assert 8 < reasons["truncated"] < 30
     assert len(made_rows(done)) + sum(reasons.values()) == 60
+
+
+def test_a_row_with_half_a_character_is_dropped_by_name_and_its_neighbours_stay(tmp_path):
+    fields = {"method": {"kind": "test_generate:Titles"}, "generator": {"kind": "test_generate:Halved"}}
+    _, done = run(tmp_path, 60, **fields)
+    dropped = list(done.rejected_rows())
+    assert {row["reason"] for row in dropped} == {"bad_character: holds U+D83D"}
+    assert {row["completion"] for row in dropped} == {"half ? of it"}
+    assert 8 < len(dropped) < 35
+    assert len(made_rows(done)) + len(dropped) == 60
 
 
 def test_too_many_quarantined_answers_fail_the_stage_with_the_tally(tmp_path):

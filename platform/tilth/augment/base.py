@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from tilth.data.clean import bad_character, storable
 from tilth.data.schema import NEW, Row, added, row_seed
 from tilth.data.texts import text_of, text_or_none
 from tilth.data.transform import Inputs, RowsFunction, Transform
@@ -91,7 +92,7 @@ class Augmenter(Transform):
         for number, item in enumerate(texts):
             variant = Variant(item) if isinstance(item, str) else item
             seed = row_seed(self.seed, sample.id, self.via)
-            text = variant.text.encode("utf-8", "replace").decode()  # a lone surrogate could not be stored
+            text = storable(variant.text)
             child = added(sample.row, self.via, number, seed, self.made_by, **{**variant.changes, self.field: text})
             yield {**child, "reason": variant.reason or unfit(variant.text), "meta": dict(variant.meta)}
 
@@ -100,8 +101,7 @@ def unfit(text: str) -> str | None:
     """Why a new text is none, whoever made it: nothing to read, or characters that no row may hold."""
     if not text.strip():
         return "empty"
-    bad = next((char for char in text if char == "\x00" or "\ud800" <= char <= "\udfff"), None)
-    return bad and f"bad_character: holds U+{ord(bad):04X}"
+    return bad_character(text)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,17 @@ def clean_value(value: Any, how: Cleaning) -> Any:
     return map_texts(value, lambda text: clean_text(text, how))
 
 
+def bad_character(text: str) -> str | None:
+    """The reason for a row with a character that no row may hold (NUL, a lone surrogate); None where there is none."""
+    bad = next((char for char in text if char == "\x00" or "\ud800" <= char <= "\udfff"), None)
+    return bad and f"bad_character: holds U+{ord(bad):04X}"
+
+
+def storable(text: str) -> str:
+    """The text with a question mark for each lone surrogate, which no file could hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def map_texts(value: Any, change: Callable[[str], str]) -> Any:
     """`value` with `change` applied to the texts in it; roles of messages stay."""
     if isinstance(value, str):

@@ -7,6 +7,7 @@ whose function turns asks into made rows; ids, lineage, seeds, tokens, gates and
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from tilth.config import Component
+from tilth.data.clean import bad_character, map_texts, storable
 from tilth.data.schema import PAYLOADS, Row, RowType, added, generated, original, row_seed
 from tilth.data.transform import Inputs
 from tilth.errors import StageError
@@ -132,10 +134,24 @@ def rows_of(method: Method, model: str | None, asks: Sequence[Row], yields: Sequ
     found = []
     for ask, result in zip(asks, yields, strict=True):
         made = result.made or [Made({}, "nothing: no row came of this ask")]
-        rows = [method.row(ask, number, item, model) for number, item in enumerate(made)]
+        rows = [_stored(method.row(ask, number, item, model), method.makes) for number, item in enumerate(made)]
         rows[0]["meta"]["usage"] = total_usage(result.answers)
         found += rows
     return found
+
+
+def _stored(row: Row, row_type: str) -> Row:
+    """The row as it can be stored; with a reason where its payload held what none may, such as half a character."""
+    texts: list[str] = []
+
+    def clean(text: str) -> str:
+        texts.append(text)
+        return storable(text)
+
+    payload = {name: map_texts(row[name], clean) for name in PAYLOADS[row_type]}
+    why = row["reason"] or next(filter(None, map(bad_character, texts)), None)
+    meta = json.loads(storable(json.dumps(row["meta"], ensure_ascii=False)))
+    return {**row, **payload, "reason": why and storable(why), "meta": meta}
 
 
 def opened(generator: Generator | None, inputs: Inputs) -> Generate:
