@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad recipe.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -122,9 +123,13 @@ def _parser() -> argparse.ArgumentParser:
 def _check(options: argparse.Namespace) -> dict[str, Any]:
     # to look through every installed package for pydantic's plugins takes a sixth of the whole command
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    from tilth.recipe import load
+    gc.disable()  # what is built on the way stays: to look through it for garbage takes a twentieth
+    try:
+        from tilth.recipe import load
 
-    recipe = load(options.recipe, options.overrides)
+        recipe = load(options.recipe, options.overrides)
+    finally:
+        gc.enable()
     if not options.json:
         ui.reporter().say(f"{options.recipe}: {len(recipe.stages)} stages hold: {', '.join(recipe.order())}")
     return {"stages": recipe.order(), "problems": []}
