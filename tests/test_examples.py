@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,7 +71,9 @@ def test_the_quickstart_small(at_root: None, ray_session: object, tmp_path: Path
         "stages.with_augmentation.optimisation.steps=3",
         "stages.evaluate.bootstrap.samples=200",
     )
+    interrupt = signal.getsignal(signal.SIGINT)
     found = tilth.run("examples/quickstart.yaml", tmp_path, *small)
+    assert signal.getsignal(signal.SIGINT) == interrupt, "Ctrl-C still stops what comes after a training"
     assert found["augment"].counts["inputs"] == 20
     assert found["augment"].metrics["added"] > 0
     assert found["with_augmentation"].metrics["steps"] == 3

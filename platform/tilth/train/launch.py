@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -86,9 +87,21 @@ def _on_ray(job: Job) -> None:
         run_config=_run_config(job),
     )
     try:
-        trainer.fit()
+        with _interrupt_given_back():
+            trainer.fit()
     except TrainingFailedError as error:
         raise StageError(f"{job.name}: {_cause(error)}") from error
+
+
+@contextmanager
+def _interrupt_given_back() -> Iterator[None]:
+    """Ray Train takes Ctrl-C for itself and keeps it when it is done: no later stage could be stopped with it."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _cause(error: Any) -> str:
