@@ -1,4 +1,4 @@
-"""A hub of one model, on this machine: enough of the protocol for a client to look it up and download it."""
+"""A hub on this machine: of one model, to be looked up and downloaded, and of datasets, to be looked up."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Serves `files` as the model org/tiny at COMMIT; `asked` are the paths of all requests."""
+    """Serves `files` as the model org/tiny at COMMIT and `cards` of datasets by their names.
+
+    `asked` are the paths of all requests, `parameters` what the hub knows of the model's safetensors.
+    """
 
     files: dict[str, bytes] = {}  # noqa: RUF012
     asked: list[str] = []  # noqa: RUF012
+    parameters: dict[str, int] = {}  # noqa: RUF012
+    cards: dict[str, dict[str, object]] = {}  # noqa: RUF012
 
     def do_GET(self):
         self.asked.append(self.path)
@@ -25,7 +30,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.answer_json([{"type": "file", "path": name, **self.facts(name)} for name in self.files])
         elif self.path.startswith("/api/models/org/tiny"):
             siblings = [{"rfilename": name} for name in self.files]
-            self.answer_json({"id": "org/tiny", "sha": COMMIT, "siblings": siblings})
+            known = {"parameters": self.parameters, "total": sum(self.parameters.values())}
+            self.answer_json({"id": "org/tiny", "sha": COMMIT, "siblings": siblings, "safetensors": known})
+        elif self.path.startswith("/api/datasets/") and name.partition("?")[0] in self.cards:
+            self.answer_json({"id": name, "sha": COMMIT, "cardData": self.cards[name.partition("?")[0]]})
         elif "/org/tiny/resolve/" in self.path and name in self.files:
             tag = self.facts(name)["oid"]
             self.answer(200, self.files[name], {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})

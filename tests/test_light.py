@@ -38,13 +38,14 @@ LAYERS = (
     ("errors", "kinds"),
     ("config", "yaml12", "problems"),
     ("paths", "recipe", "runs", "storage", "lock", "ui", "cluster", "content", "models", "hub", "carriers", "packages"),
+    ("weights",),
     ("data",),
     ("generate",),
     ("augment", "train", "evaluate", "search"),
     ("report", "planning"),
     ("cli", "__main__", "__init__"),
 )
-SIBLINGS = set(LAYERS[5])
+SIBLINGS = set(LAYERS[6])
 
 
 @pytest.fixture

@@ -158,11 +158,22 @@ class Component(BaseModel):
 
     def refs(self) -> Iterator[tuple[str, Ref]]:
         """Every "@stage" written anywhere in this component, with its dotted path."""
+        for path, _, item in self._values():
+            if isinstance(item, Ref):
+                yield path, item
+
+    def named_models(self) -> Iterator[tuple[Component, str]]:
+        """Every model named anywhere in this component, by name or as "@stage", with the component that names it."""
+        for _, owner, item in self._values():
+            if isinstance(item, ModelName | ModelRefStr):
+                yield owner, item
+
+    def _values(self) -> Iterator[tuple[str, Component, Any]]:
+        """Every value that is no component, with its dotted path and the component that it stands in."""
         for owner_path, owner in (("", self), *self.children()):
             for name in type(owner).model_fields:
                 for path, item in _leaves(getattr(owner, name), name):
-                    if isinstance(item, Ref):
-                        yield f"{owner_path}.{path}".strip("."), item
+                    yield f"{owner_path}.{path}".strip("."), owner, item
 
 
 def _frozen(value: Any) -> Any:

@@ -6,7 +6,8 @@ import functools
 import json
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tilth.content import cache_dir
@@ -25,6 +26,10 @@ class Answer:
 
     commit: str | None = None
     why: str = ""
+    #: how many it has of each number format, as safetensors calls them (F32, BF16)
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    #: of a dataset's split
+    rows: int | None = None
 
 
 def cached(name: str, revision: str | None) -> Path | None:
@@ -58,6 +63,16 @@ def lacks(folder: Path) -> str | None:
 @functools.cache
 def ask(name: str, revision: str | None) -> Answer:
     """The hub's word on a model, asked once per process."""
+    return _patiently(lambda: _ask(name, revision))
+
+
+@functools.cache
+def dataset_rows(name: str, config: str | None, split: str, revision: str | None) -> int | None:
+    """The rows of a dataset's split as its card tells; None where it does not, or the hub is out of reach."""
+    return _patiently(lambda: _ask_dataset(name, config, split, revision)).rows
+
+
+def _patiently(ask: Callable[[], Answer]) -> Answer:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -66,29 +81,50 @@ def ask(name: str, revision: str | None) -> Answer:
         return Answer(why=f"the hub at {constants.ENDPOINT} was out of reach moments ago")
     answers: list[Answer] = []
     # in a thread, since no timeout of the HTTP client covers the look-up of a host name
-    asking = threading.Thread(target=lambda: answers.append(_ask(name, revision)), daemon=True)
+    asking = threading.Thread(target=lambda: answers.append(_answered(ask)), daemon=True)
     asking.start()
     asking.join(2 * PATIENCE_SECONDS)
     return answers[0] if answers else _unreachable(constants.ENDPOINT, "no answer")
 
 
-def _ask(name: str, revision: str | None) -> Answer:
+def _answered(ask: Callable[[], Answer]) -> Answer:
+    """What the hub says, or that it has nothing of that name, or why it cannot be heard."""
     import httpx
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        info = HfApi().model_info(name, revision=revision, timeout=PATIENCE_SECONDS)
+        return ask()
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403, 404):
-            return Answer(why=f"the hub has no such model or revision, or HF_TOKEN gives no right to it ({status})")
+            return Answer(why=f"the hub has no such name or revision, or HF_TOKEN gives no right to it ({status})")
         return _unreachable(constants.ENDPOINT, f"status {status}")
     except (httpx.HTTPError, OSError) as error:
         return _unreachable(constants.ENDPOINT, str(error) or type(error).__name__)
+
+
+def _ask(name: str, revision: str | None) -> Answer:
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(name, revision=revision, timeout=PATIENCE_SECONDS)
     if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()):
         return Answer(why="the hub has no safetensors of it, and pickles are not loaded")
-    return Answer(info.sha)
+    return Answer(info.sha, parameters=dict(info.safetensors.parameters) if info.safetensors else {})
+
+
+def _ask_dataset(name: str, config: str | None, split: str, revision: str | None) -> Answer:
+    """Of the configuration asked for, without a name the one called default, or the only one."""
+    from huggingface_hub import HfApi
+
+    info = HfApi().dataset_info(name, revision=revision, timeout=PATIENCE_SECONDS)
+    told = info.card_data.get("dataset_info") if info.card_data else None
+    configs = told if isinstance(told, list) else [told or {}]
+    wanted = [item for item in configs if item.get("config_name", "default") == (config or "default")]
+    if not wanted and config is None and len(configs) == 1:
+        wanted = configs
+    rows = [part["num_examples"] for item in wanted for part in item.get("splits", ()) if part.get("name") == split]
+    return Answer(info.sha, rows=rows[0] if rows else None)
 
 
 def download(name: str, revision: str | None) -> Path:

@@ -26,9 +26,7 @@ _INCIDENTAL = {"trainer_state.json", "all_results.json", "train_results.json", "
 
 def resolve(model: str, revision: str | None = None) -> Path:
     """The local directory of a model, fetched if need be. ModelError when there is none to be had."""
-    if (folder := _directory(model)) is not None:
-        return folder
-    if (folder := _at_hand(model, revision)) is not None:
+    if (folder := at_hand(model, revision)) is not None:
         return folder
     answer = hub.ask(model, revision)
     if answer.commit is not None:
@@ -92,8 +90,10 @@ def _whole(folder: Path, model: str) -> Path:
     raise ModelError(f"model {model!r}: a model directory needs a config and safetensors; it lacks {missing}; {mend}")
 
 
-def _at_hand(model: str, revision: str | None) -> Path | None:
-    """What an earlier process fetched. No network."""
+def at_hand(model: str, revision: str | None = None) -> Path | None:
+    """A directory, or what an earlier process fetched; None where there is neither. No network."""
+    if (folder := _directory(model)) is not None:
+        return folder
     if (folder := hub.cached(model, revision)) is not None:
         return folder
     return carriers.present(model) if _carried(model, revision) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 from tilth import ui
 from tilth.recipe import PROBE, Recipe
 from tilth.runs import Artifact, Run, Step
+from tilth.weights import Weights, in_folder, weights
 
 
 def plan(recipe: Recipe, out: str | Path | None, probe: bool = False) -> list[dict[str, Any]]:
@@ -22,10 +24,13 @@ def plan(recipe: Recipe, out: str | Path | None, probe: bool = False) -> list[di
     run = Run(out if out is not None else Path("/nonexistent"))
     rows: dict[str, float] = {}
     table = []
-    for step in run.plan(recipe):
+    steps = {step.name: step for step in run.plan(recipe)}
+    for step in steps.values():
         if probe and not step.reused:
             _probe(run, step)
         estimate = _estimate(run, step, rows)
+        if not step.reused and (held := step.stage.memory(lambda model: _sized(model, steps))) is not None:
+            estimate.setdefault("gib", held / 2**30)
         rows[step.name] = estimate.get("rows", 0)
         table.append({
             "stage": step.name, "kind": step.stage.kind, "reused": step.reused, "why": step.why,
@@ -48,6 +53,16 @@ def _estimate(run: Run, step: Step, rows: dict[str, float]) -> dict[str, float]:
         before = earlier[-1].counts.get("inputs", 0)
         found["seconds"] = earlier[-1].seconds * (upstream / before if upstream and before else 1)
     return found
+
+
+def _sized(model: str, steps: Mapping[str, Step]) -> Weights | None:
+    """The weights of a model by name; of a stage's as it left it, else as large as what it starts from."""
+    if not model.startswith("@"):
+        return weights(model)
+    step = steps[model[1:]]
+    if step.reused and step.store.is_local:
+        return in_folder(step.store.local("model"))
+    return _sized(step.stage.base, steps) if step.stage.base is not None else None
 
 
 def _probe(run: Run, step: Step) -> None:
@@ -129,4 +144,6 @@ def _time(seconds: float | None) -> str:
 
 
 def _memory(gib: float | None) -> str:
-    return "" if gib is None else f"{gib:.1f} GiB"
+    if gib is None:
+        return ""
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.0f} MiB"

@@ -19,6 +19,7 @@ from tilth.problems import nearest, problems
 
 if TYPE_CHECKING:
     from tilth.runs import Artifact, Out
+    from tilth.weights import Sized
 
 
 #: a stage's directory may hold this before it is begun: what `tilth plan --probe` measured
@@ -38,6 +39,15 @@ class Stage(Component, family="stage"):
     def estimate(self, rows: int) -> dict[str, float]:
         """Rough cost for `rows` input rows, where known: rows, tokens, seconds, gib."""
         return {"rows": rows}
+
+    def memory(self, sized: Sized) -> float | None:
+        """Bytes that models take in all workers of the stage together; None where it holds none or one is unknown."""
+        return None
+
+    @property
+    def base(self) -> str | None:
+        """What the model that this stage leaves is made from, which tells its size before there is one."""
+        return None
 
     def judge(self, artifact: Artifact) -> None:
         """StageError where a finished artifact may not be reused: it breaks a limit that is no part of its identity."""

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from tilth.augment.base import Augmenter
 from tilth.config import EXECUTION, DatasetRef
+from tilth.data.memory import held
 from tilth.data.schema import PAYLOADS, Row
 from tilth.data.transform import Inputs, Resources, Transform
 from tilth.errors import Problem, StageError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tilth.data.dataset import Dataset
     from tilth.data.ledger import Ledger
     from tilth.runs import Artifact, Out
+    from tilth.weights import Sized
 
 Split = Literal["train", "validation", "test"]
 
@@ -49,6 +51,9 @@ class Augment(Stage):
     def estimate(self, rows: int) -> dict[str, float]:
         added = sum(step.variants for step in self.steps if isinstance(step, Augmenter))
         return {"rows": rows * (1 + added)}
+
+    def memory(self, sized: Sized) -> float | None:
+        return held(self, sized, self.resources)
 
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
         from tilth.data.dataset import Dataset

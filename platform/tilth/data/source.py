@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 
+from tilth import hub
 from tilth.config import Component, DataFiles, DataPath
 from tilth.data.files import count_lines, opened, packed
 from tilth.data.plain import all_plain, thawed
@@ -253,9 +254,11 @@ class HuggingFace(Source):
         return features(split_folder(self._folder, self.subset))
 
     def count(self) -> int | None:
+        if not isinstance(self.path, DataPath):
+            return hub.dataset_rows(self.path, self.name, self.subset, self.revision)
         from tilth.data.tables import saved_rows
 
-        return saved_rows(split_folder(self._folder, self.subset)) if isinstance(self.path, DataPath) else None
+        return saved_rows(split_folder(self._folder, self.subset))
 
     def check(self) -> list[Problem]:
         if isinstance(self.path, DataPath) and (problem := unsaved(self.path, self.subset)):

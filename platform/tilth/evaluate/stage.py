@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from tilth.config import EXECUTION, Component, DatasetRef, ModelRef
+from tilth.data.memory import in_all_workers, model_bytes
 from tilth.data.transform import Resources
 from tilth.errors import Problem
 from tilth.recipe import Stage
 
 if TYPE_CHECKING:
     from tilth.runs import Artifact, Out
+    from tilth.weights import Sized
 
 
 class Bootstrap(Component):
@@ -61,6 +63,11 @@ class Evaluate(Stage):
         if self.baseline is not None and len(self.models) < 2:
             problems.append(Problem("baseline", "there is no other model to compare with it", "add one to models"))
         return problems
+
+    def memory(self, sized: Sized) -> float | None:
+        """Of the largest model: one is loaded after another."""
+        found = model_bytes(self, sized, self.resources)
+        return in_all_workers(max(found.values()), self.resources) if found else None
 
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
         """Predict with each model, then score; StageError when the split is empty or a row cannot be predicted."""

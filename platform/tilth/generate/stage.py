@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from tilth.config import EXECUTION, DatasetRef
+from tilth.data.memory import held
 from tilth.data.schema import PAYLOADS, from_table
 from tilth.data.transform import Inputs, Resources, Transform
 from tilth.errors import Problem, StageError
@@ -19,6 +20,7 @@ from tilth.recipe import PROBE, Stage
 if TYPE_CHECKING:
     from tilth.data.dataset import Dataset
     from tilth.runs import Artifact, Out
+    from tilth.weights import Sized
 
 FIGURES = "generation.json"
 
@@ -80,6 +82,9 @@ class Generate(Stage):
         self._check_rows(source)
         found, total = probe(self, source, Inputs.of(inputs))
         return found.estimate(total, self.target)
+
+    def memory(self, sized: Sized) -> float | None:
+        return held(self, sized, self.resources)
 
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
         from tilth.data.dataset import Dataset

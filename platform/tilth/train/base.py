@@ -11,10 +11,12 @@ from tilth.config import EXECUTION, DatasetRef
 from tilth.errors import Problem
 from tilth.recipe import Stage
 from tilth.train.config import Checkpointing, ModelConfig, Optimisation, Scale
+from tilth.train.memory import training_bytes
 
 if TYPE_CHECKING:
     from tilth.runs import Artifact, Out
     from tilth.train.job import Job
+    from tilth.weights import Sized
 
 
 class Training(Stage):
@@ -48,6 +50,15 @@ class Training(Stage):
         optimisation = self.optimisation
         seen = optimisation.steps * optimisation.global_batch if optimisation.steps else rows * optimisation.epochs
         return {"rows": rows, "tokens": int(seen * self.max_length)}
+
+    def memory(self, sized: Sized) -> float | None:
+        """Of weights, gradients and optimizer state; activations come on top."""
+        weights = sized(self.model.name)
+        return None if weights is None else training_bytes(weights, self.model, self.optimisation, self.scale)
+
+    @property
+    def base(self) -> str:
+        return self.model.name
 
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
         from tilth.train.launch import launch

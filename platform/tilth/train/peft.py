@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
@@ -21,6 +23,10 @@ class Peft(Component, family="peft"):
         model, which are trained whole and saved with the adapter.
         """
         raise TypeError(f"{type(self).__name__} must define build()")
+
+    def parameters(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """About how many it adds to a model whose tensors have these shapes, for `tilth plan`; by default few."""
+        return 0
 
 
 class Lora(Peft):
@@ -42,3 +48,14 @@ class Lora(Peft):
             modules_to_save=list(head) or None,
             task_type=_TASKS[objective],
         )
+
+    def parameters(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """A matrix of m x n gets two of rank x n and m x rank."""
+        matrices = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) == 2}
+        return sum(self.rank * sum(shape) for name, shape in matrices.items() if self._adapts(name))
+
+    def _adapts(self, name: str) -> bool:
+        """Whether a matrix of that name is among the targets; embeddings and heads are not linear layers to adapt."""
+        if self.targets == "all-linear":
+            return not re.search(r"embed|wte|wpe|shared|lm_head|relative_attention_bias", name)
+        return re.fullmatch(rf"(.*\.)?(?:{self.targets})", name) is not None

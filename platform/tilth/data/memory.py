@@ -1,0 +1,50 @@
+"""How much memory the models of a data stage take, as far as can be told before any is loaded."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from tilth.config import Component
+from tilth.data.transform import Resources
+
+if TYPE_CHECKING:
+    from tilth.weights import Sized, Weights
+
+_WIDTHS = {"int8": 1, "float16": 2, "bfloat16": 2, "float32": 4}
+
+
+def model_bytes(component: Component, sized: Sized, resources: Resources) -> dict[str, float] | None:
+    """Bytes of each model that one worker loads, by name; None where the size of one is unknown.
+
+    A component's field `dtype` or `precision` says the number format, else it is float32. One that says auto takes
+    weights on a GPU as they are stored, and on a CPU as float32.
+    """
+    found: dict[str, float] = {}
+    for owner, model in component.named_models():
+        weights = sized(model)
+        if weights is None:
+            return None
+        width = _width(owner, weights, on_gpu=resources.gpus > 0)
+        found[model] = max(found.get(model, 0), weights.parameters * width)
+    return found
+
+
+def _width(owner: Component, weights: Weights, *, on_gpu: bool) -> float:
+    said = getattr(owner, "dtype", None) or getattr(owner, "precision", None)
+    if said == "auto" and on_gpu:
+        return weights.width
+    return _WIDTHS.get(str(said), 4)
+
+
+def in_all_workers(one: float, resources: Resources) -> float | None:
+    """What so many bytes in one worker come to; None where only the cluster tells the number of workers."""
+    if resources.workers == "auto" and (resources.gpus or "RAY_ADDRESS" in os.environ):
+        return None
+    return one * max(1, resources.count({"CPU": os.cpu_count() or 1}))
+
+
+def held(component: Component, sized: Sized, resources: Resources) -> float | None:
+    """Bytes of all models in all workers; None where there are none or they are not known."""
+    found = model_bytes(component, sized, resources)
+    return in_all_workers(sum(found.values()), resources) if found else None
