@@ -29,6 +29,8 @@ from tilth.recipe import Stage
 from tilth.runs import Artifact, Out
 from tilth.storage import Store
 from tilth.train import trace as traces
+from tilth.train.job import Job
+from tilth.train.preflight import prepare
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 SMOLLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -56,11 +58,20 @@ def stage_of(kind: str, model: Any, optimisation: dict[str, Any], **fields: Any)
 
 def run_stage(root: str | Path, stage: Stage) -> Artifact:
     """The artifact of `stage` trained under `root`, on the dataset in `root/data`."""
+    return stage.run(*_given(root, stage))
+
+
+def job_of(root: str | Path, stage: Any) -> Job:
+    """The same as a job, for a test that trains by itself."""
+    return prepare(stage, *_given(root, stage))
+
+
+def _given(root: str | Path, stage: Stage) -> tuple[Out, dict[str, Artifact]]:
     store = Store.at(root)
     parts = identity(stage, lambda value: str(value) if value.startswith("@") else identity_of(value))
     data = Artifact("data", "data", "dataset", "0" * 64, store.sub("data"), {})
     out = Out("train", stage.kind, "model", digest(parts), parts, store.sub("train"))
-    return stage.run(out, {"@data": data})
+    return out, {"@data": data}
 
 
 def dataset(root: str | Path, rows: list[dict[str, Any]], row_type: str = "labelled") -> Dataset:

@@ -61,6 +61,12 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "peft": {
         "lora": "tilth.train.peft:Lora",
+        "qlora": "tilth.train.peft:QLora",
+        "ia3": "tilth.train.peft:Ia3",
+        "prefix_tuning": "tilth.train.prompts:PrefixTuning",
+        "prompt_tuning": "tilth.train.prompts:PromptTuning",
+        "p_tuning": "tilth.train.prompts:PTuning",
+        "bottleneck": "tilth.train.bottleneck:Bottleneck",
     },
     "method": {
         "self_instruct": "tilth.generate.self_instruct:SelfInstruct",

@@ -17,9 +17,14 @@ from tilth.storage import Store
 CARD = "tilth.json"
 _CLASSES = {
     "classification": "AutoModelForSequenceClassification",
+    "token_classification": "AutoModelForTokenClassification",
+    "question_answering": "AutoModelForQuestionAnswering",
     "language_model": "AutoModelForCausalLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
     "masked_lm": "AutoModelForMaskedLM",
 }
+#: adapters that are no change of weights: nothing can be merged into what is below them
+UNMERGEABLE = {"prefix_tuning", "prompt_tuning", "p_tuning", "bottleneck"}
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,8 @@ def load_trained(folder: Path, *, device: str = "auto", dtype: str = "auto") -> 
     if card.peft is None:
         model = load_pretrained(folder, card.objective, card.labels, dtype).model
     else:
-        from peft import PeftModel
-
         below = load_pretrained(base_folder(card), card.objective, card.labels, dtype)
-        model = PeftModel.from_pretrained(below.model, folder)
+        model = adapted(below.model, folder)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(folder)
@@ -91,22 +94,37 @@ class Pretrained:
     new: tuple[str, ...] = ()
 
 
-def load_pretrained(folder: Path, objective: str, labels: tuple[str, ...] = (), dtype: str = "auto") -> Pretrained:
+def adapted(model: Any, folder: Path) -> Any:
+    """The model with the adapter in `folder` beside its weights, as PEFT loads it; bottleneck adapters too."""
+    from peft import PeftModel
+
+    import tilth.data.bottleneck  # noqa: F401 - makes bottleneck adapters known to PEFT
+
+    return PeftModel.from_pretrained(model, folder)
+
+
+def load_pretrained(
+    folder: Path, objective: str, labels: tuple[str, ...] = (), dtype: str = "auto", *, quantized: bool = False
+) -> Pretrained:
     """A transformers model for an objective; an adapter in `folder` is merged into the base below it.
 
-    `labels` sets the width and names of a classification head. `dtype` is a torch dtype's name.
+    `labels` sets the width and names of a classification head. `dtype` is a torch dtype's name. `quantized`: its
+    linear layers in 4 bits, NormalFloat with double quantization. ModelError where the weights do not fit.
     """
     import transformers
 
     card = Card.read(folder)
     if card.peft is not None:
-        from peft import PeftModel
-
+        refuse_unmergeable(folder, card)
         below = load_pretrained(base_folder(card), objective, labels, dtype)
-        return Pretrained(PeftModel.from_pretrained(below.model, folder).merge_and_unload())
+        return Pretrained(adapted(below.model, folder).merge_and_unload())
     head: dict[str, Any] = {}
-    if objective == "classification":
+    if labels:
         head = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    if quantized:
+        head["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
     auto = getattr(transformers, _CLASSES[objective])
     try:
         model, info = auto.from_pretrained(
@@ -117,6 +135,15 @@ def load_pretrained(folder: Path, objective: str, labels: tuple[str, ...] = (), 
     return Pretrained(
         model, _new_modules(model, {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     )
+
+
+def refuse_unmergeable(folder: Path, card: Card) -> None:
+    """ModelError for an adapter on which nothing can stand."""
+    if card.peft in UNMERGEABLE:
+        raise ModelError(
+            f"{folder}: {card.peft} is no change of weights, so no other training can stand on it; train both on its "
+            "base, or take lora or ia3, which are merged"
+        )
 
 
 def _new_modules(model: Any, unfilled: set[str]) -> tuple[str, ...]:

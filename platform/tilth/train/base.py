@@ -43,7 +43,14 @@ class Training(Stage):
 
     def check(self) -> list[Problem]:
         problem = self.scale.batch_problem(self.optimisation.global_batch)
-        return [problem] if problem else []
+        found = [problem] if problem else []
+        model = self.model
+        if model.peft:
+            found += model.peft.unfit(self.scale)
+        if model.freeze and model.freeze.thaw_steps and self.scale.deepspeed:
+            what = "gradual unfreezing needs weights that DeepSpeed does not partition beforehand"
+            found.append(Problem("model.freeze.thaw_steps", what, "set scale.deepspeed: null, or freeze for good"))
+        return found
 
     def estimate(self, rows: int) -> dict[str, float]:
         """Tokens are an upper bound: every row of full length."""

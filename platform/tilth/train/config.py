@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from tilth.config import Component, ModelRef
 from tilth.errors import Problem
 from tilth.kinds import KINDS
+from tilth.train.freeze import Freeze
 from tilth.train.peft import Peft
 
 
@@ -19,6 +20,7 @@ class ModelConfig(Component):
 
     name: ModelRef = Field(description='A hub name, a directory, or "@stage" for the model of an earlier stage.')
     peft: Peft | None = Field(None, description="The adapter to train; without one, all weights are trained.")
+    freeze: Freeze | None = Field(None, description="Weights that are not trained; without it, all are.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Number format of the weights.")
 
     @model_validator(mode="before")
@@ -39,6 +41,13 @@ class ModelConfig(Component):
             raise PydanticCustomError("peft", "takes one adapter, not {names}", {"names": " and ".join(names)})
         rest = {key: item for key, item in value.items() if key not in ("peft", kind)}
         return {**rest, "peft": {**(given or {}), **(value[kind] or {}), "kind": kind}}
+
+    def check(self) -> list[Problem]:
+        if self.peft and self.freeze:
+            return [
+                Problem("freeze", "an adapter freezes every weight of its model already", "leave freeze or peft out")
+            ]
+        return []
 
 
 class Optimisation(Component):

@@ -32,6 +32,11 @@ class Job:
     inputs: Inputs
 
     @property
+    def leaves(self) -> str:
+        """The objective of the model that is left: what learns from preferences is a language model."""
+        return "language_model" if self.objective in ("preference", "feedback") else self.objective
+
+    @property
     def base(self) -> str:
         """The model below, as `Card.base` names it."""
         name = self.stage.model.name

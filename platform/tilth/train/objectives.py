@@ -20,6 +20,7 @@ from tilth.train.deepspeed import deepspeed_config
 from tilth.train.job import Job
 from tilth.train.masking import IGNORED, MaskingCollator
 from tilth.train.mlm import Mlm
+from tilth.train.thaw import Thaw
 from tilth.train.watch import ROWS, Checkpoints, Epochs, Watch, Watched
 
 EVAL_BATCH = 8  # fixed, so that a validation loss does not depend on the micro-batch
@@ -73,6 +74,9 @@ def build(parts: Parts, watch: Watch) -> Any:
         trainer.add_callback(Epochs(trainer.data_collator))
     trainer.data_collator = Collate(trainer.data_collator)
     trainer.add_callback(Checkpoints(watch))
+    settings = parts.job.stage.model.freeze
+    if settings and settings.thaw_steps:
+        trainer.add_callback(Thaw(trainer.model, settings))
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -185,6 +189,7 @@ def _arguments(parts: Parts) -> dict[str, Any]:
     return {
         **_schedule(optimisation),
         **_execution(scale, optimisation, batches),
+        "ddp_find_unused_parameters": bool(stage.model.freeze and stage.model.freeze.thaw_steps),
         "output_dir": str(parts.folder / f"rank-{parts.link.rank}"),
         "save_strategy": "steps",
         "save_steps": stage.checkpointing.every_steps,
@@ -224,6 +229,5 @@ def _execution(scale: Scale, optimisation: Optimisation, batches: Batches) -> di
         "gradient_checkpointing": scale.gradient_checkpointing,
         "use_cpu": cpu,
         "ddp_backend": backend,
-        "ddp_find_unused_parameters": False,
         "deepspeed": deepspeed_config(scale.deepspeed, optimisation, batches) if scale.deepspeed else None,
     }

@@ -21,6 +21,8 @@ def prepare(stage: Training, out: Out, inputs: Mapping[str, Artifact]) -> Job:
     """The job of a stage, or StageError or ModelError with what does not hold."""
     dataset = Dataset.open(inputs[stage.data])
     objective = stage.objective_of(dataset.row_type)
+    if stage.model.peft and (why := stage.model.peft.refuses.get(objective)):
+        raise StageError(f"{out.stage}: {stage.model.peft.kind} cannot be trained for {objective}: {why}")
     _splits(stage, out.stage, dataset)
     labels = _labels(out.stage, dataset) if objective == "classification" else ()
     if dataset.row_type == "chat":
@@ -66,10 +68,11 @@ def _model(stage: Training, name: str, objective: str, folder: Path) -> None:
     """Read the model's configuration and tokenizer, not its weights."""
     from transformers import AutoConfig
 
-    from tilth.data.loading import Card, base_folder, load_tokenizer
+    from tilth.data.loading import Card, base_folder, load_tokenizer, refuse_unmergeable
 
     tokenizer = load_tokenizer(folder)
     while (card := Card.read(folder)).peft is not None:
+        refuse_unmergeable(folder, card)
         folder = base_folder(card)
     config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
     context = getattr(config, "max_position_embeddings", None)

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from tilth.storage import Store
 from tilth.train import trace
+from tilth.train.adapters import learns_prompt, load_learnt, save_learnt
 from tilth.train.checkpoint import Link
 from tilth.train.job import PROGRESS
 
@@ -90,6 +91,11 @@ class Watched:
         inputs.pop(ROWS)
         return super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        trainer: Any = self
+        if not load_learnt(trainer.model if model is None else model, Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)  # type: ignore[misc]
         trainer: Any = self
@@ -117,6 +123,8 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.watch.flush(state.global_step)
+        if self.watch.link.rank == 0 and learns_prompt(kwargs["model"]):
+            save_learnt(kwargs["model"], folder)
         self.watch.link.commit(folder, state.global_step)
         self.watch.show(state.global_step, state.max_steps)
         shutil.rmtree(folder)

@@ -16,10 +16,12 @@ from transformers import set_seed
 
 from tilth.data.loading import Card, load_pretrained, load_tokenizer
 from tilth.train import objectives, trace
+from tilth.train.adapters import Tensors, factors, plain_lora
 from tilth.train.checkpoint import Link, RayLink, scratch, upload
 from tilth.train.deepspeed import without_compiled_collectives
 from tilth.train.job import FAILED, RESULT, Job
 from tilth.train.objectives import Parts
+from tilth.train.thaw import freeze
 from tilth.train.watch import Watch
 
 
@@ -42,6 +44,8 @@ def train(job: Job, link: Link) -> None:
         without_compiled_collectives()
     watch = Watch(job.out, link)
     trainer = objectives.build(_parts(job, link, folder), watch)
+    peft = job.stage.model.peft
+    principal = factors(trainer.model) if peft and peft.moves_base else {}
     trainer.train(resume_from_checkpoint=_path(link.resume()))
     if watch.diverged is not None:
         if link.rank == 0:
@@ -54,7 +58,7 @@ def train(job: Job, link: Link) -> None:
         return
     watch.flush(trainer.state.global_step)
     validation = _validate(trainer) if job.stage.validation else None
-    _leave(job, link, trainer, {"validation_loss": validation, "seconds": time.monotonic() - start})
+    _leave(job, link, trainer, principal, {"validation_loss": validation, "seconds": time.monotonic() - start})
 
 
 def _folder(job: Job) -> Path:
@@ -76,9 +80,13 @@ def _parts(job: Job, link: Link, folder: Path) -> Parts:
         raise ValueError(stage.scale.over(link.world).batch_problem(stage.optimisation.global_batch))
     set_seed(stage.optimisation.seed)  # a new head is drawn alike on every rank
     source = job.inputs.model(stage.model.name)
-    loaded = load_pretrained(source, job.objective, job.labels, stage.model.dtype)
-    peft = stage.model.peft.build(job.objective, loaded.new) if stage.model.peft else None
-    return Parts(job, link, loaded.model, load_tokenizer(source), peft, folder, batches)
+    peft = stage.model.peft
+    quantized = peft is not None and peft.quantized
+    loaded = load_pretrained(source, job.leaves, job.labels, stage.model.dtype, quantized=quantized)
+    if stage.model.freeze:
+        freeze(loaded.model, stage.model.freeze)
+    adapter = peft.build(job.objective, loaded.new, str(source)) if peft else None
+    return Parts(job, link, loaded.model, load_tokenizer(source), adapter, folder, batches)
 
 
 def _validate(trainer: Any) -> float:
@@ -89,14 +97,16 @@ def _validate(trainer: Any) -> float:
     return float(trainer.evaluate()["eval_loss"])
 
 
-def _leave(job: Job, link: Link, trainer: Any, measured: dict[str, Any]) -> None:
+def _leave(job: Job, link: Link, trainer: Any, principal: Tensors, measured: dict[str, Any]) -> None:
     """Save the model, then `result.json`: the moment at which training is done."""
     folder = Path(trainer.args.output_dir) / "model"
     trainer.save_model(str(folder))  # every rank takes part: ZeRO-3 gathers the weights
     if link.rank == 0:
         stage = job.stage
         peft = stage.model.peft.kind if stage.model.peft else None
-        Card(job.objective, job.labels, job.base if peft else "", peft, stage.max_length, job.conditioned).write(folder)
+        if principal:
+            plain_lora(folder, principal)
+        Card(job.leaves, job.labels, job.base if peft else "", peft, stage.max_length, job.conditioned).write(folder)
         for name in ("training_args.bin", "README.md"):  # a pickle, and a card that says nothing of this run
             (folder / name).unlink(missing_ok=True)
         job.out.remove("model")

@@ -10,13 +10,21 @@ from typing import Any
 
 from tilth import models
 from tilth.content import cache_dir, file_hash
-from tilth.data.loading import Card, base_folder, load_pretrained, load_tokenizer
+from tilth.data.loading import Card, adapted, base_folder, load_pretrained, load_tokenizer
 from tilth.errors import ModelError
 
 ADAPTER = "adapter_config.json"
 # what vLLM can serve beside other adapters; the rest is merged into the weights first
 _PLAIN = {"use_dora": False, "modules_to_save": None, "bias": "none"}
-_NOT_WEIGHTS = {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "ADAPTION_PROMPT", "CPT"}
+_NOT_WEIGHTS = {
+    "PROMPT_TUNING",
+    "MULTITASK_PROMPT_TUNING",
+    "PREFIX_TUNING",
+    "P_TUNING",
+    "ADAPTION_PROMPT",
+    "CPT",
+    "BOTTLENECK",
+}
 
 
 @dataclass(frozen=True)
@@ -60,9 +68,7 @@ class Weights:
         transformers.logging.disable_progress_bar()
         model = load_pretrained(self.base, "language_model", dtype=dtype).model
         if self.adapter is not None:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, self.adapter)
+            model = adapted(model, self.adapter)
         return model.to(device).eval(), load_tokenizer(self.tokenizer)
 
     def servable(self) -> tuple[Path, Path | None]:
@@ -90,10 +96,8 @@ def _merged(folder: Path) -> Path:
     pin = hashlib.sha256("\n".join([models.identity(str(weights.base)), *own]).encode()).hexdigest()[:16]
 
     def make(new: Path) -> None:
-        from peft import PeftModel
-
         below = load_pretrained(weights.base, "language_model").model
-        PeftModel.from_pretrained(below, folder).merge_and_unload().save_pretrained(new)
+        adapted(below, folder).merge_and_unload().save_pretrained(new)
         load_tokenizer(weights.tokenizer).save_pretrained(new)
 
     return install(cache_dir() / "merged" / pin, pin, make)

@@ -1,0 +1,45 @@
+"""Partial fine-tuning: which weights of a model stay as they are, and when more of them are trained."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+from tilth.config import Component
+from tilth.errors import Problem
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise PydanticCustomError("pattern", "must be a regular expression: {why}", {"why": str(error)}) from error
+    return text
+
+
+class Freeze(Component):
+    """Weights that are not trained. What is new in the model, such as a head, always is, unless a name says so.
+
+    Blocks are counted from the embeddings up; of an encoder-decoder both halves. With `thaw_steps` the topmost
+    frozen block is trained again every so many steps, then the embeddings: gradual unfreezing, Howard & Ruder 2018,
+    arXiv:1801.06146.
+    """
+
+    blocks: tuple[int, int] | None = Field(
+        None, description="Transformer blocks from the first number up to, not with, the second, as Python counts."
+    )
+    embeddings: bool = Field(False, description="The embeddings of tokens and positions.")
+    names: tuple[Annotated[str, AfterValidator(_pattern)], ...] = Field(
+        (), description="Weights in whose name one of these regular expressions is found."
+    )
+    thaw_steps: int | None = Field(None, ge=1, description="Steps until the topmost frozen block is trained again.")
+
+    def check(self) -> list[Problem]:
+        if self.blocks is None and not self.embeddings and not self.names:
+            return [Problem("", "freezes nothing", "name blocks, embeddings or names, or leave freeze out")]
+        if self.thaw_steps and self.blocks is None:
+            return [Problem("thaw_steps", "there are no frozen blocks to train again", "name blocks, such as [0, 8]")]
+        return []
