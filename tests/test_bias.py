@@ -139,8 +139,8 @@ def test_a_threshold_that_is_exceeded_fails_the_stage(questions):
     measured = config.measure(rows, tilted)
     assert measured["limits"] == {"identity": 0.1}
     with pytest.raises(StageError, match=r"bias: gender .* bits from the originals, more than 0\.1"):
-        config.refuse(measured)
-    config.refuse(BiasReport(max_divergence={"identity": 1.0}).measure(rows, tilted))
+        config.refuse(measured, "quality.json")
+    config.refuse(BiasReport(max_divergence={"identity": 1.0}).measure(rows, tilted), "quality.json")
     assert BiasReport().measure(rows, tilted)["exceeded"] == []
 
 

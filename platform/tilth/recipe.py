@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: a stage's directory may hold this before it is begun: what `tilth plan --probe` measured
 PROBE = "probe.json"
+#: and this beside its result: what was measured of it, which may be measured anew
+MEASURED = "quality.json"
 
 
 class Stage(Component, family="stage"):
@@ -49,7 +51,7 @@ class Stage(Component, family="stage"):
         """What the model that this stage leaves is made from, which tells its size before there is one."""
         return None
 
-    def judge(self, artifact: Artifact) -> None:
+    def judge(self, artifact: Artifact, inputs: Mapping[str, Artifact]) -> None:
         """StageError where a finished artifact may not be reused: it breaks a limit that is no part of its identity."""
 
     def probe(self, inputs: Mapping[str, Artifact]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from tilth import content, ui
 from tilth.config import Ref, digest, identity
 from tilth.errors import StageError, StorageError
 from tilth.lock import exclusive
-from tilth.recipe import PROBE, Recipe, Stage, load
+from tilth.recipe import MEASURED, PROBE, Recipe, Stage, load
 from tilth.storage import Store
 
 ARTIFACT = "artifact.json"
@@ -170,7 +170,8 @@ class Run:
             self._record(recipe, steps)
             done: dict[str, Artifact] = {}
             for step in steps:
-                done[step.name] = self._reuse(step) if step.reused else self._execute(step, done)
+                inputs = {str(ref): done[ref.stage] for _, ref in step.stage.refs()}
+                done[step.name] = (self._reuse if step.reused else self._execute)(step, inputs)
             return done
 
     def _record(self, recipe: Recipe, steps: Sequence[Step]) -> None:
@@ -178,20 +179,19 @@ class Run:
         rows = [{"stage": s.name, "fingerprint": s.fingerprint, "reused": s.reused, "why": s.why} for s in steps]
         self.store.write_json("plan.json", rows)
 
-    def _reuse(self, step: Step) -> Artifact:
+    def _reuse(self, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
         ui.reporter().say(f"{step.name}: reused", event="reused", stage=step.name)
         artifact = Artifact.read(step.store)
         if artifact is None:
             raise StorageError(f"{step.store.url}: artifact.json vanished while the run was planned; run again")
-        step.stage.judge(artifact)
+        step.stage.judge(artifact, inputs)
         return artifact
 
-    def _execute(self, step: Step, done: Mapping[str, Artifact]) -> Artifact:
+    def _execute(self, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
         ui.reporter().say(f"{step.name}: {step.stage.kind} ({step.why})", event="start", stage=step.name)
         if step.damaged:
             step.store.remove(ARTIFACT)
             step.store.remove()
-        inputs = {str(ref): done[ref.stage] for _, ref in step.stage.refs()}
         start = time.monotonic()
         artifact = step.stage.run(step.out, inputs)
         if artifact.fingerprint != step.fingerprint:
@@ -232,7 +232,7 @@ def _left(store: Store) -> dict[str, int]:
     return {
         name: size
         for name, size in sorted(store.sizes().items())
-        if name not in (ARTIFACT, PROBE)
+        if name not in (ARTIFACT, PROBE, MEASURED)
         and not any(part.startswith(".") or part == "ledger" for part in name.split("/"))
     }
 

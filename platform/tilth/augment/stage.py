@@ -11,6 +11,7 @@ from pydantic import Field
 from tilth.augment.base import Augmenter
 from tilth.config import EXECUTION, DatasetRef
 from tilth.data.memory import held
+from tilth.data.quality import Quality
 from tilth.data.schema import PAYLOADS, Row
 from tilth.data.transform import Inputs, Resources, Transform
 from tilth.errors import Problem, StageError
@@ -37,6 +38,11 @@ class Augment(Stage):
     max_quarantined: float = Field(
         0.01, ge=0, le=1, json_schema_extra=EXECUTION, description="Share of rows in quarantine at which it fails."
     )
+    quality: Quality | None = Field(
+        None,
+        json_schema_extra=EXECUTION,
+        description="Diversity and bias to measure and hold; {}: all, without limits.",
+    )
     unit_rows: int | None = Field(None, ge=1, description="Rows committed together; None: by the size of the data.")
     resources: Resources = Field(default_factory=Resources, description="Workers.", json_schema_extra=EXECUTION)
 
@@ -61,11 +67,23 @@ class Augment(Stage):
 
         source = Dataset.open(inputs[self.data])
         self._check_columns(source.row_type)
+        if self.quality is not None:
+            self.quality.refuse_limits(source.row_type)
         result = finished(out.store) or self._augment(out, source, Inputs.of(inputs))
         counts = result.counts
         added = sum(counts["via"].values())
         metrics = {"added": added, "added_per_row": round(added / max(1, counts["inputs"]), 4)}
-        return out.artifact(metrics=metrics, counts=counts, detail={"row_type": result.row_type})
+        artifact = out.artifact(metrics=metrics, counts=counts, detail={"row_type": result.row_type})
+        self.judge(artifact, inputs)
+        return artifact
+
+    def judge(self, artifact: Artifact, inputs: Mapping[str, Artifact]) -> None:
+        from tilth.data.dataset import Dataset
+        from tilth.data.finish import check_quarantine
+
+        check_quarantine(artifact.store, artifact.counts, self.max_quarantined)
+        if self.quality is not None:
+            self.quality.hold(Dataset.open(inputs[self.data]), Dataset.open(artifact), Inputs.of(inputs))
 
     @property
     def working(self) -> tuple[Transform, ...]:

@@ -97,10 +97,10 @@ class Data(Stage):
         result = finished(out.store) or self._build(out)
         counts = {**result.counts, "labels": _labels(result)}
         artifact = out.artifact(counts=counts, detail={"row_type": result.row_type})
-        self.judge(artifact)
+        self.judge(artifact, inputs)
         return artifact
 
-    def judge(self, artifact: Artifact) -> None:
+    def judge(self, artifact: Artifact, inputs: Mapping[str, Artifact]) -> None:
         from tilth.data.finish import check_quarantine
 
         check_quarantine(artifact.store, artifact.counts, self.max_quarantined)

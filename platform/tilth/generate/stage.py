@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tilth.config import EXECUTION, DatasetRef
 from tilth.data.memory import held
+from tilth.data.quality import Quality
 from tilth.data.schema import PAYLOADS, from_table
 from tilth.data.transform import Inputs, Resources, Transform
 from tilth.errors import Problem, StageError
@@ -40,6 +41,11 @@ class Generate(Stage):
     steps: tuple[Transform, ...] = Field((), description="Gates on what is made, applied in this order.")
     target: int | None = Field(None, ge=1, description="Accepted rows at which the stage has enough.")
     budget: Budget = Field(default_factory=Budget, description="Limits at which it stops with what it has.")
+    quality: Quality | None = Field(
+        None,
+        json_schema_extra=EXECUTION,
+        description="Diversity and bias to measure and hold; {}: all, without limits.",
+    )
     keep_data: bool | None = Field(None, description="Pass the given rows on too; none: where their type is the same.")
     round_rows: int = Field(512, ge=1, description="Rows that a round tries to make at most.")
     unit_rows: int | None = Field(None, ge=1, description="Asks committed together; None: by their number.")
@@ -99,7 +105,17 @@ class Generate(Stage):
         made = counts["inputs"]
         metrics: dict[str, Any] = {"made": made, "kept": counts["accepted"], "cost": round(figures["cost"], 4)}
         metrics |= {"kept_share": round(counts["accepted"] / max(1, made), 4), **figures["usage"], **figures["summary"]}
-        return out.artifact(metrics=metrics, counts=counts, detail={"row_type": result.row_type, **figures})
+        artifact = out.artifact(metrics=metrics, counts=counts, detail={"row_type": result.row_type, **figures})
+        self.judge(artifact, inputs)
+        return artifact
+
+    def judge(self, artifact: Artifact, inputs: Mapping[str, Artifact]) -> None:
+        from tilth.data.dataset import Dataset
+        from tilth.data.finish import check_quarantine
+
+        check_quarantine(artifact.store, artifact.counts, self.max_quarantined)
+        if self.quality is not None:
+            self.quality.hold(Dataset.open(inputs[self.data]), Dataset.open(artifact), Inputs.of(inputs))
 
     def _check_rows(self, source: Dataset) -> None:
         if source.row_type not in self.method.takes:
@@ -112,6 +128,8 @@ class Generate(Stage):
                 f"keep_data: {self.method.kind} makes {self.method.makes} rows, which cannot lie beside the "
                 f"{source.row_type} rows of {self.data}; leave keep_data out"
             )
+        if self.quality is not None:
+            self.quality.refuse_limits(self.method.makes)
 
     def _make(self, out: Out, source: Dataset, context: Inputs) -> Dataset:
         from tilth.data.finish import Verdicts, finish

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tilth.data.dataset import MANIFEST, Dataset
-from tilth.report import figures, generation, tallies
+from tilth.recipe import MEASURED
+from tilth.report import figures, generation, quality, tallies
 from tilth.report.svg import Picture, Pictures
 from tilth.runs import Artifact
 
@@ -45,6 +46,7 @@ def sections(artifacts: Mapping[str, Artifact]) -> list[Section]:
     datasets = [a for a in artifacts.values() if a.store.exists(MANIFEST)]
     found = [part for artifact in reports for part in _evaluation(pictures, artifact)]
     found += [_data(pictures, artifact) for artifact in datasets]
+    found += [part for artifact in datasets for part in _quality(pictures, artifact)]
     found += _training(pictures, artifacts)
     told = {a.stage for a in (*reports, *datasets)} | {a.stage for a in artifacts.values() if a.produces == "model"}
     found += [_other(artifact) for name, artifact in artifacts.items() if name not in told and artifact.metrics]
@@ -69,6 +71,20 @@ def _data(pictures: Pictures, artifact: Artifact) -> Section:
         tables += _generation_tables(artifact.detail)
     shown = tallies.examples(dataset)
     return Section(f"data-{artifact.stage}", f"Data: {artifact.stage}", tuple(words), tuple(drawn), tables, shown)
+
+
+def _quality(pictures: Pictures, artifact: Artifact) -> Iterator[Section]:
+    """What was measured of the made rows, where it was."""
+    found, stage = artifact.store.read_json(MEASURED), artifact.stage
+    if found is None:
+        return
+    tables = []
+    if lines := quality.diversity(found.get("diversity", {})):
+        tables.append(Table("Diversity", quality.DIVERSITY_HEAD, lines))
+    if lines := quality.bias(found.get("bias", {})):
+        tables.append(Table("Divergence from the originals", quality.BIAS_HEAD, lines))
+    drawn = tuple(quality.pictures_of(pictures, found, stage))
+    yield Section(f"quality-{stage}", f"Diversity and bias: {stage}", tuple(quality.words(found)), drawn, tables)
 
 
 def _generation_tables(detail: Mapping[str, Any]) -> Iterator[Table]:
