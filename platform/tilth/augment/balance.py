@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from tilth.data.schema import NEW, Row, row_seed
+from tilth.data.schema import LINEAGE, NEW, Row, row_seed, value_at
 from tilth.data.transform import Inputs, RowsFunction, Transform
 from tilth.errors import Problem
 
@@ -25,7 +25,7 @@ class Balance(Transform):
     """
 
     by: str = Field(
-        "label", min_length=1, description='A column, or "meta.KEY" for what a method recorded: meta.topic.'
+        "label", min_length=1, description="A column, or a dotted path into what a method recorded: meta.axes.topic."
     )
     at_most: int | None = Field(None, ge=0, description="Rows of a value beyond which added ones are dropped.")
     at_least: int | None = Field(None, ge=1, description="Rows of a value that a generating stage tops up to.")
@@ -40,6 +40,10 @@ class Balance(Transform):
         if self.values and self.at_least is None:
             return [Problem("values", "are topped up to at_least, which is not set", "set at_least")]
         return []
+
+    def columns(self) -> dict[str, str]:
+        column = self.by.partition(".")[0]
+        return {} if column in LINEAGE else {"by": column}
 
     def load(self, inputs: Inputs, fitted: Fitted) -> RowsFunction:
         """Nothing to do within a unit: rows are counted all together, see `decide`."""
@@ -74,10 +78,7 @@ class Balance(Transform):
 
     def _valued(self, rows: Iterable[Row]) -> Iterable[tuple[Row, str]]:
         """Accepted training rows that have the value, and what it is."""
-        column, _, key = self.by.partition(".")
         for row in rows:
-            value = row.get(column)
-            if key and isinstance(value, dict):
-                value = value.get(key)
+            value = value_at(row, self.by)
             if row["split"] == "train" and row["reason"] is None and value is not None:
                 yield row, str(value)

@@ -97,13 +97,13 @@ class Augment(Stage):
     def _check_columns(self, row_type: str) -> None:
         """StageError when a step works on a column that these rows do not have, before any model is loaded."""
         for index, step in enumerate(self.steps):
-            column = getattr(step, "field", None)
-            if column is not None and column not in PAYLOADS[row_type]:
-                known = ", ".join(PAYLOADS[row_type])
-                raise StageError(
-                    f"augment: steps.{index} ({step.kind}) works on column {column!r}, which {row_type} rows do not "
-                    f"have; set its field to one of: {known}"
-                )
+            for where, column in step.columns().items():
+                if column not in PAYLOADS[row_type]:
+                    known = ", ".join(PAYLOADS[row_type])
+                    raise StageError(
+                        f"augment: steps.{index} ({step.kind}) works on column {column!r}, which {row_type} rows do "
+                        f"not have; set its {where} to one of: {known}"
+                    )
 
     def _augment(self, out: Out, source: Dataset, context: Inputs) -> Dataset:
         from tilth.data.chain import Chain, cut

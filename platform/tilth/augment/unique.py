@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from tilth.augment.canonical import in_order
-from tilth.data.schema import Row
+from tilth.data.schema import LINEAGE, Row, value_at
 from tilth.data.transform import Inputs, RowsFunction, Transform
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ class Unique(Transform):
     """
 
     by: tuple[str, ...] = Field(min_length=1, description="Columns, or dotted paths into meta: meta.answer.sku.")
+
+    def columns(self) -> dict[str, str]:
+        found = {f"by.{index}": path.partition(".")[0] for index, path in enumerate(self.by)}
+        return {where: column for where, column in found.items() if column not in LINEAGE}
 
     def load(self, inputs: Inputs, fitted: Fitted) -> RowsFunction:
         """Nothing to do within a unit: a row is compared with all others, see `decide`."""
@@ -41,14 +45,7 @@ class Unique(Transform):
         return reasons
 
     def _key(self, row: Row) -> str | None:
-        values = [_at(row, name) for name in self.by]
+        values = [value_at(row, name) for name in self.by]
         if all(value is None for value in values):
             return None
         return json.dumps([" ".join(str(value).split()).casefold() for value in values])
-
-
-def _at(row: Row, path: str) -> Any:
-    value: Any = row
-    for name in path.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return value

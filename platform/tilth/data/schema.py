@@ -75,6 +75,14 @@ def from_table(table: pa.Table) -> list[Row]:
     return rows
 
 
+def value_at(row: Row, path: str) -> Any:
+    """What stands in a column, or at a dotted path into `meta`: meta.answer.sku. None where there is nothing."""
+    value: Any = row
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
 def original(row_id: str, split: str, payload: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> Row:
     """A row as it came from a source."""
     row: Row = dict.fromkeys(LINEAGE)

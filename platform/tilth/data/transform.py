@@ -81,6 +81,11 @@ class Transform(Component, family="transform"):
     def in_flight(self) -> int:
         return 1
 
+    def columns(self) -> dict[str, str]:
+        """The payload columns that it works on, by the field of its config that names each."""
+        column = getattr(self, "field", None)
+        return {} if column is None else {"field": column}
+
     def fit(self, rows: Iterable[Row], inputs: Inputs) -> Fitted:
         """Look at the whole dataset once, before any unit (all splits, originals): arrays to hand to `load`."""
         return {}

@@ -11,6 +11,9 @@ from pydantic import Field
 from tilth.config import Component
 from tilth.errors import Problem
 
+#: values short of a balance that are named one by one
+_NAMED = 8
+
 
 class Budget(Component):
     """The first limit that is reached ends the stage; tokens and cost include those of rejected rows."""
@@ -71,3 +74,13 @@ class Meter:
             if limit is not None and value >= limit:
                 return f"{name}: {value:,.4g} of {limit:,.4g}"
         return None
+
+
+def lacking(short: Mapping[str, int]) -> str:
+    """What the balance still lacks, to stand at the end of a sentence; empty where it lacks nothing."""
+    if not short:
+        return ""
+    worst = sorted(short.items(), key=lambda item: (-item[1], item[0]))
+    more = f" and {len(worst) - _NAMED:,} other values" if len(worst) > _NAMED else ""
+    named = ", ".join(f"{count:,} of {value!r}" for value, count in worst[:_NAMED])
+    return f"; {sum(short.values()):,} rows short of the balance: {named}{more}"

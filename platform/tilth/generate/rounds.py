@@ -27,7 +27,7 @@ from tilth.data.ledger import Ledger, Tally, Unit
 from tilth.data.schema import NEW, Row, to_table
 from tilth.data.transform import Inputs
 from tilth.errors import StageError
-from tilth.generate.budget import Meter
+from tilth.generate.budget import Meter, lacking
 from tilth.generate.method import Pool, PoolMethod, RowMethod
 from tilth.generate.work import Generating
 from tilth.storage import Store
@@ -74,6 +74,8 @@ class Rounds:
         self.kept: list[Row] = []
         self.history: list[dict[str, Any]] = []
         self.fitted: tuple[Fitted, ...] | None = None
+        #: whether any value was ever short of its balance: then more rows than the target may be wanted
+        self.topping_up = False
 
     def run(self, title: str) -> str:
         """Work until there is enough, and say why it ended."""
@@ -81,24 +83,32 @@ class Rounds:
         while why is None:
             number = len(self.history)
             short = self._shortfall()
-            why = self.enough(short) or self.barren() or self._round(number, f"{title}: round {number + 1}", short)
-        if self.stage.target is not None:
+            self.topping_up |= bool(short)
+            why = self.enough(short) or self.barren(short) or self._round(number, f"{title}: round {number + 1}", short)
+        if self.stage.target is not None and not self.topping_up:
             self._cut_surplus(self.stage.target)
+        ui.reporter().say(f"{title}: ended with {why}{lacking(self._shortfall())}")
         return why
 
     def enough(self, short: Mapping[str, int]) -> str | None:
         """That the target is met and nothing is short of its balance; None while rows are wanted."""
         target = self.stage.target
-        if target is None or len(self.kept) < target or short:
+        if short or len(self.kept) < (target or 0):
             return None
+        if target is None:
+            return "balance: no value is short" if self.topping_up else None
         return f"target: {target:,} rows"
 
-    def barren(self) -> str | None:
-        """That round after round nothing passed the gates."""
+    def barren(self, short: Mapping[str, int]) -> str | None:
+        """That round after round nothing passed the gates, or nothing of what the balance lacks."""
         last = self.history[-BARREN_ROUNDS:]
-        if len(last) < BARREN_ROUNDS or any(item["accepted"] for item in last):
+        if len(last) < BARREN_ROUNDS:
             return None
-        return f"barren: of the last {BARREN_ROUNDS} rounds no row was accepted"
+        if not any(item["accepted"] for item in last):
+            return f"barren: of the last {BARREN_ROUNDS} rounds no row was accepted"
+        if short and len(self.kept) >= (self.stage.target or 0) and last[0]["short"] <= sum(short.values()):
+            return f"barren: in the last {BARREN_ROUNDS} rounds the balance came no nearer"
+        return None
 
     def _shortfall(self) -> dict[str, int]:
         """Rows that steps with targets of their own still want, by value."""
@@ -106,7 +116,7 @@ class Rounds:
         for step in self.stage.steps:
             ask = getattr(step, "shortfall", None)
             if ask is not None:
-                total.update(ask(chain(self.seeds, self.kept)))
+                total.update(ask(chain(_named(self.seeds, self.stage.method.makes, self.source.row_type), self.kept)))
         return dict(total)
 
     @cached_property
@@ -118,7 +128,8 @@ class Rounds:
         """How many rows a round should make, by the share of those wanted before that came, so that about enough do."""
         wanted = sum(item["wanted"] for item in self.history)
         rate = max(LEAST_RATE, len(self.kept) / wanted) if wanted else 1.0
-        missing = max((self.stage.target or math.inf) - len(self.kept), sum(short.values()))
+        target = self.stage.target or (0 if self.topping_up else math.inf)
+        missing = max(target - len(self.kept), sum(short.values()))
         return int(min(self.stage.round_rows, math.ceil(missing / rate) if missing < math.inf else math.inf))
 
     def _round(self, number: int, title: str, short: Mapping[str, int]) -> str | None:
@@ -136,7 +147,7 @@ class Rounds:
         self.books.ledgers.append(ledger)
         if done is None:
             done = self._work(store, asks, ledger, title)
-        self._settle(number, ledger, {**done, "wanted": wanted})
+        self._settle(number, ledger, {**done, "wanted": wanted, "short": sum(short.values())})
         stopped: str | None = done["stopped"]
         return stopped
 
@@ -175,7 +186,7 @@ class Rounds:
         if over := self.meter.exceeded(rows, ledger.usage()):
             return over
         target = self.stage.target
-        if target is None or isinstance(self.stage.method, PoolMethod):
+        if target is None or self.topping_up or isinstance(self.stage.method, PoolMethod):
             return None
         return f"target: {target:,} rows" if sum(record.tally.accepted for record in records) >= target else None
 
@@ -210,6 +221,7 @@ class Rounds:
         seconds = sum(item["seconds"] for item in self.history)
         return {
             "ended": why,
+            "short": self._shortfall(),
             "rounds": self.history,
             "usage": usage,
             "seconds": seconds,

@@ -39,7 +39,7 @@ class Generate(Stage):
     method: Method = Field(description="How rows are made.")
     generator: Generator | None = Field(None, description="The model that answers; some methods need none.")
     steps: tuple[Transform, ...] = Field((), description="Gates on what is made, applied in this order.")
-    target: int | None = Field(None, ge=1, description="Accepted rows at which the stage has enough.")
+    target: int | None = Field(None, ge=1, description="Accepted rows at which it has enough; a balance may want more.")
     budget: Budget = Field(default_factory=Budget, description="Limits at which it stops with what it has.")
     quality: Quality | None = Field(
         None,
@@ -70,10 +70,10 @@ class Generate(Stage):
             problems.append(Problem("target", f"{self.method.kind} would never end", "set target or a budget"))
         known = PAYLOADS[self.method.makes]
         for index, step in enumerate(self.steps):
-            column = getattr(step, "field", None)
-            if column is not None and column not in known:
-                what = f"works on column {column!r}, which the rows of {self.method.kind} do not have"
-                problems.append(Problem(f"steps.{index}.field", what, f"use one of: {', '.join(known)}"))
+            for where, column in step.columns().items():
+                if column not in known:
+                    what = f"works on column {column!r}, which the rows of {self.method.kind} do not have"
+                    problems.append(Problem(f"steps.{index}.{where}", what, f"use one of: {', '.join(known)}"))
         return problems
 
     def estimate(self, rows: int) -> dict[str, float]:
@@ -102,8 +102,9 @@ class Generate(Stage):
         figures = out.store.read_json(FIGURES)
         figures["probe"] = out.store.read_json(PROBE)
         counts = result.counts
-        made = counts["inputs"]
+        made, short = counts["inputs"], sum(figures.get("short", {}).values())
         metrics: dict[str, Any] = {"made": made, "kept": counts["accepted"], "cost": round(figures["cost"], 4)}
+        metrics |= {"short": short} if short else {}
         metrics |= {"kept_share": round(counts["accepted"] / max(1, made), 4), **figures["usage"], **figures["summary"]}
         artifact = out.artifact(metrics=metrics, counts=counts, detail={"row_type": result.row_type, **figures})
         self.judge(artifact, inputs)

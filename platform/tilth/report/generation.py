@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tilth.generate.budget import lacking
 from tilth.report import figures
 from tilth.report.svg import Picture, Pictures
 
@@ -14,9 +15,10 @@ FORETOLD_HEAD = ("figure", "foretold by the probe", "actual")
 
 
 def ended(detail: Mapping[str, Any]) -> str:
-    """Why the stage stopped, in a sentence."""
+    """Why the stage stopped and what its balance lacks, in a sentence."""
     name, _, what = str(detail["ended"]).partition(": ")
-    return f"It ended with {name} ({what}), after {len(detail['rounds'])} rounds and {detail['seconds']:,.0f} s."
+    short = lacking(detail.get("short", {}))
+    return f"It ended with {name} ({what}), after {len(detail['rounds'])} rounds and {detail['seconds']:,.0f} s{short}."
 
 
 def rounds(detail: Mapping[str, Any]) -> Rows:
