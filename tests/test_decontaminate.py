@@ -146,3 +146,9 @@ def test_real_training_questions_are_seldom_taken_for_test_questions(shared):
     found = [why for why in reasons(held_out, *texts["train"][:3000]) if why]
     assert len(found) < 30
     assert load_class("transform", "decontaminate") is Decontaminate
+
+
+def test_a_gate_with_nothing_to_look_for_is_found_before_anything_runs():
+    [problem] = Decontaminate(splits=()).check()
+    assert problem.where == "against"
+    assert Decontaminate().check() == Decontaminate(splits=(), against=("@exam",)).check() == []

@@ -86,6 +86,11 @@ def test_a_larger_mixture_contains_the_smaller_one(tmp_path):
     assert small != other
 
 
+def test_a_mixture_of_fewer_rows_than_any_task_gets_one_of_is_refused(tmp_path):
+    with pytest.raises(StageError, match=r"rows=1 shared over 3 tasks .* leaves none of them a row"):
+        run(tmp_path, rows=1)
+
+
 def test_weights_share_out_and_caps_of_ones_own_go_first():
     stage = Mix(data={name: f"@{name}" for name in SIZES}, cap=100, caps={"small": 20}, weights={"big": 0.5})
     assert stage.quotas(SIZES) == {"big": 50, "small": 20, "tiny": 10}

@@ -122,6 +122,17 @@ def test_misnamed_columns_are_found_though_every_row_has_a_fault(tmp_path):
         tilth.load(recipe(path, author="writer", cells=crossed))
 
 
+def test_a_workbook_and_another_delimiter_are_known_for_what_they_are(tmp_path):
+    (tmp_path / "sheet.xlsx").write_bytes(b"PK\x03\x04")
+    with pytest.raises(RecipeError, match=r"source\.path: is a workbook, .* save it as CSV"):
+        tilth.load(recipe(tmp_path / "sheet.xlsx"))
+    for mark in (";", "\t"):
+        (tmp_path / "sheet.csv").write_text((HEADER + "Where,Here,card,ada\n").replace(",", mark))
+        with pytest.raises(RecipeError, match=r"no column 'question'; the header is one column, .* set delimiter to "):
+            tilth.load(recipe(tmp_path / "sheet.csv", cells={}))
+        tilth.load(recipe(tmp_path / "sheet.csv", cells={}, delimiter=mark))
+
+
 def test_the_sheet_of_the_examples_holds_to_its_own_rules(root, tmp_path):
     before = Path.cwd()
     os.chdir(root)

@@ -13,7 +13,7 @@ from tilth.data.embeddings import DEFAULT_MODEL, embedder
 from tilth.data.schema import Row
 from tilth.data.texts import text_or_none, whole_text
 from tilth.data.transform import Inputs
-from tilth.errors import StageError
+from tilth.errors import Problem, StageError
 
 if TYPE_CHECKING:
     from tilth.data.overlap import Overlap
@@ -49,6 +49,11 @@ class Decontaminate(Filter):
         None, ge=256, json_schema_extra=EXECUTION, description="Padded tokens run at once; none: fit for the device."
     )
 
+    def check(self) -> list[Problem]:
+        if self.splits or self.against:
+            return []
+        return [Problem("against", "names nothing and splits is empty: there are no evaluation rows", "name some")]
+
     def fit(self, rows: Iterable[Row], inputs: Inputs) -> Fitted:
         """The index of all evaluation rows. StageError where there are none: the gate would stop nothing."""
         import numpy as np
@@ -58,7 +63,7 @@ class Decontaminate(Filter):
         named = list(self._evaluated(rows, inputs))
         if not named:
             raise StageError(
-                f"decontaminate: the data has no {' or '.join(self.splits) or 'further'} rows and `against` names no "
+                f"decontaminate: the data has no {' or '.join(self.splits) or 'such'} rows and `against` names no "
                 "dataset with rows, so nothing could be found; split the data, or name what is evaluated on"
             )
         names, texts = [name for name, _ in named], [text for _, text in named]

@@ -14,6 +14,7 @@ from tilth.data.finish import Verdicts
 from tilth.data.ledger import Ledger, Unit
 from tilth.data.schema import Row
 from tilth.data.split import place
+from tilth.errors import StageError
 from tilth.storage import Store
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ def chosen(ledger: Ledger, stage: Mix) -> Verdicts:
         for row in table.filter(keep).select(["id", "root", "task"]).to_pylist():
             train[row["task"]].append((place(stage.seed, row["root"], "mix"), row["id"]))
     quotas = stage.quotas({task: len(rows) for task, rows in train.items()})
+    if train and not any(quotas.values()):
+        raise StageError(
+            f"mix: rows={stage.rows} shared over {len(quotas)} tasks by size and weight leaves none of them a row; "
+            "raise rows, or the weights of small tasks"
+        )
     return Verdicts({
         row_id: f"not_sampled: over {quotas[task]:,} training rows of its task"
         for task, rows in train.items()

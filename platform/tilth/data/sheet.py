@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tilth.data.readers import Item
 
 _LINES = ("jsonl", "ndjson", "json")
+_WORKBOOKS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 
 
 class Cell(Component):
@@ -67,11 +68,21 @@ class Sheet(Csv):
         return tuple(dict.fromkeys((self.author, *self.carry)))
 
     def check(self) -> list[Problem]:
+        if self.path.lower().endswith(_WORKBOOKS):
+            return [Problem("path", "is a workbook, not a table in text", "save it as CSV in UTF-8")]
         problems = super().check()
         found = None if any(problem.where == "path" for problem in problems) else self.peek()
         for where, name in (("author", self.author), *((f"cells.{name}", name) for name in self.cells)):
             problems += [Problem(where, item.what, item.mend) for item in self.column_problems(found, {name: name})]
         return problems
+
+    def column_problems(self, found: list[str] | None, wanted: Mapping[str, str]) -> list[Problem]:
+        """The same, with a word on the delimiter where the header was not parted: spreadsheets write several."""
+        problems = super().column_problems(found, wanted)
+        if found is None or len(found) != 1 or (mark := next((c for c in ";\t|," if c in found[0]), None)) is None:
+            return problems
+        mend = f"the header is one column, {found[0][:80]!r}: set delimiter to {mark!r}"
+        return [Problem(problem.where, problem.what, mend) for problem in problems]
 
     def first_columns(self) -> list[str] | None:
         """The columns as they stand in the files, also where every row has a fault."""
