@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -198,7 +199,8 @@ class RewardModel(Judge):
     """The score that a reward model gives to prompt and answer: a sequence classifier with one output.
 
     Where its tokenizer has a chat template, it sees the conversation, else prompt and answer with a blank line between
-    them. What is too long loses its beginning. Figures: `scored`, `cut`.
+    them. What is too long loses its beginning. A score that is no finite number is none. Figures: `scored`, `cut`,
+    `unjudged`.
     """
 
     model: ModelRef = Field(description='Directory, hub name, or "@stage" of the model.')
@@ -220,8 +222,9 @@ class RewardModel(Judge):
             judgements = []
             for contest in contests:
                 pairs = [next(found) for _ in contest.candidates]
-                figures = {"scored": len(pairs), "cut": sum(cut for _, cut in pairs)}
-                judgements.append(Judgement(tuple(value for value, _ in pairs), figures))
+                scores = tuple(value if math.isfinite(value) else None for value, _ in pairs)
+                figures = {"scored": len(pairs), "cut": sum(cut for _, cut in pairs), "unjudged": scores.count(None)}
+                judgements.append(Judgement(scores, figures))
             return judgements
 
         return judge

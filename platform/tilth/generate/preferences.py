@@ -14,9 +14,9 @@ from pydantic import Field
 
 from tilth.data.schema import Row, RowType
 from tilth.data.transform import Inputs
-from tilth.errors import StageError
-from tilth.generate.base import Answer, Generator, Message, Prompt
-from tilth.generate.judges import Contest, Judge, Judgement, position_bias, transcript
+from tilth.errors import Problem, StageError
+from tilth.generate.base import Answer, Generate, Generator, Message, Prompt
+from tilth.generate.judges import Contest, Judge, JudgeFunction, Judgement, position_bias, transcript
 from tilth.generate.method import Made, MakeFunction, RowMethod, Yield, opened
 
 
@@ -31,12 +31,16 @@ class _Sampled:
     counts: dict[str, int]
 
 
+_UNASKED = Made({}, "no_question: no prompt, or no user's turn at its end or before the assistant's last one")
+
+
 class Preferences(RowMethod):
     """Best and worst of n answers, as judged (UltraFeedback: Cui et al. 2024, arXiv:2310.01377).
 
-    Prompts are those of completions, texts, or conversations up to the assistant's last turn. Answers that were cut
-    off, are empty or repeat another are no candidates; `meta.samples` counts them. A pair whose scores differ by less
-    than `min_margin` is dropped as a tie. `meta` also holds every candidate's score, the ranks and the margin.
+    Prompts are those of completions, texts, or conversations up to the assistant's last turn; a row in which nobody
+    asks is dropped as `no_question`. Answers that were cut off, are empty or repeat another are no candidates;
+    `meta.samples` counts them. A pair whose scores differ by less than `min_margin` is dropped as a tie. `meta` also
+    holds every candidate's score, the ranks and the margin.
     """
 
     takes: ClassVar[tuple[RowType, ...]] = ("completion", "chat", "text")
@@ -50,31 +54,38 @@ class Preferences(RowMethod):
     def makes(self) -> RowType:
         return "preference"
 
+    def check(self) -> list[Problem]:
+        if self.n + self.include_reference < 2:
+            return [Problem("n", "one answer has nothing to be compared with", "set n to 2 or more")]
+        return []
+
     def load(self, generator: Generator | None, inputs: Inputs) -> MakeFunction:
         ask = opened(generator, inputs)
         if generator is not None and generator.sampling.temperature == 0 and not self.include_reference:
             raise StageError("preferences: at temperature 0 all answers are the same; raise sampling.temperature")
-        if self.n + self.include_reference < 2:
-            raise StageError("preferences: one answer has nothing to be compared with; set n to 2 or more")
         judge = self.judge.load(inputs)
 
         def make(asks: list[Row]) -> list[Yield]:
             questions = [_question(row) for row in asks]
-            answers = ask([
-                Prompt(messages, self.seed_of(row), self.n) for row, messages in zip(asks, questions, strict=True)
-            ])  # fmt: skip
-            found = [self._sampled(*item) for item in zip(asks, questions, answers, strict=True)]
-            able = [at for at, item in enumerate(found) if len(item.texts) > 1]
-            contests = [Contest(found[at].messages, found[at].texts, self.seed_of(asks[at], "judge")) for at in able]
-            judged = dict(zip(able, judge(contests) if contests else [], strict=True))
-            return [
-                Yield(
-                    [self._made(item, answer, judged.get(at))], [answer, *(judged[at].answers if at in judged else ())]
-                )
-                for at, (item, answer) in enumerate(zip(found, answers, strict=True))
-            ]
+            able = [(row, question) for row, question in zip(asks, questions, strict=True) if question]
+            compared = iter(self._compared(able, ask, judge) if able else ())
+            return [next(compared) if question else Yield([_UNASKED]) for question in questions]
 
         return make
+
+    def _compared(
+        self, asks: Sequence[tuple[Row, tuple[Message, ...]]], ask: Generate, judge: JudgeFunction
+    ) -> list[Yield]:
+        """What the model answers to each question, the best of it beside the worst."""
+        answers = ask([Prompt(question, self.seed_of(row), self.n) for row, question in asks])
+        found = [self._sampled(*item, answer) for item, answer in zip(asks, answers, strict=True)]
+        able = [at for at, item in enumerate(found) if len(item.texts) > 1]
+        contests = [Contest(found[at].messages, found[at].texts, self.seed_of(asks[at][0], "judge")) for at in able]
+        judged = dict(zip(able, judge(contests) if contests else [], strict=True))
+        return [
+            Yield([self._made(item, answer, judged.get(at))], [answer, *(judged[at].answers if at in judged else ())])
+            for at, (item, answer) in enumerate(zip(found, answers, strict=True))
+        ]
 
     def _sampled(self, ask: Row, messages: tuple[Message, ...], answer: Answer) -> _Sampled:
         counts: Counter[str] = Counter(asked=self.n, given=len(answer.completions))
@@ -124,14 +135,15 @@ class Preferences(RowMethod):
 
 
 def _question(row: Row) -> tuple[Message, ...]:
-    """What is to be answered, as turns; ValueError for a conversation in which nobody asks."""
+    """What is to be answered, as turns; none for a row in which nobody asks."""
     if row.get("messages") is None:
-        return ({"role": "user", "content": str(row.get("prompt") or row.get("text"))},)
+        text = str(row.get("prompt") or row.get("text") or "")
+        return ({"role": "user", "content": text},) if text.strip() else ()
     turns: Sequence[Message] = row["messages"]
     if turns and turns[-1]["role"] == "assistant":
         turns = turns[:-1]
     if not turns or turns[-1]["role"] != "user":
-        raise ValueError("the conversation does not end with a user's turn, or an assistant's after it")
+        return ()
     return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from tilth.data.transform import Inputs
     from tilth.generate.templates import Demonstrations, Template, Templates
 
+# a number is printed as one: what reads 007 or ٣ stays a text
+_NUMBER = re.compile("0|[1-9][0-9]{0,17}")
 #: rows in a row on which a template may run away before the stage ends
 STRIKES = 3
 _COLUMNS = tuple(dict.fromkeys(name for names in PAYLOADS.values() for name in names))
@@ -86,10 +89,10 @@ class Templating:
         return found
 
     def _number(self, label: str) -> int | str:
-        """A label as templates know it: by its place among the classes, or by the number that it is."""
+        """A label as templates know it: by its place among the classes, or by the number that it is, if it says so."""
         if label in self.method.classes:
             return self.method.classes.index(label)
-        return int(label) if label.isdecimal() else label
+        return int(label) if _NUMBER.fullmatch(label) else label
 
     def _task(self, row: Row) -> str | None:
         task: str | None = self.method.task or row["task"]
