@@ -16,6 +16,7 @@ import tilth
 from scripted import script
 from tilth.data.dataset import Dataset
 from tilth.kinds import KINDS
+from tilth.recipe import MEASURED
 
 PAYLOAD = {
     "completion": ("prompt", "completion"),
@@ -56,8 +57,10 @@ def made(done, via):
 
 
 def test_self_instruct_goes_on_until_its_target_with_nothing_too_like_the_pool(ran):
-    artifact, done = ran("self_instruct", target=12)
+    artifact, done = ran("self_instruct", target=12, **{"quality.diversity": "null"})
     rows = made(done, "self_instruct")
+    told = artifact.store.read_json(MEASURED)["bias"]
+    assert (told["of"]["synthetic"], told["limits"], told["exceeded"]) == (len(rows), {"identity": 0.2}, [])
     assert artifact.detail["ended"] == "target: 12 rows"
     assert len(rows) == 12
     assert sum(row["via"] is None for row in done.rows()) == 12, "the seeds are passed on"
