@@ -79,7 +79,21 @@ def test_check_loads_nothing_heavy(recipe):
 
 
 @pytest.mark.parametrize(
-    "family", ["stage", "source", "transform", "translator", "proposer", "peft", "generator", "method", "judge"]
+    "family",
+    [
+        "stage",
+        "source",
+        "transform",
+        "translator",
+        "proposer",
+        "peft",
+        "generator",
+        "method",
+        "judge",
+        "sampling",
+        "weighting",
+        "conflict",
+    ],
 )
 def test_every_built_in_kind_is_light_to_name(family):
     code = (

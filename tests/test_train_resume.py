@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 from tilth.data.loading import load_trained
 from tilth.storage import Store
-from training import MINILM, at_step, dataset, killer, questions, run_stage, stage_of, trace
+from training import MINILM, dataset, die, killer, questions, run_stage, stage_of, trace
 
-HERE = Path(__file__).parent
 STEPS = 24
 ADAPTER = {"name": MINILM, "lora": {"rank": 4, "dropout": 0.1}}
 
@@ -36,15 +30,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     dataset(root, questions(61))
     run_stage(root, stage())
     return trace(root)
-
-
-def die(root: Path, what: Any, step: int) -> None:
-    """Train in a process of its own, and kill that at `step`."""
-    recipe = root / "stage.yaml"
-    recipe.write_text(yaml.safe_dump(what.model_dump()))
-    process = subprocess.Popen([sys.executable, HERE / "training.py", root, recipe], start_new_session=True)
-    at_step(root, step, lambda _: os.killpg(process.pid, signal.SIGKILL), lambda: process.poll() is None)
-    assert process.wait() == -signal.SIGKILL
 
 
 def test_the_trace_names_every_row_once_in_each_epoch(whole: list[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -103,6 +104,15 @@ def at_step(root: Path, step: int, act: Callable[[dict[str, Any]], None], alive:
             act(progress)
             return
         time.sleep(0.02)
+
+
+def die(root: Path, what: Stage, step: int) -> None:
+    """Train in a process of its own, and kill that at `step`."""
+    recipe = root / "stage.yaml"
+    recipe.write_text(yaml.safe_dump(what.model_dump()))
+    process = subprocess.Popen([sys.executable, __file__, root, recipe], start_new_session=True)
+    at_step(root, step, lambda _: os.killpg(process.pid, signal.SIGKILL), lambda: process.poll() is None)
+    assert process.wait() == -signal.SIGKILL
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from tilth.data.ledger import Ledger
 from tilth.data.schema import Row
 from tilth.data.transform import Inputs
 from tilth.errors import StageError
+from tilth.evaluate import transfer
 from tilth.evaluate.predict import Predict
 from tilth.evaluate.scores import compare, compared_detail, flat, intervals, known_labels, score, shown, verdict
 
@@ -40,15 +41,18 @@ def evaluate(stage: Evaluate, out: Out, inputs: Mapping[str, Artifact]) -> Artif
     compared = {
         name: compare(item, scored[baseline], *drawn) for name, item in scored.items() if baseline and name != baseline
     }
-    verdicts = _verdicts(baseline, found, compared, scored, len(data))
+    slices = transfer.slices(predicted, stage.single, *drawn)
+    verdicts = _verdicts(baseline, found, compared, scored, len(data)) + transfer.verdicts(slices, stage.single)
     for line in verdicts:
         ui.reporter().say(line, event="verdict", stage=out.stage)
     detail = {
         "split": stage.split, "rows": len(data), "baseline": baseline, "verdicts": verdicts,
         "models": {name: {**item.detail, "intervals": _plain(found[name])} for name, item in scored.items()},
         "differences": {name: compared_detail(items) for name, items in compared.items()},
+        **(transfer.detail(slices, stage.single) if slices else {}),
     }  # fmt: skip
-    return out.artifact(flat(found, compared), {"rows": len(data), "models": len(scored)}, detail)
+    metrics = flat(found, compared) | transfer.flat(slices)
+    return out.artifact(metrics, {"rows": len(data), "models": len(scored)}, detail)
 
 
 def _predicted(name: str, stage: Evaluate, out: Out, data: Dataset, context: Inputs) -> list[Row]:

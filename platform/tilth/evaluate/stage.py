@@ -30,7 +30,9 @@ class Evaluate(Stage):
 
     A classifier gets accuracy, macro and micro precision, recall and F1 and a confusion matrix, a language model
     its perplexity. Every score has a 95 % bootstrap interval. With a baseline, every other model is compared to
-    it row by row. Predictions stay as datasets under `predictions/MODEL`.
+    it row by row. Rows of several tasks are scored task by task too; with `single`, models of several tasks are
+    compared with each task's own, and tasks that are better kept apart are named. Predictions stay as datasets under
+    `predictions/MODEL`.
     """
 
     produces: ClassVar[str] = "report"
@@ -39,6 +41,10 @@ class Evaluate(Stage):
     data: DatasetRef = Field(description="The dataset whose split is scored.")
     split: str = Field("test", pattern="^(train|validation|test)$", description="The split that is scored.")
     baseline: str | None = Field(None, description="The model that the others are compared to; one of `models`.")
+    single: dict[str, str] = Field(
+        default_factory=dict,
+        description="Task: the model trained on it alone, one of `models`; the others are compared with it there.",
+    )
     bootstrap: Bootstrap = Field(default_factory=Bootstrap, description="Intervals and tests.")
     dtype: Literal["float32", "auto"] = Field(
         "float32", description="float32: the same score however rows are batched; auto: as the weights are stored."
@@ -62,6 +68,17 @@ class Evaluate(Stage):
             problems.append(Problem("baseline", f"{self.baseline!r} is none of the models", f"use one of: {fits}"))
         if self.baseline is not None and len(self.models) < 2:
             problems.append(Problem("baseline", "there is no other model to compare with it", "add one to models"))
+        return [*problems, *self._singles()]
+
+    def _singles(self) -> list[Problem]:
+        fits = ", ".join(self.models)
+        problems = [
+            Problem(f"single.{task}", f"{name!r} is none of the models", f"use one of: {fits}")
+            for task, name in self.single.items()
+            if name not in self.models
+        ]
+        if self.single and not problems and set(self.models) <= set(self.single.values()):
+            problems.append(Problem("single", "no model of several tasks is left to compare", "add one to models"))
         return problems
 
     def memory(self, sized: Sized) -> float | None:

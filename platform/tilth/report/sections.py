@@ -11,6 +11,7 @@ from tilth.data.dataset import MANIFEST, Dataset
 from tilth.recipe import MEASURED
 from tilth.report import figures, generation, quality, tallies
 from tilth.report.svg import Picture, Pictures
+from tilth.report.tasks import tasks, transfer
 from tilth.runs import Artifact
 
 TRACE = "trace.jsonl"
@@ -99,9 +100,10 @@ def _training(pictures: Pictures, artifacts: Mapping[str, Artifact]) -> Iterator
     if not models:
         return
     traces = {name: trace for name, artifact in models.items() if (trace := _trace(artifact))}
-    drawn = (figures.curves(pictures, traces, "Loss and gradient norm by step"),) if traces else ()
+    drawn = [figures.curves(pictures, traces, "Loss and gradient norm by step")] if traces else []
+    drawn += [picture for name, trace in traces.items() for picture in tasks(pictures, name, trace)]
     tables = tuple(_numbers(f"Metrics of {name}", item.metrics) for name, item in models.items() if item.metrics)
-    yield Section("training", "Training", pictures=drawn, tables=tables)
+    yield Section("training", "Training", pictures=tuple(drawn), tables=tables)
 
 
 def _trace(artifact: Artifact) -> list[dict[str, Any]]:
@@ -118,6 +120,10 @@ def _evaluation(pictures: Pictures, artifact: Artifact) -> Iterator[Section]:
         title = f"Difference from {detail['baseline']}, paired by row, with 95 % intervals"
         drawn.append(figures.forest(pictures, gaps, title, zero=True))
     tables = [_score_table(models), *_difference_table(detail)]
+    if "tasks" in detail:
+        drawings, more = transfer(pictures, detail)
+        drawn += drawings
+        tables += [Table(*table) for table in more]
     words = (f"{detail['rows']:,} rows of the {detail['split']} split.",)
     yield Section(f"results-{artifact.stage}", f"Results: {artifact.stage}", words, tuple(drawn), tuple(tables))
     for name, model in models.items():

@@ -12,6 +12,7 @@ from tilth.errors import Problem
 from tilth.recipe import Stage
 from tilth.train.config import Checkpointing, ModelConfig, Optimisation, Scale
 from tilth.train.memory import training_bytes
+from tilth.train.tasks import Tasks
 
 if TYPE_CHECKING:
     from tilth.runs import Artifact, Out
@@ -28,6 +29,7 @@ class Training(Stage):
     split: str = Field("train", description="The split to train on.")
     validation: str | None = Field(None, description="The split whose loss is measured at the end.")
     model: ModelConfig = Field(description="The model, and the adapter on it.")
+    tasks: Tasks | None = Field(None, description="Several tasks at once; null: the rows' `task` is not looked at.")
     max_length: int = Field(512, ge=2, description="Tokens of a row; what goes beyond is cut off.")
     optimisation: Optimisation = Field(Optimisation(), description="How weights are changed.")
     checkpointing: Checkpointing = Field(Checkpointing(), json_schema_extra=EXECUTION, description="Checkpoints.")
@@ -50,7 +52,7 @@ class Training(Stage):
         if model.freeze and model.freeze.thaw_steps and self.scale.deepspeed:
             what = "gradual unfreezing needs weights that DeepSpeed does not partition beforehand"
             found.append(Problem("model.freeze.thaw_steps", what, "set scale.deepspeed: null, or freeze for good"))
-        return found
+        return [*found, *(self.tasks.unfit(self.scale) if self.tasks else ())]
 
     def estimate(self, rows: int) -> dict[str, float]:
         """Tokens are an upper bound: every row of full length."""

@@ -13,7 +13,7 @@ from typing import Any
 from tilth import cluster, ui
 from tilth.data.dataset import Dataset
 from tilth.errors import StageError
-from tilth.train import trace
+from tilth.train import tasks, trace
 from tilth.train.job import FAILED, PROGRESS, RESULT, Job
 
 CHECKPOINTS = "checkpoints"
@@ -193,6 +193,7 @@ def _metrics(result: Mapping[str, Any], lines: list[trace.Line]) -> dict[str, An
         "tokens": tokens,
         "tokens_per_second": round(tokens / seconds, 1) if seconds else 0.0,
         "training_seconds": round(seconds, 2),
+        **tasks.metrics(lines),
     }
 
 

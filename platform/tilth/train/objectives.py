@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from tilth.train.deepspeed import deepspeed_config
 from tilth.train.job import Job
 from tilth.train.masking import IGNORED, MaskingCollator
 from tilth.train.mlm import Mlm
+from tilth.train.multitask import TASKS, MultiTask, TaskRun
+from tilth.train.tasks import Tasks
 from tilth.train.thaw import Thaw
 from tilth.train.watch import ROWS, Checkpoints, Epochs, Watch, Watched
 
@@ -27,11 +30,11 @@ EVAL_BATCH = 8  # fixed, so that a validation loss does not depend on the micro-
 _INPUTS = {"input_ids", "labels", "words"}
 
 
-class WatchedTrainer(Watched, Trainer):  # type: ignore[misc]
+class WatchedTrainer(MultiTask, Watched, Trainer):  # type: ignore[misc]
     """transformers' Trainer that tells which rows it saw."""
 
 
-class WatchedSFTTrainer(Watched, SFTTrainer):  # type: ignore[misc]
+class WatchedSFTTrainer(MultiTask, Watched, SFTTrainer):  # type: ignore[misc]
     """TRL's SFTTrainer that tells which rows it saw."""
 
 
@@ -40,11 +43,14 @@ class Collate:
     """Batches by `inner`, with the row ids beside them; rows without an id ask nothing of the model."""
 
     inner: Callable[[list[dict[str, Any]]], Any]
+    tasks: bool = False
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         keep = _INPUTS | ({"id"} if isinstance(self.inner, MaskingCollator) else set())
         batch = dict(self.inner([{key: row[key] for key in row if key in keep} for row in rows]))
         batch[ROWS] = [row["id"] for row in rows]
+        if self.tasks:
+            batch[TASKS] = [row["task"] for row in rows]
         for index, row in enumerate(rows):
             if not row["id"]:
                 batch["labels"][index] = IGNORED
@@ -69,16 +75,27 @@ def build(parts: Parts, watch: Watch) -> Any:
     make = {"language_model": _language_model, "classification": _classifier, "masked_lm": _masked}
     trainer = make[parts.job.objective](parts)
     trainer.watch = watch
-    trainer.train_dataset = filled(trainer.train_dataset, parts.job.stage.optimisation.global_batch)
+    stage = parts.job.stage
+    if stage.tasks:
+        trainer.tasks = _tasks(stage.tasks, stage.optimisation, trainer.train_dataset)
+        trainer.add_callback(trainer.tasks.memory)
+    else:
+        trainer.train_dataset = filled(trainer.train_dataset, stage.optimisation.global_batch)
     if isinstance(trainer.data_collator, MaskingCollator):
         trainer.add_callback(Epochs(trainer.data_collator))
-    trainer.data_collator = Collate(trainer.data_collator)
+    trainer.data_collator = Collate(trainer.data_collator, tasks=stage.tasks is not None)
     trainer.add_callback(Checkpoints(watch))
     settings = parts.job.stage.model.freeze
     if settings and settings.thaw_steps:
         trainer.add_callback(Thaw(trainer.model, settings))
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _tasks(tasks: Tasks, optimisation: Optimisation, rows: datasets.Dataset) -> TaskRun:
+    passes = -(-len(rows) // optimisation.global_batch)
+    steps = optimisation.steps or math.ceil(passes * optimisation.epochs)
+    return TaskRun.of(tasks, rows, optimisation.global_batch, steps, optimisation.seed)
 
 
 def filled(rows: datasets.Dataset, multiple: int) -> datasets.Dataset:
@@ -177,7 +194,7 @@ def _prepare(parts: Parts, args: Any, split: str | None, encode: Callable[..., d
     dataset = Dataset.open(parts.job.data).split(split)
     with args.main_process_first(local=True, desc=f"preparing {split}"):
         rows = dataset.write_to(parts.folder / "rows")
-        drop = [name for name in rows.column_names if name != "id"]
+        drop = [name for name in rows.column_names if name not in ("id", "task")]
         key = f"{parts.job.fingerprint[:32]}-{split}-{what}"
         return rows.map(encode, remove_columns=drop, new_fingerprint=key, desc=f"Preparing {split}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ def prepare(stage: Training, out: Out, inputs: Mapping[str, Artifact]) -> Job:
     if stage.model.peft and (why := stage.model.peft.refuses.get(objective)):
         raise StageError(f"{out.stage}: {stage.model.peft.kind} cannot be trained for {objective}: {why}")
     _splits(stage, out.stage, dataset)
+    if stage.tasks:
+        stage.tasks.refuse(out.stage, _tasks(dataset.split(stage.split)))
     labels = _labels(out.stage, dataset) if objective == "classification" else ()
     if dataset.row_type == "chat":
         _conversations(stage, out.stage, dataset)
@@ -42,6 +45,14 @@ def _splits(stage: Training, name: str, dataset: Dataset) -> None:
         if not rows.get(split):
             have = ", ".join(f"{key} {count}" for key, count in rows.items() if count) or "no rows at all"
             raise StageError(f"{name}: split {split!r} of {stage.data} is empty; there are: {have}")
+
+
+def _tasks(dataset: Dataset) -> Counter[str | None]:
+    """Rows of each task."""
+    found: Counter[str | None] = Counter()
+    for table in dataset.tables(["task"]):
+        found.update(table["task"].to_pylist())
+    return found
 
 
 def _labels(name: str, dataset: Dataset) -> tuple[str, ...]:

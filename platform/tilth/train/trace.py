@@ -4,6 +4,8 @@ It grows in segments, `trace/STEP.jsonl`, each written just before the checkpoin
 the segments after its checkpoint again, so that the whole is that of one uninterrupted run.
 
 A line holds step, epoch, loss, learning_rate, grad_norm, tokens, seconds, and `rows`: the ids that the step saw.
+Of several tasks also `tasks`: of each that it saw rows, items (what losses are averaged over), loss, and weight; and
+where single tasks' gradients are taken `conflict`: the tasks and the matrix of the cosines between their gradients.
 """
 
 from __future__ import annotations

@@ -35,6 +35,8 @@ class Watch:
     lines: list[dict[str, Any]] = field(default_factory=list)
     #: the line of the step whose loss or gradient was not finite
     diverged: dict[str, Any] | None = None
+    #: what else the line of the step at hand is to hold
+    extra: dict[str, Any] = field(default_factory=dict)
     _then: float = 0.0
     _shown: float = 0.0
 
@@ -56,8 +58,9 @@ class Watch:
             "step": step, "epoch": round(epoch, 6), "loss": logs["loss"], "learning_rate": logs["learning_rate"],
             "grad_norm": logs.get("grad_norm"), "tokens": sum(part["tokens"] for part in parts),
             "seconds": round(now - self._then, 4), "rows": [row for part in parts for row in part["rows"]],
+            **self.extra,
         }  # fmt: skip
-        self.rows, self.tokens, self._then = [], 0, now
+        self.rows, self.tokens, self._then, self.extra = [], 0, now, {}
         if not all(math.isfinite(value) for value in (line["loss"], line["grad_norm"] or 0.0)):
             self.diverged = line
         self.lines.append(line)
