@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from tilth import hub
 from tilth.config import Component, DataFiles, DataPath
 from tilth.data.files import count_lines, opened, packed
 from tilth.data.plain import all_plain, thawed
@@ -255,6 +254,8 @@ class HuggingFace(Source):
 
     def count(self) -> int | None:
         if not isinstance(self.path, DataPath):
+            from tilth import hub
+
             return hub.dataset_rows(self.path, self.name, self.subset, self.revision)
         from tilth.data.tables import saved_rows
 

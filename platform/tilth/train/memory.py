@@ -5,8 +5,12 @@ Activations come on top: they depend on the micro-batch, the length of the rows 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tilth.train.config import ModelConfig, Optimisation, Scale
-from tilth.weights import Weights
+
+if TYPE_CHECKING:
+    from tilth.weights import Weights
 
 FLOAT32 = 4
 
