@@ -235,7 +235,7 @@ def write_source(folder: Path, rows: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_killed_at_any_durable_write_a_second_run_gives_the_same_bytes(step: int, tmp_path: Path) -> None:
     inline = {"resources": {"workers": 0}, "unit_rows": 10, "steps": [{"kind": "faulty:Numbered", "variants": 2}]}
     recipe = write_recipe(tmp_path, write_source(tmp_path, 30), **inline)

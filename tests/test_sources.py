@@ -68,6 +68,17 @@ def test_what_is_no_row_goes_to_quarantine(tmp_path, row, reason):
     assert len(bad["meta"]["excerpt"]) <= 200
 
 
+def test_an_excerpt_shows_the_values_of_a_record_as_they_were(tmp_path):
+    deep: list = []
+    for _ in range(300):
+        deep = [deep]
+    record = {"text": None, "label": True, "turns": [{"role": "user"}], "deep": deep, "long": "x" * 999}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(record))
+    [bad] = shaped(Jsonl(path=str(tmp_path / "rows.jsonl")), "labelled")
+    assert bad["meta"]["excerpt"].startswith('{"text": null, "label": true, "turns": [{"role": "user"}], "deep": [')
+    assert len(bad["meta"]["excerpt"]) == 200
+
+
 def test_whole_numbers_serve_as_labels():
     assert shaped(Inline(rows=({"text": "x", "label": 3},)), "labelled")[0]["label"] == "3"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -25,6 +26,8 @@ class BackTranslation(Augmenter):
     Long texts are translated sentence by sentence and put together with the blanks they had. Each variant's `meta`
     holds `pivot`, and `chrf` and `edit_similarity` to the original; the label is kept.
     """
+
+    version: ClassVar[int] = 2  # likeness counts the longest common subsequence of words
 
     pivots: tuple[Pivot, ...] = Field((Pivot(),), min_length=1, description="Languages to go through.")
     language: str = Field("en", description="Language of the text, for cutting it into sentences.")

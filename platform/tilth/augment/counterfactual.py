@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -40,6 +40,8 @@ class Counterfactual(Augmenter):
     `rewrite` asks for the fewest changes that give the text another label (Kaushik et al. 2020, arXiv:1909.12434).
     Put a gate `label` after it: a model says that it changed the label more often than it did.
     """
+
+    version: ClassVar[int] = 2  # likeness counts the longest common subsequence of words
 
     mode: Literal["swap", "rewrite"] = Field("swap", description="Exchange words, or let a model flip the label.")
     attributes: tuple[Attribute, ...] = Field(("gender",), description="swap: what is exchanged.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from functools import partial
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -50,6 +51,8 @@ class Eda(Augmenter):
     `variants` is the paper's n_aug, the rates are its alpha; 0 turns a kind off. Numbers, names, addresses and words
     of the label are never touched. Deletion takes a fixed number of words where the paper tosses a coin for each.
     """
+
+    version: ClassVar[int] = 2  # likeness counts the longest common subsequence of words
 
     synonyms: float = Field(0.1, ge=0, le=1, description="Share of words replaced by a WordNet synonym.")
     insertions: float = Field(0.1, ge=0, le=1, description="Share of words of which a synonym is put in anywhere.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import SequenceMatcher
 from functools import cache
 from typing import Any
 
@@ -17,8 +16,10 @@ def plain(text: str) -> tuple[str, ...]:
 
 
 def edit_similarity(one: str, other: str) -> float:
-    """Share of words that both have in order, 0 to 1 (Ratcliff and Obershelp 1988); 1 for a change of case only."""
-    return SequenceMatcher(None, plain(one), plain(other), autojunk=False).ratio()
+    """Share of words that both have in the same order (Indel similarity), 0 to 1; 1 for a change of case only."""
+    from rapidfuzz.distance import Indel
+
+    return float(Indel.normalized_similarity(plain(one), plain(other)))
 
 
 def chrf(text: str, reference: str) -> float:

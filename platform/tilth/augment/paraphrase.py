@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -49,6 +50,8 @@ class Paraphrase(Augmenter):
     reason. Whether the meaning is kept is for gates to say: put `similarity` after it, and `label` where rows have
     labels. Each variant's `meta` holds `style`, and `chrf` and `edit_similarity` to the original.
     """
+
+    version: ClassVar[int] = 2  # likeness counts the longest common subsequence of words
 
     generator: Generator = Field(description="The model that is asked.")
     styles: tuple[str, ...] = Field(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,8 @@ class Sentences(Augmenter):
     train rows of the same label (of all rows where there are no labels), never of the same root: variant after
     variant the next most similar, put at a random place.
     """
+
+    version: ClassVar[int] = 2  # likeness counts the longest common subsequence of words
 
     changes: tuple[Change, ...] = Field(("drop", "swap", "add"), min_length=1, description="Changes in use.")
     language: str = Field("en", description="Language of the text, for cutting it into sentences.")

@@ -20,6 +20,8 @@ from tilth.data.schema import PAYLOADS, Row, original
 from tilth.data.source import Source
 
 _ABSENT = object()
+#: items of a list or mapping in an excerpt
+SHOWN = 20
 _AS_DIGITS = ("label", "id")
 _TURN = re.compile(r"\n\n(?:Assistant|A|Bot|AI):\s?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -158,12 +160,18 @@ def _carried(value: Any) -> Any:
 
 
 def _begin(record: Mapping[str, Any]) -> str:
-    text = json.dumps({key: _short(value) for key, value in list(record.items())[:20]}, default=str)
-    return text[:EXCERPT]
+    return json.dumps(_short(record), default=str)[:EXCERPT]
 
 
-def _short(value: Any) -> Any:
-    return value[:EXCERPT] if isinstance(value, str) else value if isinstance(value, int | float) else str(type(value))
+def _short(value: Any, depth: int = 3) -> Any:
+    """A value as an excerpt shows it: texts cut, lists and mappings no deeper and no longer than one can read."""
+    if isinstance(value, str):
+        return value[:EXCERPT]
+    if isinstance(value, list | tuple):
+        return [_short(item, depth - 1) for item in value[:SHOWN]] if depth else "…"
+    if isinstance(value, Mapping):
+        return {key: _short(item, depth - 1) for key, item in list(value.items())[:SHOWN]} if depth else "…"
+    return value
 
 
 def _with_prompt(payload: dict[str, Any]) -> dict[str, Any]:
