@@ -23,7 +23,7 @@ from tilth.augment.eda import Eda
 from tilth.augment.similarity import Similarity
 from tilth.data.chain import Chain, UnitReader, cut
 from tilth.data.dataset import Dataset
-from tilth.data.engine import run_units
+from tilth.data.engine import Work, run_units
 from tilth.data.ledger import Ledger, Unit
 from tilth.data.schema import Row
 from tilth.data.transform import Inputs, Resources, Transform
@@ -50,7 +50,7 @@ def _echo(samples: list[Sample]) -> list[list[str]]:
 class Loaded:
     """`tilth.data.engine.Work` whose models are loaded already."""
 
-    chain: Chain
+    chain: Work
     run: Callable[[Unit], Iterable[Row]] = field(init=False)
 
     def __post_init__(self) -> None:
