@@ -50,6 +50,7 @@ def test_answers_are_whole_seeded_shaped_and_measured(vllm: Generate, capfd: pyt
     every_sample_whatever_the_batch(vllm)
     seeds_decide(vllm)
     ends_are_told(vllm)
+    long_prompts_are_read_together(vllm)
     shapes_are_kept(vllm)
     room_is_measured(vllm)
     log_probabilities_agree_with_transformers(vllm)
@@ -88,6 +89,13 @@ def ends_are_told(ask: Generate) -> None:
     assert ended.first.finish == "stop"
     assert (cut.first.finish, cut.first.tokens, cut.completion_tokens, cut.first.whole) == ("length", 5, 5, False)
     assert (stopped.first.finish, stopped.first.text) == ("stop", " green, ")
+
+
+def long_prompts_are_read_together(ask: Generate) -> None:
+    """More tokens than vLLM reads in one step: on a CPU a seeded prompt must not be cut between two of them."""
+    answers = ask([Prompt(f"{number} " + "card " * 300, number, max_tokens=2) for number in range(12)])
+    assert [answer.first.tokens for answer in answers] == [2] * 12
+    assert sum(answer.prompt_tokens for answer in answers) > 3000
 
 
 def shapes_are_kept(ask: Generate) -> None:

@@ -121,6 +121,9 @@ def arguments(config: Vllm, base: Path, limit: int, rank: int) -> Arguments:
     gib = _cpu_cache() if on_cpu and engine.kv_cache_gib is None else engine.kv_cache_gib
     if gib is not None:
         found["kv_cache_memory_bytes"] = int(gib * _GIB)
+    if on_cpu:
+        # a seeded prompt that is read in parts kills vLLM 0.32 there ("CPU Generator does not use offset")
+        found["enable_chunked_prefill"] = False
     if engine.max_num_seqs is not None:
         found["max_num_seqs"] = engine.max_num_seqs
     if rank:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tilth import ui
 from tilth.errors import ModelError, StageError
 from tilth.generate.engines.loop import Loop
 from tilth.generate.engines.warden import Warden
@@ -106,6 +107,7 @@ class Engine:
         self.life.end()
         if self.restarts == 0:
             raise StageError(f"vLLM's engine died and may not be started again (engine.restarts): {why}")
+        ui.reporter().say(f"vLLM's engine died and is started again: {why}")
         self.restarts -= 1
         self.life.start(self.arguments)
 
