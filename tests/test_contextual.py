@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tilth import models
+from proposing import CAUSAL, blanks_of, masked_bert, questions, resolved
 from tilth.augment.contextual import Contextual, Sampling
 from tilth.augment.edits import FUNCTION_WORDS, NEGATIONS
 from tilth.augment.proposers import Blank, CausalLM, MaskedLM, Proposer, Request
 from tilth.augment.words import protected, words
-from tilth.data.conditioning import label_prefix
 from tilth.data.schema import Row, original
 from tilth.data.transform import Inputs, Transform
 from tilth.errors import ModelError
 
-ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
-CAUSAL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-
-
-def resolved(name: str) -> Path:
-    try:
-        return models.resolve(name)
-    except ModelError as error:
-        pytest.skip(str(error))
-
 
 @pytest.fixture(scope="module")
-def encoder() -> Path:
-    return resolved(ENCODER)
-
-
-@pytest.fixture(scope="module")
-def masked(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT with a language-modelling head: the encoder's layers and tied embeddings, the head's own layer drawn."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("masked")
-    model = BertForMaskedLM.from_pretrained(encoder)
-    torch.nn.init.eye_(model.cls.predictions.transform.dense.weight)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(encoder).save_pretrained(folder)
-    return folder
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return masked_bert(tmp_path_factory.mktemp("masked"))
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +31,7 @@ def causal() -> Path:
 
 @pytest.fixture(scope="module")
 def rows(shared: Path) -> list[Row]:
-    with open(shared / "data/banking77/train.csv", encoding="utf-8") as handle:
-        found = list(csv.DictReader(handle))[::800]
-    return [
-        original(f"r{i}", "train", {"text": row["text"].strip(), "label": row["category"]})
-        for i, row in enumerate(found)
-    ]
+    return questions(shared, 800)
 
 
 def row(text: str, label: str | None = None, row_id: str = "one") -> Row:
@@ -73,43 +44,6 @@ def added(config: Transform, rows: list[Row]) -> list[Row]:
 
 def whole_words(text: str) -> list[str]:
     return [word.text for word in words(text)]
-
-
-def blanks_of(text: str, *targets: str) -> tuple[Blank, ...]:
-    return tuple(Blank(text.index(target), text.index(target) + len(target)) for target in targets)
-
-
-def test_a_masked_proposer_gives_the_models_own_probabilities(masked: Path) -> None:
-    text = "I still have not received my new card from the bank."
-    request = Request(text, blanks_of(text, "received", "bank"))
-    # a longer neighbour makes the row a padded one
-    other = Request(f"{text} {text}", blanks_of(text, "card"))
-    [[first, second], _] = MaskedLM(model=str(masked)).load_proposals(Inputs())([request, other], 10)
-
-    tokenizer, model = AutoTokenizer.from_pretrained(masked), AutoModelForMaskedLM.from_pretrained(masked)
-    encoded = tokenizer("I still have not [MASK] my new card from the [MASK].", return_tensors="pt")
-    logs = torch.log_softmax(model(**encoded).logits[0], dim=-1)
-    places = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten().tolist()
-    for proposed, place, old in zip((first, second), places, ("received", "bank"), strict=True):
-        assert len(proposed.words) == 10
-        for word, score in zip(proposed.words, proposed.scores, strict=True):
-            assert score == pytest.approx(logs[place, tokenizer.convert_tokens_to_ids(word)].item(), abs=1e-4)
-        assert proposed.original == pytest.approx(logs[place, tokenizer.convert_tokens_to_ids(old)].item(), abs=1e-4)
-        plain = [tokenizer.convert_ids_to_tokens(token) for token in logs[place].argsort(descending=True).tolist()]
-        words_alone = [token for token in plain[:500] if token.isalpha() and len(token) > 1]
-        assert [word for word in proposed.words if len(word) > 1] == words_alone[: len(proposed.words)]
-
-
-def test_a_label_conditional_proposer_reads_the_label_before_the_text(masked: Path) -> None:
-    text = "Where is it now?"
-    config = MaskedLM(model=str(masked), label_conditional=True)
-    [[labelled]] = config.load_proposals(Inputs())([Request(text, blanks_of(text, "it"), "card_arrival")], 5)
-    written = label_prefix("card_arrival") + text
-    start = written.index("it now")
-    plain = MaskedLM(model=str(masked)).load_proposals(Inputs())
-    [[prefixed]] = plain([Request(written, (Blank(start, start + 2),))], 5)
-    assert written == "card arrival: Where is it now?"
-    assert labelled == prefixed
 
 
 def test_a_causal_proposer_scores_the_word_and_what_follows_it(causal: Path) -> None:
@@ -221,42 +155,6 @@ def test_a_row_without_a_free_word_is_named_unchanged(text: str, label: str | No
     [made] = added(Contextual(proposer=MaskedLM(model=str(masked))), [row(text, label)])
     assert made["reason"] == "unchanged: no word is free to change"
     assert made["text"] == text
-
-
-def test_all_masks_of_all_rows_take_one_pass_a_round(masked: Path, rows: list[Row]) -> None:
-    import random
-
-    from tilth.augment.base import Sample
-    from tilth.augment.edits import Editor
-
-    propose = MaskedLM(model=str(masked)).load_proposals(Inputs())
-    passes: list[torch.Size] = []
-    propose.lm.model.register_forward_hook(lambda _m, _a, output: passes.append(output.logits.shape))
-    for rounds in (1, 2):
-        config = Contextual(
-            proposer=MaskedLM(model=str(masked)), edits=1.0, min_edits=2, max_edits=2, sampling=Sampling(rounds=rounds)
-        )
-        samples = [Sample(item["id"], item["text"], None, random.Random(1), item) for item in rows]
-        made = Editor(config, propose)(samples)
-        edits = sum(len(variant.meta["edits"]) for [variant] in made)
-        assert len(passes) == rounds
-        assert passes[0][:2] == (1, edits)
-        if rounds == 2:
-            assert passes[1][1] < passes[0][1]
-        passes.clear()
-
-
-def test_every_part_of_a_long_text_is_reached(masked: Path) -> None:
-    text = " ".join(f"the {word} went home early" for word in ["dog", "teacher", "army", "doctor"] * 60)
-    last = text.rindex("doctor")
-    request = Request(text, (*blanks_of(text, "dog"), Blank(last, last + len("doctor"))))
-    [found] = MaskedLM(model=str(masked)).load_proposals(Inputs())([request], 3)
-    assert [len(proposed.words) for proposed in found] == [3, 3]
-
-
-def test_an_encoder_without_a_head_is_refused(encoder: Path) -> None:
-    with pytest.raises(ModelError, match="mlm stage"):
-        MaskedLM(model=str(encoder)).load_proposals(Inputs())
 
 
 def test_a_causal_model_is_no_masked_one(causal: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from tilth.errors import ModelError
 
 _LETTERS = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+_JOINTS = str.maketrans("", "", "'’-")
 # one letter that is a word, in the languages where a lone letter is otherwise a piece of one
 _ONE_LETTER = frozenset("aàeéioóuyAÀEÉIOÓUY")
 
@@ -54,11 +55,11 @@ class LanguageModel:
         positions = getattr(self.model.config, "max_position_embeddings", None) or 512
         return int(min(512, positions, self.tokenizer.model_max_length))
 
-    def batch_tokens(self, asked: int | Literal["auto"], on_gpu: int) -> int:
+    def batch_tokens(self, asked: int | Literal["auto"], on_gpu: int, on_cpu: int = 1024) -> int:
         """Padded tokens in one pass: on a CPU small batches waste least on padding, a GPU wants large ones."""
         if asked != "auto":
             return asked
-        return 1024 if self.device.type == "cpu" else on_gpu
+        return on_cpu if self.device.type == "cpu" else on_gpu
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,11 @@ class Vocabulary:
         """A mask over the outputs, true for whole words."""
         return torch.tensor([word is not None for word in self.words])
 
+    def whole(self) -> Vocabulary:
+        """The whole words alone, in their order and numbered anew."""
+        words = [word for word in self.words if word is not None]
+        return Vocabulary(list(words), {word: index for index, word in enumerate(words)}, self.lower)
+
     def id_of(self, word: str) -> int | None:
         """The token that is this word, if one is."""
         return self.ids.get(word.lower() if self.lower else word)
@@ -102,7 +108,8 @@ def _whole_word(tokenizer: Any, name: str | None, mark: str) -> str | None:
         return None
     text = tokenizer.convert_tokens_to_string([name]).strip() if mark else name
     is_word = _LETTERS.fullmatch(text) and (len(text) > 1 or not text.isascii() or text in _ONE_LETTER)
-    return text if is_word else None
+    # ² and ½ are no digits to a regular expression
+    return text if is_word and text.translate(_JOINTS).isalpha() else None
 
 
 @dataclass(frozen=True)
