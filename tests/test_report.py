@@ -13,6 +13,8 @@ from tilth.data.schema import added, original
 from tilth.evaluate.bootstrap import Interval
 from tilth.evaluate.scores import Comparison, compared_detail, score
 from tilth.report import write_report
+from tilth.report.svg import Pictures
+from tilth.report.training import gap, gaps
 from tilth.runs import Artifact, Run
 
 HOSTILE = "<script>alert('x')</script><img src=https://evil.example/p.png> $\\frac{ & \x07"
@@ -197,3 +199,15 @@ def test_datasets_without_labels_or_rows_are_told_too(tmp_path: Path):
     write_report(run)
     page = Page(run.store.read("report.html").decode())
     assert ("ins", "there") in page.text
+
+
+def test_held_out_loss_is_set_against_the_training_loss_since_the_measurement_before() -> None:
+    losses = [4.0, 2.0, 2.0, 1.0, 0.6, 0.2]
+    held_out = {2: 3.5, 4: 2.5, 6: 2.6}
+    lines = [{"step": i, "loss": loss, "validation_loss": held_out.get(i)} for i, loss in enumerate(losses, 1)]
+    found = gaps(lines)
+    assert [(step, loss) for step, loss, _ in found] == list(held_out.items())
+    assert [distance for *_, distance in found] == pytest.approx([3.5 - 3.0, 2.5 - 1.5, 2.6 - 0.4])
+    [picture] = gap(Pictures(), {"tuned": lines}, "Held out")
+    assert "tuned: lowest validation loss 2.500 at step 4; gap from 0.500 to 2.200" in picture.description
+    assert list(gap(Pictures(), {"tuned": lines[:3]}, "Held out")) == []

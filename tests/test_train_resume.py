@@ -68,6 +68,18 @@ def test_a_killed_driver_of_ray_workers_is_run_again_to_the_same_trace(
     assert trace(tmp_path) == whole
 
 
+@pytest.mark.slow
+def test_fewer_workers_go_on_where_more_of_them_stopped(
+    tmp_path: Path, whole: list[dict[str, Any]], ray_session: Any
+) -> None:
+    dataset(tmp_path, questions(61))
+    die(tmp_path, stage(workers=2), step=10)
+    run_stage(tmp_path, stage(workers=1))
+    lines = trace(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert [sorted(line["rows"]) for line in lines] == [sorted(line["rows"]) for line in whole]
+
+
 def test_a_finished_result_is_taken_only_for_its_own_fingerprint(tmp_path: Path) -> None:
     dataset(tmp_path, questions(16))
     short = stage_of("sft", ADAPTER, {"steps": 2})

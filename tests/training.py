@@ -95,6 +95,21 @@ def without_dropout(folder: Path) -> Path:
     return folder
 
 
+def tiny_llama(folder: Path, **changes: Any) -> Path:
+    """A Llama of two small layers with random weights, which reads with SmolLM2's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = load_tokenizer(resolve(SMOLLM))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **sizes, **ends, **changes)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def at_step(root: Path, step: int, act: Callable[[dict[str, Any]], None], alive: Callable[[], bool]) -> None:
     """Call `act` with the progress of a run once it has reached `step`."""
     while alive():

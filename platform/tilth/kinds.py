@@ -18,6 +18,7 @@ KINDS: dict[str, dict[str, str]] = {
         "gate": "tilth.augment.gate:Gate",
         "mlm": "tilth.train.mlm:Mlm",
         "sft": "tilth.train.sft:Sft",
+        "export": "tilth.train.export:Export",
         "evaluate": "tilth.evaluate.stage:Evaluate",
         "generate": "tilth.generate.stage:Generate",
     },

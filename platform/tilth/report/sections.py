@@ -9,7 +9,7 @@ from typing import Any
 
 from tilth.data.dataset import MANIFEST, Dataset
 from tilth.recipe import MEASURED
-from tilth.report import figures, generation, quality, tallies
+from tilth.report import figures, generation, quality, tallies, training
 from tilth.report.svg import Picture, Pictures
 from tilth.report.tasks import tasks, transfer
 from tilth.runs import Artifact
@@ -102,8 +102,15 @@ def _training(pictures: Pictures, artifacts: Mapping[str, Artifact]) -> Iterator
     traces = {name: trace for name, artifact in models.items() if (trace := _trace(artifact))}
     drawn = [figures.curves(pictures, traces, "Loss and gradient norm by step")] if traces else []
     drawn += [picture for name, trace in traces.items() for picture in tasks(pictures, name, trace)]
-    tables = tuple(_numbers(f"Metrics of {name}", item.metrics) for name, item in models.items() if item.metrics)
+    drawn += training.gap(pictures, traces, "Rows that were held out")
+    tables = [_numbers(f"Metrics of {name}", item.metrics) for name, item in models.items() if item.metrics]
+    tables += [_probes(name, item.detail) for name, item in models.items() if "probes" in item.detail]
     yield Section("training", "Training", pictures=tuple(drawn), tables=tables)
+
+
+def _probes(name: str, detail: Mapping[str, Any]) -> Table:
+    head = ("probe", "before", "after", "change")
+    return Table(f"What {name} forgot: general probes before and after training", head, training.forgotten(detail))
 
 
 def _trace(artifact: Artifact) -> list[dict[str, Any]]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+import importlib.util
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from tilth.config import EXECUTION, DatasetRef
 from tilth.errors import Problem
 from tilth.recipe import Stage
-from tilth.train.config import Checkpointing, ModelConfig, Optimisation, Scale
+from tilth.train.config import Checkpointing, ModelConfig, Optimisation, Scale, Validation
+from tilth.train.forgetting import Forgetting, Probe
 from tilth.train.memory import training_bytes
 from tilth.train.tasks import Tasks
 
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
     from tilth.weights import Sized
 
 
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+#: what of a worker's result an artifact tells as it is
+REPORTED = ("probes", "micro_batch")
+
+
 class Training(Stage):
     """A stage that leaves a model. A subclass says which objective a dataset is trained for."""
 
@@ -27,13 +34,17 @@ class Training(Stage):
 
     data: DatasetRef = Field(description="The dataset.")
     split: str = Field("train", description="The split to train on.")
-    validation: str | None = Field(None, description="The split whose loss is measured at the end.")
+    validation: Validation | None = Field(None, description="Held-out rows: their split, or what is made of them.")
     model: ModelConfig = Field(description="The model, and the adapter on it.")
     tasks: Tasks | None = Field(None, description="Several tasks at once; null: the rows' `task` is not looked at.")
     max_length: int = Field(512, ge=2, description="Tokens of a row; what goes beyond is cut off.")
     optimisation: Optimisation = Field(Optimisation(), description="How weights are changed.")
     checkpointing: Checkpointing = Field(Checkpointing(), json_schema_extra=EXECUTION, description="Checkpoints.")
     scale: Scale = Field(Scale(), json_schema_extra=EXECUTION, description="Workers, devices, micro-batches.")
+
+    trackers: tuple[Tracker, ...] = Field(
+        ("tensorboard",), json_schema_extra=EXECUTION, description="Who is told of the figures of every step."
+    )
 
     def objective_of(self, row_type: str) -> str:
         """classification, language_model or masked_lm for rows of this type; StageError where none fits."""
@@ -43,9 +54,34 @@ class Training(Stage):
         """Whether texts are trained with their label before them."""
         return False
 
+    @property
+    def splits(self) -> tuple[str, str | None]:
+        """The split to train on and the one to validate on."""
+        return self.split, self.validation.split if self.validation else None
+
+    @property
+    def learns(self) -> str:
+        """Which tokens of a row are learnt: completion, assistant or all."""
+        return "completion"
+
+    @property
+    def forgets(self) -> Forgetting:
+        """What is done about forgetting."""
+        return Forgetting()
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """What the model is asked before training and after."""
+        return self.forgets.probes
+
+    @property
+    def pack_length(self) -> int | None:
+        """Tokens of a pack; None where rows are not packed."""
+        return None
+
     def check(self) -> list[Problem]:
         problem = self.scale.batch_problem(self.optimisation.global_batch)
-        found = [problem] if problem else []
+        found = [*filter(None, [problem]), *self._absent_trackers()]
         model = self.model
         if model.peft:
             found += model.peft.unfit(self.scale)
@@ -54,11 +90,17 @@ class Training(Stage):
             found.append(Problem("model.freeze.thaw_steps", what, "set scale.deepspeed: null, or freeze for good"))
         return [*found, *(self.tasks.unfit(self.scale) if self.tasks else ())]
 
+    def _absent_trackers(self) -> Iterator[Problem]:
+        for name in self.trackers:
+            if importlib.util.find_spec(name) is None:
+                mend = f"install it (pip install {name}) or leave it out"
+                yield Problem("trackers", f"{name} is not installed", mend)
+
     def estimate(self, rows: int) -> dict[str, float]:
         """Tokens are an upper bound: every row of full length."""
         optimisation = self.optimisation
         seen = optimisation.steps * optimisation.global_batch if optimisation.steps else rows * optimisation.epochs
-        return {"rows": rows, "tokens": int(seen * self.max_length)}
+        return {"rows": rows, "tokens": int(seen * ((optimisation.steps and self.pack_length) or self.max_length))}
 
     def memory(self, sized: Sized) -> float | None:
         """Of weights, gradients and optimizer state; activations come on top."""
@@ -70,15 +112,22 @@ class Training(Stage):
         return self.model.name
 
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
+        from tilth.data.dataset import Dataset
+        from tilth.train.card import README, lineage, model_card
         from tilth.train.launch import launch
         from tilth.train.preflight import prepare
 
         job = prepare(self, out, inputs)
         trained = launch(job)
-        return out.artifact(metrics=trained.metrics, counts=trained.counts, detail=self._detail(job, trained.result))
+        made = out.artifact(metrics=trained.metrics, counts=trained.counts, detail=self._detail(job, trained.result))
+        rows = lineage(Dataset.open(job.data), self.split)
+        card = model_card(made, self, rows, "peft" if self.model.peft else "transformers")
+        out.store.write(f"model/{README}", card.encode("utf-8", "replace"))
+        return made
 
     def _detail(self, job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
         return {
+            **{name: result[name] for name in REPORTED if name in result},
             "base": job.base,
             "peft": self.model.peft.kind if self.model.peft else None,
             "objective": job.objective,

@@ -2,16 +2,24 @@
 
 Every rank writes to a directory of its own, so that it hands over its own shards only; files that all share
 (weights, optimizer, trainer state) come from rank 0. A checkpoint counts once every rank has handed over its part.
+
+With its files each rank hands over their SHA-256. A checkpoint that does not agree with them when it is read (a disk
+that filled, a file that somebody touched) is passed over for the one before it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tilth import ui
+from tilth.errors import StorageError
 from tilth.storage import Store
 
 LATEST = "latest.json"
@@ -46,10 +54,15 @@ class RayLink:
         if checkpoint is None:
             return None
         if checkpoint.filesystem.type_name == "local":
-            return Path(checkpoint.path)
-        return Path(checkpoint.to_directory())
+            newest = Path(checkpoint.path)
+            return _newest_sound(folder for folder in _steps(newest.parent) if folder.name <= newest.name)
+        folder = Path(checkpoint.to_directory())
+        if (fault := damage(folder)) is not None:
+            raise StorageError(f"checkpoint {checkpoint.path}: {fault}; remove it and run again")
+        return folder
 
     def commit(self, folder: Path, step: int) -> None:
+        seal(folder, self.rank)
         checkpoint = self._train.Checkpoint.from_directory(folder)
         self._train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:08d}")
 
@@ -65,14 +78,64 @@ class StoreLink:
 
     def resume(self) -> Path | None:
         latest = self.store.read_json(LATEST)
-        return None if latest is None else self.store.fetch(latest["name"])
+        if latest is None:
+            return None
+        names = [name for name in self._names() if name <= latest["name"]]
+        return _newest_sound(self.store.fetch(name) for name in reversed(names))
+
+    def _names(self) -> list[str]:
+        return sorted(name for name in self.store.list() if name.startswith("step-"))
 
     def commit(self, folder: Path, step: int) -> None:
+        seal(folder, self.rank)
         name = f"step-{step:08d}"
         upload(folder, self.store, name)
         self.store.write_json(LATEST, {"name": name, "step": step})
-        for old in [item for item in self.store.list() if item.startswith("step-")][: -self.keep]:
+        for old in self._names()[: -self.keep]:
             self.store.remove(old)
+
+
+def seal(folder: Path, rank: int) -> None:
+    """Write the SHA-256 of this rank's files beside them."""
+    sums = {file.relative_to(folder).as_posix(): _sum(file) for file in folder.rglob("*") if file.is_file()}
+    (folder / f"sha256-{rank}.json").write_text(json.dumps(sums, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def damage(folder: Path) -> str | None:
+    """What of a checkpoint does not agree with what was handed over; None where all does."""
+    lists = sorted(folder.glob("sha256-*.json"))
+    if not lists:
+        return "it has no list of its files"
+    for file in lists:
+        try:
+            sums = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            return f"{file.name} is damaged"
+        for name, expected in sums.items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if _sum(folder / name) != expected:
+                return f"{name} is not as it was written"
+    return None
+
+
+def _sum(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _steps(folder: Path) -> list[Path]:
+    """The checkpoints in a directory, the newest first."""
+    return sorted((item for item in folder.iterdir() if item.name.startswith("step-")), reverse=True)
+
+
+def _newest_sound(folders: Iterable[Path]) -> Path | None:
+    """The first checkpoint that holds what was handed over; says which do not."""
+    for folder in folders:
+        if (fault := damage(folder)) is None:
+            return folder
+        ui.reporter().say(f"checkpoint {folder.name} is passed over: {fault}")
+    return None
 
 
 def upload(folder: Path, store: Store, name: str) -> None:

@@ -56,12 +56,13 @@ class Optimisation(Component):
     learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate.")
     epochs: float = Field(1.0, gt=0, description="Passes over the rows.")
     steps: int | None = Field(None, ge=1, description="Optimizer steps, instead of epochs.")
-    global_batch: int = Field(32, ge=1, description="Rows of one optimizer step, over all workers.")
+    global_batch: int = Field(32, ge=1, description="Rows (or packs) of one optimizer step, over all workers.")
     warmup: float = Field(0.0, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this norm; 0: not clipped.")
     scheduler: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after the warm-up.")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast forward passes.")
+    neftune: float | None = Field(None, gt=0, description="Noise on embeddings of this alpha (arXiv:2310.05914).")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the order of rows, of new weights and of dropout.")
 
     @property
@@ -70,11 +71,41 @@ class Optimisation(Component):
         return "constant_with_warmup" if self.scheduler == "constant" else self.scheduler
 
 
+class Validation(Component):
+    """Rows that are never trained on, and what their loss decides. `validation: NAME` is short for that split."""
+
+    split: str = Field("validation", description="The split whose loss is measured.")
+    every_steps: int | None = Field(None, ge=1, description="Steps between two measurements; null: at the end alone.")
+    patience: int | None = Field(None, ge=1, description="End after as many measurements without a better loss.")
+    min_delta: float = Field(0.0, ge=0, description="A loss is better when it is lower by more than this.")
+    keep: Literal["best", "last"] = Field("best", description="The weights that are left, if measured on the way.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"split": value} if isinstance(value, str) else value
+
+    @property
+    def keeps_best(self) -> bool:
+        return self.every_steps is not None and self.keep == "best"
+
+    def check(self) -> list[Problem]:
+        if self.patience is not None and self.every_steps is None:
+            return [Problem("patience", "needs measurements on the way", "set every_steps")]
+        return []
+
+
 class Checkpointing(Component):
     """When training can be resumed from. The result does not depend on it."""
 
     every_steps: int = Field(100, ge=1, description="Optimizer steps between two checkpoints.")
     keep: int = Field(2, ge=1, description="Checkpoints kept on storage.")
+
+
+class Packing(Component):
+    """Several rows in one sequence, by best-fit decreasing, none of which sees another (arXiv:2404.10830)."""
+
+    length: int | None = Field(None, ge=2, description="Tokens of a pack; default: max_length.")
 
 
 class DeepSpeed(Component):
@@ -102,7 +133,11 @@ class Scale(Component):
     gpus: float = Field(0.0, ge=0, description="GPUs for each worker.")
     micro_batch: int | None = Field(None, ge=1, description="Rows a worker takes at once; default: at most 8.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, a third more time.")
-    deepspeed: DeepSpeed | None = Field(None, description="Train with DeepSpeed; null: with PyTorch's DDP.")
+    activation_offload: bool = Field(False, description="Keep a language model's activations in CPU memory.")
+    deepspeed: DeepSpeed | Literal["auto"] | None = Field(
+        None, description="Train with DeepSpeed; null: with PyTorch's DDP; auto: as much of it as memory asks for."
+    )
+    memory_gib: float | None = Field(None, gt=0, description="Memory of a worker for deepspeed: auto; null: as found.")
     max_failures: int = Field(2, ge=0, description="Times that dead workers are started anew from a checkpoint.")
 
     def over(self, workers: int) -> Scale:
@@ -118,10 +153,19 @@ class Scale(Component):
             return None
         return Batches(workers=workers, micro=micro, accumulation=share // micro)
 
+    @property
+    def zero(self) -> DeepSpeed | None:
+        """DeepSpeed's settings, once they are decided."""
+        return self.deepspeed if isinstance(self.deepspeed, DeepSpeed) else None
+
     def check(self) -> list[Problem]:
-        if self.deepspeed and not self.workers:
-            return [Problem("workers", "DeepSpeed needs a process group, but workers is 0", "use 1 or more")]
-        return []
+        found = []
+        if self.zero and not self.workers:
+            found.append(Problem("workers", "DeepSpeed needs a process group, but workers is 0", "use 1 or more"))
+        if self.activation_offload and not self.gpus:
+            what = "on a CPU activations are in its memory already"
+            found.append(Problem("activation_offload", what, "set it to false, or gpus to 1"))
+        return found
 
     def batch_problem(self, global_batch: int) -> Problem | None:
         """What is wrong with the division, with the nearest batches that divide."""

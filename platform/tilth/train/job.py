@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 RESULT = "result.json"
 FAILED = "failed.json"
 PROGRESS = "progress.json"
+BEST = "best"
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 from tilth import cluster, ui
 from tilth.data.dataset import Dataset
 from tilth.errors import StageError
-from tilth.train import tasks, trace
-from tilth.train.job import FAILED, PROGRESS, RESULT, Job
+from tilth.train import fitting, tasks, trace
+from tilth.train.job import BEST, FAILED, PROGRESS, RESULT, Job
 
 CHECKPOINTS = "checkpoints"
 POLL_SECONDS = 1.0
@@ -41,7 +41,7 @@ def launch(job: Job) -> Trained:
     result = _finished(job)
     if result is None:
         raise _failure(job)
-    for name in (CHECKPOINTS, trace.SEGMENTS, PROGRESS):
+    for name in (CHECKPOINTS, BEST, trace.SEGMENTS, PROGRESS, fitting.MICRO):
         job.out.remove(name)
     lines = trace.read(job.out)
     return Trained(result, _metrics(result, lines), _counts(job, lines))
@@ -68,7 +68,12 @@ def _here(job: Job) -> None:
     from tilth.train.checkpoint import StoreLink
     from tilth.train.worker import train
 
-    train(job, StoreLink(job.out.sub(f"{CHECKPOINTS}/{job.fingerprint[:16]}"), keep=job.stage.checkpointing.keep))
+    link = StoreLink(job.out.sub(f"{CHECKPOINTS}/{job.fingerprint[:16]}"), keep=job.stage.checkpointing.keep)
+    while True:
+        try:
+            return train(job, link)
+        except fitting.MicroBatchError:  # the next attempt takes fewer rows at once; who follows the progress is told
+            continue
 
 
 def _on_ray(job: Job) -> None:
@@ -79,6 +84,7 @@ def _on_ray(job: Job) -> None:
     from tilth.train.worker import entry
 
     scale = job.stage.scale
+    before = fitting.noted(job)
     trainer = TorchTrainer(
         entry,
         train_loop_config={"job": job},
@@ -90,6 +96,8 @@ def _on_ray(job: Job) -> None:
         with _interrupt_given_back():
             trainer.fit()
     except TrainingFailedError as error:
+        if fitting.noted(job) != before:  # workers are started anew as often as it takes to fit
+            return _on_ray(job)
         raise StageError(f"{job.name}: {_cause(error)}") from error
 
 
@@ -125,7 +133,7 @@ def _run_config(job: Job) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig
 
     scale, store = job.stage.scale, job.out.sub(CHECKPOINTS)
-    zero = scale.deepspeed.stage if scale.deepspeed else None
+    zero = scale.zero.stage if scale.zero else None
     # DeepSpeed's optimizer state fits only as many workers as wrote it
     layout = "ddp" if zero is None else f"zero{zero}x{scale.workers}"
     place: dict[str, Any] = {"storage_path": store.path()}
@@ -159,8 +167,14 @@ def _progress(job: Job) -> Iterator[None]:
     job.out.remove(PROGRESS)
 
     def follow(advance: ui.Advance) -> None:
-        shown = 0
-        while not stop.wait(POLL_SECONDS):
+        shown, known = 0, fitting.noted(job)
+        while True:
+            last = stop.wait(POLL_SECONDS)
+            if (note := fitting.noted(job)) != known and note is not None:
+                _say_smaller(job, note)
+                known = note
+            if last:
+                return
             seen = job.out.read_json(PROGRESS)
             if seen is not None and seen["step"] > shown:
                 advance(seen["step"] - shown)
@@ -176,9 +190,21 @@ def _progress(job: Job) -> Iterator[None]:
             thread.join()
 
 
-def steps(job: Job) -> int:
-    """Optimizer steps of the job, if no row is too long to be learnt from."""
+def _say_smaller(job: Job, note: Mapping[str, Any]) -> None:
+    scale = job.stage.scale.model_copy(update={"micro_batch": note["rows"]})
+    divided = scale.batches(job.stage.optimisation.global_batch)
+    times = f", {divided.accumulation} times a step" if divided else ""
+    ui.reporter().say(
+        f"{job.name}: {note['first']} rows at once do not fit the device's memory; each worker now takes "
+        f"{note['rows']}{times}; the global batch stays {job.stage.optimisation.global_batch}"
+    )
+
+
+def steps(job: Job) -> int | None:
+    """Optimizer steps of the job, if no row is too long to be learnt from; None where only packing will tell."""
     optimisation = job.stage.optimisation
+    if job.stage.pack_length and not optimisation.steps:
+        return None
     rows = Dataset.open(job.data).splits()[job.stage.split]
     return optimisation.steps or int(-(-rows // optimisation.global_batch) * optimisation.epochs)
 
@@ -189,6 +215,8 @@ def _metrics(result: Mapping[str, Any], lines: list[trace.Line]) -> dict[str, An
     return {
         "train_loss": lines[-1]["loss"],
         "validation_loss": result["validation_loss"],
+        **_forgotten(result),
+        **{name: result[name] for name in ("best_step", "last_validation_loss") if name in result},
         "steps": result["steps"],
         "tokens": tokens,
         "tokens_per_second": round(tokens / seconds, 1) if seconds else 0.0,
@@ -197,8 +225,16 @@ def _metrics(result: Mapping[str, Any], lines: list[trace.Line]) -> dict[str, An
     }
 
 
+def _forgotten(result: Mapping[str, Any]) -> dict[str, float]:
+    """How every general probe changed by training."""
+    probes = result.get("probes", {"before": {}, "after": {}})
+    return {f"{name} change": probes["after"][name] - value for name, value in probes["before"].items()}
+
+
 def _counts(job: Job, lines: list[trace.Line]) -> dict[str, Any]:
-    """Rows of the split, and those that no step ever saw."""
+    """Rows of the split, and how many of them a step saw; rows that were replayed among them, if any."""
     rows = Dataset.open(job.data).splits()[job.stage.split]
     seen = {row for line in lines for row in line["rows"]}
-    return {"rows": rows, "rows_seen": len(seen)}
+    replayed = {row for row in seen if row.startswith("@")}
+    more = {"replayed": len(replayed)} if job.stage.forgets.replay else {}
+    return {"rows": rows, "rows_seen": len(seen - replayed), **more}

@@ -24,8 +24,8 @@ def training_bytes(weights: Weights, model: ModelConfig, optimisation: Optimisat
     """
     added = model.peft.parameters(weights.shapes) if model.peft else 0
     trained = added if model.peft else weights.parameters
-    zero = scale.deepspeed.stage if scale.deepspeed else 0
-    halved = scale.deepspeed is not None and optimisation.precision == "bfloat16"
+    zero = scale.zero.stage if scale.zero else 0
+    halved = scale.zero is not None and optimisation.precision == "bfloat16"
     width = 2 if halved or model.dtype == "bfloat16" else FLOAT32
     moments = 3 * FLOAT32 if zero or halved else 2 * width
     workers = max(1, scale.workers)

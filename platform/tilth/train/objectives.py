@@ -15,16 +15,21 @@ from trl import SFTConfig, SFTTrainer
 
 from tilth.data.conditioning import label_prefix
 from tilth.data.dataset import Dataset
+from tilth.train.chat import assistant_turns
 from tilth.train.checkpoint import Link
-from tilth.train.config import Batches, Optimisation, Scale
+from tilth.train.config import Batches, Optimisation, Scale, Validation
 from tilth.train.deepspeed import deepspeed_config
 from tilth.train.job import Job
+from tilth.train.layout import lay_out
 from tilth.train.masking import IGNORED, MaskingCollator
 from tilth.train.mlm import Mlm
 from tilth.train.multitask import TASKS, MultiTask, TaskRun
+from tilth.train.retention import PullToInit
 from tilth.train.tasks import Tasks
 from tilth.train.thaw import Thaw
-from tilth.train.watch import ROWS, Checkpoints, Epochs, Watch, Watched
+from tilth.train.trackers import TensorBoard
+from tilth.train.validating import Validating
+from tilth.train.watch import ROWS, TOKENS, Checkpoints, Epochs, Watch, Watched
 
 EVAL_BATCH = 8  # fixed, so that a validation loss does not depend on the micro-batch
 _INPUTS = {"input_ids", "labels", "words"}
@@ -48,7 +53,9 @@ class Collate:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         keep = _INPUTS | ({"id"} if isinstance(self.inner, MaskingCollator) else set())
         batch = dict(self.inner([{key: row[key] for key in row if key in keep} for row in rows]))
+        # rows without an id only fill up the last batch
         batch[ROWS] = [row["id"] for row in rows]
+        batch[TOKENS] = [len(row["input_ids"]) for row in rows]
         if self.tasks:
             batch[TASKS] = [row["task"] for row in rows]
         for index, row in enumerate(rows):
@@ -76,18 +83,24 @@ def build(parts: Parts, watch: Watch) -> Any:
     trainer = make[parts.job.objective](parts)
     trainer.watch = watch
     stage = parts.job.stage
+    if isinstance(trainer.data_collator, MaskingCollator):
+        trainer.add_callback(Epochs(trainer.data_collator))
+    trainer.data_collator = Collate(trainer.data_collator, tasks=stage.tasks is not None)
     if stage.tasks:
         trainer.tasks = _tasks(stage.tasks, stage.optimisation, trainer.train_dataset)
         trainer.add_callback(trainer.tasks.memory)
     else:
-        trainer.train_dataset = filled(trainer.train_dataset, stage.optimisation.global_batch)
-    if isinstance(trainer.data_collator, MaskingCollator):
-        trainer.add_callback(Epochs(trainer.data_collator))
-    trainer.data_collator = Collate(trainer.data_collator, tasks=stage.tasks is not None)
+        lay_out(trainer, parts)
+    if strength := stage.forgets.l2_to_init:
+        trainer.add_callback(PullToInit(trainer.model, strength))
     trainer.add_callback(Checkpoints(watch))
     settings = parts.job.stage.model.freeze
     if settings and settings.thaw_steps:
         trainer.add_callback(Thaw(trainer.model, settings))
+    if "tensorboard" in parts.job.stage.trackers:
+        trainer.add_callback(TensorBoard(parts.job.out, parts.folder))
+    if parts.job.stage.validation:
+        trainer.add_callback(Validating(parts.job.stage.validation, watch, trainer))
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -98,35 +111,31 @@ def _tasks(tasks: Tasks, optimisation: Optimisation, rows: datasets.Dataset) -> 
     return TaskRun.of(tasks, rows, optimisation.global_batch, steps, optimisation.seed)
 
 
-def filled(rows: datasets.Dataset, multiple: int) -> datasets.Dataset:
-    """`rows` and as many without an id as make a multiple of `multiple`, which carry no loss.
-
-    So every worker has the same number of micro-batches and no row is repeated or left out in an epoch.
-    """
-    missing = -len(rows) % multiple
-    if not missing:
-        return rows
-    blank = rows.select([0] * missing).map(lambda row: {"id": ""}, features=rows.features, desc="Filling up")
-    return datasets.concatenate_datasets([rows, blank])
-
-
 def _language_model(parts: Parts) -> Any:
     stage = parts.job.stage
-    args = SFTConfig(**_arguments(parts), max_length=stage.max_length, dataset_text_field="text")
-    train, validation = (_prepare(parts, args, split, _conversation(parts.job), "text") for split in _splits(parts))
+    args = SFTConfig(
+        **_arguments(parts), max_length=stage.max_length, dataset_text_field="text",
+        completion_only_loss=stage.learns != "all", activation_offloading=stage.scale.activation_offload,
+    )  # fmt: skip
+    train, validation = (_prepare(parts, args, split, _conversation(parts), "text") for split in _splits(parts))
     return WatchedSFTTrainer(
         model=parts.model, args=args, train_dataset=train, eval_dataset=validation,
         processing_class=parts.tokenizer, peft_config=parts.peft,
     )  # fmt: skip
 
 
-def _conversation(job: Job) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Rows as TRL knows them: a text, or a prompt with its completion."""
-    if job.row_type == "labelled":
+def _conversation(parts: Parts) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Rows as TRL knows them: a text, a prompt with its completion, or tokens with their labels."""
+    row_type, learns = parts.job.row_type, parts.job.stage.learns
+    if row_type == "labelled":
         return lambda row: {"text": label_prefix(row["label"]) + row["text"]}
-    if job.row_type == "chat":
-        return lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
-    return lambda row: {name: row[name] for name in ("text", "prompt", "completion") if name in row}
+    if row_type != "chat":
+        return lambda row: {name: row[name] for name in ("text", "prompt", "completion") if name in row}
+    if learns == "assistant":
+        return lambda row: assistant_turns(parts.tokenizer, row["messages"])
+    if learns == "all":
+        return lambda row: {"messages": row["messages"]}
+    return lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
 
 
 def _classifier(parts: Parts) -> Any:
@@ -184,7 +193,7 @@ def cross_entropy(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = 
 
 
 def _splits(parts: Parts) -> tuple[str, str | None]:
-    return parts.job.stage.split, parts.job.stage.validation
+    return parts.job.stage.splits
 
 
 def _prepare(parts: Parts, args: Any, split: str | None, encode: Callable[..., dict[str, Any]], what: str) -> Any:
@@ -207,17 +216,24 @@ def _arguments(parts: Parts) -> dict[str, Any]:
         **_schedule(optimisation),
         **_execution(scale, optimisation, batches),
         "ddp_find_unused_parameters": bool(stage.model.freeze and stage.model.freeze.thaw_steps),
+        **_evaluation(stage.validation),
         "output_dir": str(parts.folder / f"rank-{parts.link.rank}"),
         "save_strategy": "steps",
         "save_steps": stage.checkpointing.every_steps,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
-        "report_to": "none",
+        "report_to": [name for name in stage.trackers if name != "tensorboard"] or "none",
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "label_names": ["labels"],
         "prediction_loss_only": True,
     }
+
+
+def _evaluation(validation: Validation | None) -> dict[str, Any]:
+    if validation is None or validation.every_steps is None:
+        return {"eval_strategy": "no"}
+    return {"eval_strategy": "steps", "eval_steps": validation.every_steps}
 
 
 def _schedule(optimisation: Optimisation) -> dict[str, Any]:
@@ -230,6 +246,7 @@ def _schedule(optimisation: Optimisation) -> dict[str, Any]:
         "optim": "adamw_torch",
         "weight_decay": optimisation.weight_decay,
         "max_grad_norm": optimisation.max_grad_norm,
+        "neftune_noise_alpha": optimisation.neftune,
         "bf16": optimisation.precision == "bfloat16",
         "seed": optimisation.seed,
         "data_seed": optimisation.seed,
@@ -246,5 +263,5 @@ def _execution(scale: Scale, optimisation: Optimisation, batches: Batches) -> di
         "gradient_checkpointing": scale.gradient_checkpointing,
         "use_cpu": cpu,
         "ddp_backend": backend,
-        "deepspeed": deepspeed_config(scale.deepspeed, optimisation, batches) if scale.deepspeed else None,
+        "deepspeed": deepspeed_config(scale.zero, optimisation, batches) if scale.zero else None,
     }

@@ -150,7 +150,7 @@ class QLora(Lora):
         if not scale.gpus:
             mend = "set scale.gpus: 1, or take lora"
             return [Problem("model.peft", "4-bit weights (qlora) need GPUs, and scale.gpus is 0", mend)]
-        if scale.deepspeed and scale.deepspeed.stage == 3:
+        if scale.zero and scale.zero.stage == 3:
             what = "4-bit weights (qlora) cannot be partitioned, as ZeRO stage 3 does"
             return [Problem("scale.deepspeed.stage", what, "use stage 2")]
         return []

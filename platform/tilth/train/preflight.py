@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tilth.data.dataset import Dataset
 from tilth.data.transform import Inputs
 from tilth.errors import ModelError, StageError
+from tilth.train.fitting import fitted
 from tilth.train.job import Job
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from tilth.runs import Artifact, Out
     from tilth.train.base import Training
+    from tilth.train.forgetting import Probe, Replay
 
 
 def prepare(stage: Training, out: Out, inputs: Mapping[str, Artifact]) -> Job:
@@ -27,11 +29,18 @@ def prepare(stage: Training, out: Out, inputs: Mapping[str, Artifact]) -> Job:
     _splits(stage, out.stage, dataset)
     if stage.tasks:
         stage.tasks.refuse(out.stage, _tasks(dataset.split(stage.split)))
+    _general(stage, out.stage, inputs)
     labels = _labels(out.stage, dataset) if objective == "classification" else ()
     if dataset.row_type == "chat":
         _conversations(stage, out.stage, dataset)
     where = Inputs.of(inputs)
-    _model(stage, out.stage, objective, where.model(stage.model.name))
+    folder = where.model(stage.model.name)
+    tokenizer = _model(stage, out.stage, objective, folder)
+    stage = fitted(stage, out.stage, folder)
+    if dataset.row_type == "chat" and not tokenizer.chat_template:
+        raise ModelError(
+            f"{out.stage}: {stage.model.name} has no chat template; name a model that was made for conversations"
+        )
     conditioned = stage.conditioned_on(dataset.row_type, objective)
     return Job(
         out.stage, stage, out.fingerprint, out.store, dataset.store, dataset.row_type, objective, labels, conditioned,
@@ -41,7 +50,7 @@ def prepare(stage: Training, out: Out, inputs: Mapping[str, Artifact]) -> Job:
 
 def _splits(stage: Training, name: str, dataset: Dataset) -> None:
     rows = dataset.splits()
-    for split in filter(None, (stage.split, stage.validation)):
+    for split in filter(None, stage.splits):
         if not rows.get(split):
             have = ", ".join(f"{key} {count}" for key, count in rows.items() if count) or "no rows at all"
             raise StageError(f"{name}: split {split!r} of {stage.data} is empty; there are: {have}")
@@ -53,6 +62,18 @@ def _tasks(dataset: Dataset) -> Counter[str | None]:
     for table in dataset.tables(["task"]):
         found.update(table["task"].to_pylist())
     return found
+
+
+def _general(stage: Training, name: str, inputs: Mapping[str, Artifact]) -> None:
+    """Rows to probe and to replay must be there and have an answer to them."""
+    wanted: list[Probe | Replay] = [*stage.probes, *filter(None, [stage.forgets.replay])]
+    for part in wanted:
+        dataset = Dataset.open(inputs[part.data])
+        if dataset.row_type == "preference":
+            raise StageError(f"{name}: {part.data} holds preference rows, which are no general text; name another")
+        if not dataset.splits().get(part.split):
+            have = ", ".join(f"{key} {count}" for key, count in dataset.splits().items() if count) or "no rows at all"
+            raise StageError(f"{name}: split {part.split!r} of {part.data} is empty; there are: {have}")
 
 
 def _labels(name: str, dataset: Dataset) -> tuple[str, ...]:
@@ -69,14 +90,14 @@ def _labels(name: str, dataset: Dataset) -> tuple[str, ...]:
 
 
 def _conversations(stage: Training, name: str, dataset: Dataset) -> None:
-    for table in dataset.split(*filter(None, (stage.split, stage.validation))).tables(["id", "messages"]):
+    for table in dataset.split(*filter(None, stage.splits)).tables(["id", "messages"]):
         for row_id, messages in zip(table["id"].to_pylist(), table["messages"].to_pylist(), strict=True):
             if len(messages or ()) < 2 or messages[-1]["role"] != "assistant":
                 raise StageError(f"{name}: conversation {row_id} does not end with an answer of the assistant")
 
 
-def _model(stage: Training, name: str, objective: str, folder: Path) -> None:
-    """Read the model's configuration and tokenizer, not its weights."""
+def _model(stage: Training, name: str, objective: str, folder: Path) -> Any:
+    """Read the model's configuration and tokenizer, not its weights; the tokenizer."""
     from transformers import AutoConfig
 
     from tilth.data.loading import Card, base_folder, load_tokenizer, refuse_unmergeable
@@ -96,3 +117,4 @@ def _model(stage: Training, name: str, objective: str, folder: Path) -> None:
         raise ModelError(f"{name}: {stage.model.name} has no mask token; name an encoder such as BERT")
     if tokenizer.pad_token is None:
         raise ModelError(f"{name}: {stage.model.name} has neither a padding nor an end-of-text token")
+    return tokenizer

@@ -29,7 +29,7 @@ class Prompts(Peft, family="peft"):
         return self.length * max(tables, default=(0, 0))[1]
 
     def unfit(self, scale: Scale) -> list[Problem]:
-        if scale.deepspeed and scale.deepspeed.stage == 3:
+        if scale.zero and scale.zero.stage == 3:
             what = f"{self.kind} cannot be saved from weights that ZeRO stage 3 has partitioned"
             return [Problem("scale.deepspeed.stage", what, "use stage 2: of so few weights nothing is gained by 3")]
         return []

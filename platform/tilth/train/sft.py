@@ -2,24 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
 
-from tilth.errors import StageError
+from tilth.errors import Problem, StageError
 from tilth.train.base import Training
+from tilth.train.config import Packing
+from tilth.train.forgetting import Forgetting
 
 
 class Sft(Training):
     """Supervised fine-tuning by TRL, or of a classification head by transformers.
 
-    A completion is learnt after its prompt, of a conversation the assistant's last turn, a text whole. Labelled
-    rows are classified, or, as a language model's texts, generated after their label.
+    A completion is learnt after its prompt, of a conversation the assistant's last turn or all of its turns, a text
+    whole. Labelled rows are classified, or, as a language model's texts, generated after their label.
     """
 
     objective: Literal["auto", "language_model", "classification"] = Field(
         "auto", description="auto: classification for labelled rows, language_model for others."
     )
+
+    loss_on: Literal["completion", "assistant", "all"] = Field(
+        "completion",
+        description="What is learnt of a row with a prompt: its completion, every turn of the assistant, or all of it.",
+    )
+    packing: Packing | None = Field(None, description="Lay several rows in one sequence; null: pad each alone.")
+
+    forgetting: Forgetting = Field(Forgetting(), description="General ability: watched, and what helps to keep it.")
+
+    @property
+    def forgets(self) -> Forgetting:
+        return self.forgetting
+
+    @property
+    def learns(self) -> str:
+        return self.loss_on
+
+    @property
+    def pack_length(self) -> int | None:
+        return None if self.packing is None else self.packing.length or self.max_length
+
+    def check(self) -> list[Problem]:
+        return [*super().check(), *self._packing_problems(), *self._forgetting_problems(), *self._task_problems()]
+
+    def _forgetting_problems(self) -> Iterator[Problem]:
+        if problem := self.forgetting.scale_problem(self.scale):
+            yield problem
+        if self.objective == "classification" and (self.forgetting.probes or self.forgetting.replay):
+            what = "general text is probed and replayed in a language model, not in a classifier"
+            yield Problem("forgetting", what, "leave out probes and replay")
+        for number, probe in enumerate(self.forgetting.probes):
+            if (probe.data, probe.split) == (self.data, self.split):
+                yield Problem(f"forgetting.probes.{number}", "these rows are trained on", "probe another split")
+
+    def _task_problems(self) -> Iterator[Problem]:
+        if self.tasks and self.packing:
+            yield Problem(
+                "packing", "a pack holds rows of several tasks, which `tasks` takes apart", "set packing: null"
+            )
+        if self.tasks and self.forgetting.replay:
+            what = "rows that are replayed are of no task"
+            yield Problem("forgetting.replay", what, "join their dataset as a task by a stage of kind mix")
+
+    def _packing_problems(self) -> Iterator[Problem]:
+        if self.packing is None:
+            return
+        from tilth.train.prompts import Prompts  # most recipes pack nothing, and need not load it
+
+        if self.objective == "classification":
+            yield Problem("packing", "only a language model learns from packed rows", "set packing: null")
+        if isinstance(self.model.peft, Prompts):
+            what = f"{self.model.peft.kind} puts its tokens before a pack, not before each row in it"
+            yield Problem("packing", what, "set packing: null, or take lora")
+        if self.packing.length is not None and self.packing.length < self.max_length:
+            what = f"packs of {self.packing.length} tokens cannot hold rows of {self.max_length}"
+            yield Problem("packing.length", what, f"use {self.max_length} or more, or lower max_length")
 
     def objective_of(self, row_type: str) -> str:
         if row_type == "preference":
@@ -28,6 +87,10 @@ class Sft(Training):
             raise StageError(f"sft: classification needs labelled rows, not {row_type} rows")
         if self.objective != "auto":
             return self.objective
+        if row_type == "labelled" and self.packing is not None:
+            raise StageError("sft: a classifier's rows are not packed; set packing: null or objective: language_model")
+        if row_type == "labelled" and (self.forgetting.probes or self.forgetting.replay):
+            raise StageError("sft: a classifier reads no general text; leave out probes and replay")
         return "classification" if row_type == "labelled" else "language_model"
 
     def conditioned_on(self, row_type: str, objective: str) -> bool:

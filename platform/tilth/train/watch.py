@@ -21,6 +21,7 @@ from tilth.train.checkpoint import Link
 from tilth.train.job import PROGRESS
 
 ROWS = "row_ids"
+TOKENS = "row_tokens"
 PROGRESS_SECONDS = 0.5
 
 
@@ -44,11 +45,15 @@ class Watch:
         """Start the clock of the first step."""
         self._then = time.monotonic()
 
-    def saw(self, rows: list[str], attention_mask: Any) -> None:
-        """Count a micro-batch; rows without an id only fill up the last batch."""
-        real = [index for index, row in enumerate(rows) if row]
-        self.rows += [rows[index] for index in real]
-        self.tokens += int(attention_mask[real].sum())
+    def saw(self, rows: list[Any], tokens: list[int]) -> None:
+        """Count a micro-batch: of each sequence its row's id, or its rows' ids, and its tokens without padding.
+
+        What has no id only fills up the last batch.
+        """
+        for names, count in zip(rows, tokens, strict=True):
+            if names:
+                self.rows += [names] if isinstance(names, str) else names
+                self.tokens += count
 
     def step(self, step: int, total: int, epoch: float, logs: dict[str, float]) -> None:
         """Close an optimizer step: gather every rank's rows, and note whether training may go on."""
@@ -66,6 +71,11 @@ class Watch:
         self.lines.append(line)
         if now - self._shown >= PROGRESS_SECONDS:
             self.show(step, total)
+
+    def validated(self, loss: float) -> None:
+        """Note the loss on held-out rows after the last step."""
+        if self.lines:
+            self.lines[-1]["validation_loss"] = loss
 
     def show(self, step: int, total: int) -> None:
         """Tell the driver how far training is, and who trains."""
@@ -87,17 +97,27 @@ class Watched:
     watch: Watch
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
-        self.watch.saw(inputs.pop(ROWS), inputs["attention_mask"])
+        self.watch.saw(inputs.pop(ROWS), inputs.pop(TOKENS))
         return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        inputs.pop(ROWS)
+        del inputs[ROWS], inputs[TOKENS]
         return super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         trainer: Any = self
         if not load_learnt(trainer.model if model is None else model, Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        masks: Any = getattr(self.data_collator, "inner", None)  # type: ignore[attr-defined]
+        if not hasattr(masks, "epoch"):
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+        epoch, masks.epoch = masks.epoch, -1  # masks of their own, the same whenever it is asked
+        try:
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            masks.epoch = epoch
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)  # type: ignore[misc]

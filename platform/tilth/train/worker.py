@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 import transformers
 from transformers import set_seed
 
 from tilth.data.loading import Card, load_pretrained, load_tokenizer
-from tilth.train import objectives, trace
+from tilth.train import fitting, objectives, retention, trace
 from tilth.train.adapters import Tensors, factors, plain_lora
 from tilth.train.checkpoint import Link, RayLink, scratch, upload
+from tilth.train.config import Batches
 from tilth.train.deepspeed import without_compiled_collectives
 from tilth.train.job import FAILED, RESULT, Job
 from tilth.train.objectives import Parts
 from tilth.train.thaw import freeze
+from tilth.train.validating import best_weights, measurements, save_weights, standing
 from tilth.train.watch import Watch
 
 
@@ -40,13 +43,17 @@ def train(job: Job, link: Link) -> None:
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()  # a new head is reported as missing weights, which it is meant to be
     folder = _folder(job)
-    if job.stage.scale.deepspeed and not job.stage.scale.gpus:
+    if job.stage.scale.zero and not job.stage.scale.gpus:
         without_compiled_collectives()
     watch = Watch(job.out, link)
-    trainer = objectives.build(_parts(job, link, folder), watch)
+    batches = fitting.batches(job, link.world)
+    trainer = objectives.build(_parts(job, link, folder, batches), watch)
     peft = job.stage.model.peft
     principal = factors(trainer.model) if peft and peft.moves_base else {}
-    trainer.train(resume_from_checkpoint=_path(link.resume()))
+    try:
+        trainer.train(resume_from_checkpoint=_path(link.resume()))
+    except torch.OutOfMemoryError as error:
+        raise fitting.shrunk(job, batches) from error
     if watch.diverged is not None:
         if link.rank == 0:
             line = {
@@ -56,9 +63,9 @@ def train(job: Job, link: Link) -> None:
             }
             job.out.write_json(FAILED, {"fingerprint": job.fingerprint, **line})
         return
+    measured = _validate(job, trainer)
     watch.flush(trainer.state.global_step)
-    validation = _validate(trainer) if job.stage.validation else None
-    _leave(job, link, trainer, principal, {"validation_loss": validation, "seconds": time.monotonic() - start})
+    _leave(job, link, trainer, principal, {**measured, "seconds": time.monotonic() - start})
 
 
 def _folder(job: Job) -> Path:
@@ -73,45 +80,55 @@ def _path(folder: Path | None) -> str | None:
     return None if folder is None else str(folder)
 
 
-def _parts(job: Job, link: Link, folder: Path) -> Parts:
+def _parts(job: Job, link: Link, folder: Path, batches: Batches) -> Parts:
     stage = job.stage
-    batches = stage.scale.over(link.world).batches(stage.optimisation.global_batch)
-    if batches is None:
-        raise ValueError(stage.scale.over(link.world).batch_problem(stage.optimisation.global_batch))
     set_seed(stage.optimisation.seed)  # a new head is drawn alike on every rank
     source = job.inputs.model(stage.model.name)
     peft = stage.model.peft
     quantized = peft is not None and peft.quantized
     loaded = load_pretrained(source, job.leaves, job.labels, stage.model.dtype, quantized=quantized)
+    tokenizer = load_tokenizer(source)
+    if link.rank == 0:
+        retention.probe_before(job, loaded.model, tokenizer)
     if stage.model.freeze:
         freeze(loaded.model, stage.model.freeze)
     adapter = peft.build(job.objective, loaded.new, str(source)) if peft else None
-    return Parts(job, link, loaded.model, load_tokenizer(source), adapter, folder, batches)
+    return Parts(job, link, loaded.model, tokenizer, adapter, folder, batches)
 
 
-def _validate(trainer: Any) -> float:
-    """Mean loss over the validation split."""
-    inner = trainer.data_collator.inner
-    if hasattr(inner, "epoch"):
-        inner.epoch = -1  # masks of their own, the same whenever it is asked
-    return float(trainer.evaluate()["eval_loss"])
+def _validate(job: Job, trainer: Any) -> dict[str, Any]:
+    """The mean loss over the validation split of the weights that are left, and of which step they are."""
+    settings = job.stage.validation
+    if settings is None:
+        return {"validation_loss": None}
+    if trainer.state.global_step not in dict(measurements(trainer.state)):
+        trainer.evaluate()
+    measured = measurements(trainer.state)
+    if not settings.keeps_best:
+        return {"validation_loss": measured[-1][1]}
+    best = standing(measured, settings.min_delta)
+    return {"validation_loss": best.loss, "best_step": best.step, "last_validation_loss": measured[-1][1]}
 
 
 def _leave(job: Job, link: Link, trainer: Any, principal: Tensors, measured: dict[str, Any]) -> None:
     """Save the model, then `result.json`: the moment at which training is done."""
     folder = Path(trainer.args.output_dir) / "model"
-    trainer.save_model(str(folder))  # every rank takes part: ZeRO-3 gathers the weights
+    save_weights(trainer, folder, link.rank == 0)
     if link.rank == 0:
+        if measured.get("best_step", trainer.state.global_step) != trainer.state.global_step:
+            shutil.rmtree(folder)
+            shutil.copytree(best_weights(job.out, measured["best_step"]), folder)
         stage = job.stage
         peft = stage.model.peft.kind if stage.model.peft else None
         if principal:
             plain_lora(folder, principal)
         Card(job.leaves, job.labels, job.base if peft else "", peft, stage.max_length, job.conditioned).write(folder)
-        for name in ("training_args.bin", "README.md"):  # a pickle, and a card that says nothing of this run
-            (folder / name).unlink(missing_ok=True)
         job.out.remove("model")
         upload(folder, job.out, "model")
         trace.merge(job.out, trainer.state.global_step)
+        measured |= retention.probe_after(job, folder)
+        if (note := fitting.noted(job)) is not None:
+            measured["micro_batch"] = {"rows": note["rows"], "too_many": note["first"]}
         result = {"fingerprint": job.fingerprint, "steps": trainer.state.global_step, "workers": link.world}
         job.out.write_json(RESULT, {**result, "parameters": parameters(trainer.model), **measured})
     trainer.accelerator.wait_for_everyone()

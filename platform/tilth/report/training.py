@@ -1,0 +1,56 @@
+"""What a report says of training beside its curves: the gap between rows that are learnt and rows that are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tilth.report.svg import SERIES, Picture, Pictures, drawing, label
+
+Trace = Sequence[Mapping[str, Any]]
+
+
+def gaps(trace: Trace) -> list[tuple[int, float, float]]:
+    """(step, held-out loss, its distance from the training loss) of every measurement.
+
+    The training loss is the mean over the steps since the measurement before: a single batch says little.
+    """
+    found, since = [], []
+    for line in trace:
+        since.append(line["loss"])
+        if (held_out := line.get("validation_loss")) is not None:
+            found.append((line["step"], held_out, held_out - sum(since) / len(since)))
+            since = []
+    return found
+
+
+def gap(pictures: Pictures, traces: Mapping[str, Trace], title: str) -> Iterator[Picture]:
+    """Held-out loss and its distance from the training loss by step, where there are two measurements or more."""
+    measured = {model: found for model, trace in traces.items() if len(found := gaps(trace)) > 1}
+    if not measured:
+        return
+    with drawing(7.6, 2.9, panels=2) as (figure, (left, right)):
+        for number, (model, found) in enumerate(measured.items()):
+            steps, losses, distances = zip(*found, strict=True)
+            colour = SERIES[number % len(SERIES)]
+            left.plot(steps, losses, "o-", color=colour, markersize=3.5, label=label(model))
+            right.plot(steps, distances, "o-", color=colour, markersize=3.5)
+        left.set(xlabel="step", title="validation loss")
+        right.set(xlabel="step", title="validation loss less training loss")
+        right.axhline(0, color=SERIES[-1], linewidth=0.8)
+        left.legend(loc="upper right")
+    said = "; ".join(_in_words(model, found) for model, found in measured.items())
+    yield pictures.of(figure, title, said)
+
+
+def _in_words(model: str, found: Sequence[tuple[int, float, float]]) -> str:
+    step, loss, _ = min(found, key=lambda item: item[1])
+    return (
+        f"{model}: lowest validation loss {loss:.3f} at step {step:,}; gap from {found[0][2]:.3f} to {found[-1][2]:.3f}"
+    )
+
+
+def forgotten(detail: Mapping[str, Any]) -> list[tuple[str, float, float, float]]:
+    """(probe, before, after, change) of everything that was asked of the model before and after training."""
+    before, after = detail["probes"]["before"], detail["probes"]["after"]
+    return [(name, value, after[name], after[name] - value) for name, value in before.items()]

@@ -1,0 +1,43 @@
+"""Conversations as tokens: which of them a model learns to say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tilth.errors import StageError
+from tilth.train.masking import IGNORED
+
+Messages = Sequence[Mapping[str, str]]
+
+
+def assistant_turns(tokenizer: Any, messages: Messages) -> dict[str, list[int]]:
+    """input_ids of a whole conversation, and labels that are IGNORED outside the assistant's turns.
+
+    A turn is what the chat template adds to the conversation before it, its end-of-turn token included. StageError
+    where the template renders a conversation's beginning differently from the beginning of the whole.
+    """
+    whole = _ids(tokenizer, messages)
+    labels = [IGNORED] * len(whole)
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant" or not number:
+            continue
+        start = len(_beginning(tokenizer, messages[:number], whole, asks=True))
+        end = len(_beginning(tokenizer, messages[: number + 1], whole, asks=False))
+        labels[start:end] = whole[start:end]
+    return {"input_ids": whole, "labels": labels}
+
+
+def _beginning(tokenizer: Any, messages: Messages, whole: list[int], asks: bool) -> list[int]:
+    found = _ids(tokenizer, messages, asks)
+    if whole[: len(found)] != found:
+        raise StageError(
+            f"sft: the chat template renders the first {len(messages)} messages of a conversation differently from "
+            "the whole, so that the assistant's turns cannot be told apart; use loss_on: completion"
+        )
+    return found
+
+
+def _ids(tokenizer: Any, messages: Messages, asks: bool = False) -> list[int]:
+    found = tokenizer.apply_chat_template(list(messages), add_generation_prompt=asks, return_dict=True)
+    return list(found["input_ids"])

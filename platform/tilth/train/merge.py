@@ -1,0 +1,42 @@
+"""The work of the stage `export`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from tilth.data.loading import Card, load_pretrained, load_tokenizer
+from tilth.data.transform import Inputs
+from tilth.train.card import README
+from tilth.train.checkpoint import scratch, upload
+
+if TYPE_CHECKING:
+    from tilth.runs import Artifact
+    from tilth.storage import Store
+
+
+def merge(model: str, dtype: str, store: Store, inputs: Mapping[str, Artifact]) -> dict[str, int]:
+    """Write `model/` under `store`: whole weights, tokenizer, card; returns how many parameters it has."""
+    source = Inputs.of(inputs).model(model)
+    card = Card.read(source)
+    loaded = load_pretrained(source, card.objective, card.labels, dtype).model
+    if dtype != "auto":
+        loaded = loaded.to(getattr(torch, dtype))  # an adapter is merged in the format of its base
+    folder = scratch()
+    try:
+        loaded.save_pretrained(folder)
+        load_tokenizer(source).save_pretrained(folder)
+        replace(card, base="", peft=None).write(folder)
+        if (source / README).is_file():
+            text = (source / README).read_text(encoding="utf-8")
+            (folder / README).write_text(text.replace("library_name: peft", "library_name: transformers"), "utf-8")
+        store.remove("model")
+        upload(folder, store, "model")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    total = sum(parameter.numel() for parameter in loaded.parameters())
+    return {"trainable": 0, "total": total}

@@ -1,0 +1,123 @@
+"""Packing: several rows in one sequence, so that hardly a token of a batch is padding.
+
+Rows are laid together by best-fit decreasing (Ding et al. 2024, arXiv:2404.10830; TRL's `pack_dataset`, over a
+thousand rows at a time). Positions begin anew with every row, and no row attends to another: without a mask of its
+own a model of transformers makes a block-diagonal one from the positions. Not every architecture does, and not every
+adapter passes positions on, so `leak` measures it on the very model before it is trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import torch
+from trl import pack_dataset
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from tilth.errors import StageError
+from tilth.train.masking import IGNORED
+from tilth.train.watch import ROWS, TOKENS
+
+#: greatest difference of logits, as a share of the greatest logit, that counts as rounding
+ROUNDING = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+
+
+def pack(rows: datasets.Dataset, length: int, key: str) -> datasets.Dataset:
+    """Memory-mapped packs of at most `length` tokens: input_ids, labels, seq_lengths, and `ids` of their rows.
+
+    `rows` have id, input_ids, labels; none is longer than `length`. `key` names the result in the cache.
+    """
+    names = rows["id"]
+
+    def numbered(row: dict[str, Any], number: int) -> dict[str, Any]:
+        return {"row": [number] * len(row["input_ids"])}
+
+    def named(found: dict[str, Any]) -> dict[str, Any]:
+        starts = _starts(found["seq_lengths"])
+        return {"ids": [names[found["row"][start]] for start in starts]}
+
+    extra = [name for name in rows.column_names if name not in ("input_ids", "labels")]
+    rows = rows.map(numbered, with_indices=True, remove_columns=extra, new_fingerprint=f"{key}-numbered")
+    packs = pack_dataset(rows, length, "bfd", {"new_fingerprint": f"{key}-packed", "desc": "Packing"})
+    return packs.map(named, remove_columns=["row"], new_fingerprint=f"{key}-named", desc="Naming")
+
+
+def _starts(lengths: list[int]) -> list[int]:
+    """Where each row of a pack begins."""
+    return [sum(lengths[:number]) for number in range(len(lengths))]
+
+
+@dataclass(frozen=True)
+class CollatePacks:
+    """Batches of packs [packs, longest]: input_ids, labels, position_ids; of each pack its rows' ids and tokens."""
+
+    pad_token_id: int
+    inner: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        inner = DataCollatorForLanguageModeling(self.pad_token_id, return_position_ids=True)
+        object.__setattr__(self, "inner", inner)
+
+    def __call__(self, packs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = dict(self.inner(packs))
+        del batch["attention_mask"]  # a model that is given one does not look at positions
+        # what follows a row's last token is another row's first, which nobody is to guess
+        batch["labels"][batch["position_ids"] == 0] = IGNORED
+        for index, found in enumerate(packs):
+            if not found["ids"]:
+                batch["labels"][index] = IGNORED
+        batch[ROWS] = [found["ids"] for found in packs]
+        batch[TOKENS] = [len(found["input_ids"]) for found in packs]
+        return batch
+
+
+@dataclass(frozen=True)
+class EitherCollate:
+    """Batches of packs by one collator, of single rows by the other."""
+
+    packs: CollatePacks
+    rows: Any
+
+    @property
+    def inner(self) -> Any:
+        return self.rows.inner
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = self.packs(rows) if "ids" in rows[0] else self.rows(rows)
+        return found
+
+
+def demand_independence(model: Any, name: str) -> None:
+    """StageError unless `model` reads the rows of a pack as if each were alone."""
+    found = leak(model)
+    if found > ROUNDING.get(next(model.parameters()).dtype, 1e-4):
+        raise StageError(
+            f"packing: a row in a pack gets other logits from {name} than alone (by {found:.2g} of the greatest): "
+            "its architecture or adapter does not keep packed rows apart; set packing: null"
+        )
+
+
+def leak(model: Any) -> float:
+    """Greatest difference between a row's logits in a pack and alone, as a share of the greatest logit."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return _leak(model)
+    finally:
+        model.train(was_training)
+
+
+def _leak(model: Any) -> float:
+    lengths = (9, 5, 11)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = ((torch.arange(sum(lengths)) * 7919 + 13) % vocabulary)[None].to(model.device)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None].to(model.device)
+    together = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+    alone = [model(input_ids=part, use_cache=False).logits for part in ids.split(lengths, dim=1)]
+    if any(part.shape[1] != length for part, length in zip(alone, lengths, strict=True)):
+        return float("inf")  # virtual tokens come before a pack, not before each of its rows
+    expected = torch.cat(alone, dim=1).float()
+    return float((together.float() - expected).abs().max() / expected.abs().max())
