@@ -81,6 +81,12 @@ def test_no_row_is_seen_again_before_all_of_its_task_were(sampling: Sampling) ->
 
 
 @pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The smallest encoder, where learning is not what is asked."""
+    return str(model_folder(tmp_path_factory.mktemp("small"), "bert"))
+
+
+@pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An encoder of random weights, without dropout, with the tokenizer of MiniLM."""
     from transformers import BertConfig, BertForMaskedLM
@@ -120,10 +126,10 @@ def trained(root: Path, model: str, tasks: Any, data: list[dict[str, Any]], micr
 THREE = {"a": 40, "b": 20, "c": 12}
 
 
-def test_separate_gradients_without_a_remedy_are_plain_training(tmp_path: Path, tiny: str) -> None:
+def test_separate_gradients_without_a_remedy_are_plain_training(tmp_path: Path, small: str) -> None:
     sampling = {"kind": "equal"}
-    plain = trained(tmp_path / "plain", tiny, {"sampling": sampling}, rows(THREE))
-    apart = trained(tmp_path / "apart", tiny, {"sampling": sampling, "conflict": {"kind": "none"}}, rows(THREE))
+    plain = trained(tmp_path / "plain", small, {"sampling": sampling}, rows(THREE))
+    apart = trained(tmp_path / "apart", small, {"sampling": sampling, "conflict": {"kind": "none"}}, rows(THREE))
     assert [line["loss"] for line in apart] == pytest.approx([line["loss"] for line in plain], abs=1e-5)
     assert [line["grad_norm"] for line in apart] == pytest.approx([line["grad_norm"] for line in plain], rel=1e-4)
     assert all("conflict" in line for line in apart)
@@ -131,17 +137,17 @@ def test_separate_gradients_without_a_remedy_are_plain_training(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("tasks", [{"weighting": {"kind": "gradnorm"}, "conflict": {"kind": "gradvac"}}], ids=["all"])
-def test_the_division_of_the_batch_does_not_matter(tmp_path: Path, tiny: str, tasks: Any) -> None:
+def test_the_division_of_the_batch_does_not_matter(tmp_path: Path, small: str, tasks: Any) -> None:
     losses = []
     for micro in (1, 2, 8):
-        lines = trained(tmp_path / str(micro), tiny, tasks, rows(THREE), micro)
+        lines = trained(tmp_path / str(micro), small, tasks, rows(THREE), micro)
         losses.append([(line["loss"], line["tasks"]["a"]["loss"], line["tasks"]["a"]["weight"]) for line in lines])
     assert np.array(losses[0]) == pytest.approx(np.array(losses[2]), abs=1e-4)
     assert np.array(losses[1]) == pytest.approx(np.array(losses[2]), abs=1e-4)
 
 
-def test_the_trace_tells_the_tasks_of_each_step(tmp_path: Path, tiny: str) -> None:
-    lines = trained(tmp_path, tiny, {"sampling": {"kind": "equal"}}, rows(THREE))
+def test_the_trace_tells_the_tasks_of_each_step(tmp_path: Path, small: str) -> None:
+    lines = trained(tmp_path, small, {"sampling": {"kind": "equal"}}, rows(THREE))
     assert len(lines) == 18
     for line in lines:
         assert Counter(row[0] for row in line["rows"]) == {t: item["rows"] for t, item in line["tasks"].items()}
@@ -193,29 +199,27 @@ def test_dynamic_weight_average_favours_what_does_not_fall(corrupted: dict[str, 
     assert found["c"] > max(found["a"], found["b"])
 
 
-def test_weights_of_the_loss_are_weights_of_the_gradient(tmp_path: Path, tiny: str) -> None:
+def test_weights_of_the_loss_are_weights_of_the_gradient(tmp_path: Path, small: str) -> None:
     """At weights of 2 a step of plain gradient descent would be twice as long: the gradient's norm is."""
     optimisation = {"epochs": 1, "steps": 1, "max_grad_norm": 0}
     norms = []
     for weight in (1.0, 2.0):
         weighting = {"kind": "fixed", "weights": dict.fromkeys("abc", weight)}
-        lines = trained(tmp_path / str(weight), tiny, {"weighting": weighting}, rows(THREE), optimisation=optimisation)
+        lines = trained(tmp_path / str(weight), small, {"weighting": weighting}, rows(THREE), optimisation=optimisation)
         norms.append(lines[0]["grad_norm"])
     assert norms[1] == pytest.approx(2 * norms[0], rel=1e-4)
 
 
-def test_a_killed_run_goes_on_with_the_same_rows_weights_and_cosines(tmp_path: Path, tiny: str) -> None:
+def test_a_killed_run_goes_on_with_the_same_rows_weights_and_cosines(tmp_path: Path, small: str) -> None:
     tasks = {
         "sampling": {"kind": "annealed"}, "conflict": {"kind": "gradvac", "beta": 0.2},
         "weighting": {"kind": "gradnorm"},
     }  # fmt: skip
-    often = {"checkpointing": {"every_steps": 2}, "optimisation": {"epochs": 5}}
-    whole = trained(tmp_path / "whole", tiny, tasks, rows(THREE), **often)
+    whole = trained(tmp_path / "whole", small, tasks, rows(THREE), checkpointing={"every_steps": 4})
     dataset(tmp_path / "killed", rows(THREE))
-    stage = stage_of(
-        "sft", tiny, {"learning_rate": 1e-3, "epochs": 5}, tasks=tasks, checkpointing={"every_steps": 2}
-    )  # fmt: skip
-    die(tmp_path / "killed", stage, step=20)
+    settings = {"learning_rate": 1e-3, "epochs": 2}
+    stage = stage_of("sft", small, settings, tasks=tasks, checkpointing={"every_steps": 4})
+    die(tmp_path / "killed", stage, step=10)
     assert (tmp_path / "killed" / "train" / "checkpoints").is_dir()
     run_stage(tmp_path / "killed", stage)
     assert trace(tmp_path / "killed") == whole
@@ -231,9 +235,9 @@ def test_a_killed_run_goes_on_with_the_same_rows_weights_and_cosines(tmp_path: P
     ],
     ids=["separate", "weighted", "zero2"],
 )
-def test_two_workers_train_as_one(tmp_path: Path, tiny: str, tasks: Any, scale: Any, ray_session: Any) -> None:
-    alone = trained(tmp_path / "0", tiny, tasks, rows(THREE))
-    together = trained(tmp_path / "2", tiny, tasks, rows(THREE), scale={"workers": 2, "cpus": 0.5, **scale})
+def test_two_workers_train_as_one(tmp_path: Path, small: str, tasks: Any, scale: Any, ray_session: Any) -> None:
+    alone = trained(tmp_path / "0", small, tasks, rows(THREE))
+    together = trained(tmp_path / "2", small, tasks, rows(THREE), scale={"workers": 2, "cpus": 0.5, **scale})
     assert [sorted(line["rows"]) for line in together] == [sorted(line["rows"]) for line in alone]
     assert [line["loss"] for line in together] == pytest.approx([line["loss"] for line in alone], abs=2e-3)
     for one, two in zip(alone, together, strict=True):
@@ -277,10 +281,10 @@ def test_tasks_of_a_language_model_on_two_workers(tmp_path: Path, ray_session: A
     ids=["one", "none", "rates", "weights", "references"],
 )
 def test_tasks_that_are_not_those_of_the_data_are_refused(
-    tmp_path: Path, tiny: str, data: list[dict[str, Any]], tasks: Any, says: str
+    tmp_path: Path, small: str, data: list[dict[str, Any]], tasks: Any, says: str
 ) -> None:
     with pytest.raises(StageError, match=says):
-        trained(tmp_path, tiny, tasks, data)
+        trained(tmp_path, small, tasks, data)
 
 
 @pytest.mark.parametrize(
