@@ -121,7 +121,7 @@ def test_zero_divides_what_its_paper_says(stage, each):
 
 
 def recipe(encoder: Path, **more: Any) -> dict[str, Any]:
-    proposer = {"kind": "masked_lm", "model": "@mlm"}
+    proposer = {"kind": "masked_lm", "precision": "float32", "model": "@mlm"}
     return {
         "name": "x",
         "stages": {

@@ -62,7 +62,7 @@ def _sized(model: str, steps: Mapping[str, Step]) -> Weights | None:
     step = steps[model[1:]]
     if step.reused and step.store.is_local:
         return in_folder(step.store.local("model"))
-    return _sized(step.stage.base, steps) if step.stage.base is not None else None
+    return _sized(step.stage.made_from, steps) if step.stage.made_from is not None else None
 
 
 def _probe(run: Run, step: Step) -> None:

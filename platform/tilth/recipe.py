@@ -47,7 +47,7 @@ class Stage(Component, family="stage"):
         return None
 
     @property
-    def base(self) -> str | None:
+    def made_from(self) -> str | None:
         """What the model that this stage leaves is made from, which tells its size before there is one."""
         return None
 

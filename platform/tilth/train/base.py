@@ -108,7 +108,7 @@ class Training(Stage):
         return None if weights is None else training_bytes(weights, self.model, self.optimisation, self.scale)
 
     @property
-    def base(self) -> str:
+    def made_from(self) -> str:
         return self.model.name
 
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:

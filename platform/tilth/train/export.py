@@ -28,7 +28,7 @@ class Export(Stage):
     )
 
     @property
-    def base(self) -> str:
+    def made_from(self) -> str:
         return self.model
 
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
