@@ -81,7 +81,13 @@ class Component(BaseModel):
 
     # defaults are validated too: that is what makes a default model name a ModelName, known by its content
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        defer_build=True,
     )
 
     family: ClassVar[str] = ""
