@@ -6,7 +6,7 @@ commits every unit to a ledger. Bare `LLM.generate` gets all prompts at once, ba
 final outputs only. ray.data.llm starts an engine anew for each dataset: its clock runs from the first prompt that
 reached the engine to the last row that came out.
 
-distilabel is not measured: 1.5.3, its last release, imports what vLLM has since dropped.
+distilabel is not measured: beside it resolves only another vLLM than the one measured here.
 """
 
 from __future__ import annotations

@@ -187,6 +187,9 @@ def _quiet(folder: Path) -> dict[str, str]:
     quiet |= {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     # a fork of a process with threads may hang, and its environment would not show the warden's mark
     quiet["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    if "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS" not in os.environ:
+        # a step of long prompts on a busy CPU takes longer than the five minutes after which vLLM thinks itself dead
+        quiet["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"] = "3600"
     # several workers on one machine would all bind their threads to the same cores
     if "OMP_NUM_THREADS" in os.environ and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
         quiet["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
