@@ -177,6 +177,8 @@ def _prompt(ids: list[int]) -> Any:
 
 def _quiet(folder: Path) -> dict[str, str]:
     """Variables under which vLLM writes nothing but errors, and these to a file; it knows no argument for it."""
+    from vllm.platforms import current_platform
+
     handler = {"class": "logging.FileHandler", "filename": str(folder / "errors.log"), "level": "ERROR", "delay": True}
     logger = {"handlers": ["file"], "level": "ERROR", "propagate": False}
     config = {
@@ -187,7 +189,7 @@ def _quiet(folder: Path) -> dict[str, str]:
     quiet |= {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     # a fork of a process with threads may hang, and its environment would not show the warden's mark
     quiet["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    if "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS" not in os.environ:
+    if current_platform.is_cpu() and "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS" not in os.environ:
         # a step of long prompts on a busy CPU takes longer than the five minutes after which vLLM thinks itself dead
         quiet["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"] = "3600"
     # several workers on one machine would all bind their threads to the same cores
