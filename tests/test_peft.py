@@ -17,11 +17,14 @@ from tilth.storage import Store
 from tilth.train.adapters import factors, plain_lora
 from tilth.train.bottleneck import Bottleneck
 from tilth.train.checkpoint import StoreLink
+from tilth.train.config import ModelConfig, Optimisation, Scale
 from tilth.train.freeze import Freeze
 from tilth.train.launch import CHECKPOINTS
+from tilth.train.memory import activation_bytes, footprint
 from tilth.train.peft import Lora, Peft
 from tilth.train.thaw import freeze
 from tilth.train.worker import train
+from tilth.weights import Weights, in_folder
 from tiny import model_folder
 from training import dataset, job_of, questions, run_stage, stage_of, trace
 
@@ -249,3 +252,51 @@ def test_every_kind_is_a_light_config_of_a_family() -> None:
     config = made.build("classification", (), "folder")
     assert (config.num_virtual_tokens, config.prompt_tuning_init_text) == (3, "classify this:")
     assert config.tokenizer_name_or_path == "folder"
+
+
+# what is said before the start
+
+
+def stored(folder: Path) -> Weights:
+    found = in_folder(folder)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert", "t5"])
+@pytest.mark.parametrize("placement", ["houlsby", "pfeiffer"])
+def test_bottlenecks_are_counted_by_shapes(tmp_path: Path, kind: str, placement: Any) -> None:
+    folder, method = model_folder(tmp_path / kind, kind), Bottleneck(placement=placement, width=4)
+    objective = OBJECTIVES.get(kind, "language_model")
+    model = get_peft_model(load_pretrained(folder, objective).model, method.build(objective))
+    assert method.parameters(stored(folder).shapes) == model.get_nb_trainable_parameters()[0]
+
+
+def test_what_is_frozen_takes_no_gradients(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "llama", "llama")
+    settings = Freeze(blocks=(0, 2), embeddings=True, names=(r"layers\.2\.mlp",))
+    model = load_pretrained(folder, "language_model").model
+    freeze(model, settings)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    held = footprint(stored(folder), ModelConfig(name="x", freeze=settings), Optimisation(), Scale())
+    assert (held.trained, held.total) == (trained, sum(p.numel() for p in model.parameters()))
+    assert (held.weights, held.gradients, held.optimizer) == (4 * held.total, 4 * trained, 8 * trained)
+
+
+def test_activations_follow_tokens_width_and_checkpointing() -> None:
+    shape = {"hidden_size": 16, "num_hidden_layers": 3, "vocab_size": 100}
+    plain = activation_bytes(shape, 10, Optimisation(), Scale(), "classification")
+    assert plain == 10 * 4 * 16 * 17 * 3
+    assert activation_bytes(shape, 10, Optimisation(), Scale(), "language_model") == plain + 10 * 8 * 100
+    less = activation_bytes(shape, 10, Optimisation(), Scale(gradient_checkpointing=True), "classification")
+    assert less == 10 * 4 * 16 * (17 + 3)
+
+
+def test_counts_and_memory_are_said_before_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = str(model_folder(tmp_path / "bert", "bert"))
+    dataset(tmp_path, questions(4))
+    made = run_stage(tmp_path, stage_of("sft", {"name": base, "freeze": {"blocks": [0, 3]}}, {"steps": 1}))
+    said = next(line for line in capsys.readouterr().err.splitlines() if "memory about" in line)
+    assert said.startswith("train: freeze: about ")
+    assert "are trained" in said
+    assert made.detail["parameters"]["trainable"] < made.detail["parameters"]["total"]

@@ -103,6 +103,27 @@ def test_chat_rows():
     ]  # fmt: skip
 
 
+def test_words_with_tags():
+    [made] = shaped(Inline(rows=({"tokens": ["Ann ", "lives"], "tags": ["PER", 0]},)), "tagged")
+    assert (made["tokens"], made["tags"]) == (["Ann", "lives"], ["PER", "0"])
+    [short] = shaped(Inline(rows=({"tokens": ["Ann", "lives"], "tags": ["PER"]},)), "tagged")
+    assert short["reason"] == "quarantined/tags: there are 1 for 2 tokens"
+
+
+def test_answers_are_found_where_the_cleaned_context_has_them():
+    context = "\r\n Rome was, and Rome is."
+    squad = {"question": "What is?", "context": context, "answers": {"text": ["Rome"], "answer_start": [17]}}
+    plain = {**squad, "answers": [{"text": "Rome", "start": 3}, {"text": "Rome is", "start": 17}]}
+    nothing = {**squad, "answers": []}
+    wrong = {**squad, "answers": {"text": ["Oslo"], "answer_start": [0]}}
+    made = shaped(Inline(rows=(squad, plain, nothing, wrong)), "qa")
+    assert [[(a["text"], a["start"]) for a in row.get("answers") or ()] for row in made] == [
+        [("Rome", 14)], [("Rome", 0), ("Rome is", 14)], [], [],
+    ]  # fmt: skip
+    assert made[0]["context"][14:18] == "Rome"
+    assert [row["reason"] for row in made] == [None, None, None, "quarantined/answer: 'Oslo' is not in the context"]
+
+
 def test_hugging_face_directory_with_class_labels(tmp_path):
     import datasets
 

@@ -19,6 +19,7 @@ KINDS: dict[str, dict[str, str]] = {
         "mlm": "tilth.train.mlm:Mlm",
         "sft": "tilth.train.sft:Sft",
         "export": "tilth.train.export:Export",
+        "dpo": "tilth.train.dpo:Dpo",
         "evaluate": "tilth.evaluate.stage:Evaluate",
         "generate": "tilth.generate.stage:Generate",
     },

@@ -48,7 +48,7 @@ def clean_text(text: str, how: Cleaning) -> str:
 
 
 def clean_value(value: Any, how: Cleaning) -> Any:
-    """The same for every text within a payload value: a string, or the messages of a chat."""
+    """The same for every text within a payload value: a string, words, answers or the messages of a chat."""
     return map_texts(value, lambda text: clean_text(text, how))
 
 
@@ -68,5 +68,12 @@ def map_texts(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
-        return [{**message, "content": change(message["content"])} for message in value]
+        return [map_texts(item, change) for item in value]
+    if isinstance(value, dict):
+        return {key: change(item) if key in ("content", "text") else item for key, item in value.items()}
     return value
+
+
+def said(item: Any) -> str:
+    """The text of one item of a list: a word, an answer, or what a turn of a conversation says."""
+    return item if isinstance(item, str) else str(item.get("content", item.get("text")))

@@ -117,7 +117,8 @@ def load_pretrained(
     if card.peft is not None:
         refuse_unmergeable(folder, card)
         below = load_pretrained(base_folder(card), objective, labels, dtype)
-        return Pretrained(adapted(below.model, folder).merge_and_unload())
+        # PEFT froze what it stood on; merged, it is a model as any other
+        return Pretrained(adapted(below.model, folder).merge_and_unload().requires_grad_(True))
     head: dict[str, Any] = {}
     if labels:
         head = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}

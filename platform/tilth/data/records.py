@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tilth.data.clean import Cleaning, clean_text, clean_value, map_texts
+from tilth.data.clean import Cleaning, clean_text, clean_value, map_texts, said
 from tilth.data.readers import EXCERPT, Bad, Item, Record
 from tilth.data.schema import PAYLOADS, Row, original
 from tilth.data.source import Source
@@ -62,9 +62,10 @@ class Shaper:
         if self.source.implicit_prompt:
             payload = _with_prompt(payload)
         for name, value in payload.items():
-            texts = [value] if isinstance(value, str) else [turn["content"] for turn in value]
-            if not any(text.strip() for text in texts):
+            texts = [value] if isinstance(value, str) else [said(item) for item in value]
+            if not any(text.strip() for text in texts) and name != "answers":  # a question may have no answer
                 raise _Unfit(f"empty: {name}")
+        payload = _fitted(payload)
         meta: dict[str, Any] = {"file": file, "line": record.line}
         for name in self.source.carried:
             if (kept := _look(record.value, name)) is not _ABSENT:
@@ -126,8 +127,8 @@ def _checked(value: Any, name: str) -> Any:
     """The value if it has the declared type and can be stored; _Unfit otherwise."""
     if name in _AS_DIGITS and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if name == "messages":
-        value = _messages(value)
+    if name in _LISTS:
+        value = _LISTS[name](value)
     elif not isinstance(value, str):
         raise _Unfit(f"wrong_type: {name} is {type(value).__name__} where text is declared")
     return map_texts(value, lambda text: _storable(text, name))
@@ -143,6 +144,47 @@ def _messages(value: Any) -> list[dict[str, str]]:
             raise _Unfit("wrong_type: each of messages must be {role: text, content: text}")
         turns.append({"role": _storable(role, "messages"), "content": content})
     return turns
+
+
+def _words(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str | int) for item in value):
+        raise _Unfit(f"wrong_type: {type(value).__name__} where a list of words or tags is declared")
+    return [str(item) for item in value]
+
+
+def _answers(value: Any) -> list[dict[str, Any]]:
+    """A list of {text, start}, or as SQuAD has it {text: […], answer_start: […]}."""
+    if isinstance(value, Mapping) and isinstance(value.get("text"), list):
+        starts = value.get("answer_start")
+        starts = starts if isinstance(starts, list) else []
+        value = [{"text": text, "start": start} for text, start in zip(value["text"], starts, strict=False)]
+    if not isinstance(value, list):
+        raise _Unfit(f"wrong_type: answers is {type(value).__name__} where a list is declared")
+    for item in value:
+        if not isinstance(item, Mapping) or not isinstance(item.get("text"), str) or type(item.get("start")) is not int:
+            raise _Unfit("wrong_type: each of answers must be {text: text, start: number of a character}")
+    return [{"text": item["text"], "start": item["start"]} for item in value]
+
+
+_LISTS = {"messages": _messages, "tokens": _words, "tags": _words, "answers": _answers}
+
+
+def _fitted(payload: dict[str, Any]) -> dict[str, Any]:
+    """The payload with its parts held against each other: a tag for each word, each answer where its context has it.
+
+    Cleaning may have moved a text by a few characters: an answer is looked for nearest to where it was.
+    """
+    if "tags" in payload and len(payload["tags"]) != len(payload["tokens"]):
+        raise _Unfit(f"tags: there are {len(payload['tags'])} for {len(payload['tokens'])} tokens")
+    if "answers" not in payload:
+        return payload
+    placed = []
+    for answer in payload["answers"]:
+        found = [match.start() for match in re.finditer(f"(?={re.escape(answer['text'])})", payload["context"])]
+        if not found or not answer["text"]:
+            raise _Unfit(f"answer: {answer['text'][:EXCERPT]!r} is not in the context")
+        placed.append({**answer, "start": min(found, key=lambda at: abs(at - answer["start"]))})
+    return {**payload, "answers": placed}
 
 
 def _storable(text: str, name: str) -> str:

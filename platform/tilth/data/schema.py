@@ -1,4 +1,4 @@
-"""What a row is. Every dataset of a run has the same lineage columns and one of five payloads.
+"""What a row is. Every dataset of a run has the same lineage columns and one of seven payloads.
 
 A row in Python is a plain dict with these keys; on storage it is Parquet with the declared Arrow schema, so
 that an all-null column never changes type between two files.
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Row = dict[str, Any]
-RowType = Literal["text", "labelled", "completion", "chat", "preference"]
+RowType = Literal["text", "labelled", "completion", "chat", "preference", "tagged", "qa"]
 
 #: payload columns of each row type
 PAYLOADS: dict[str, tuple[str, ...]] = {
@@ -25,6 +25,8 @@ PAYLOADS: dict[str, tuple[str, ...]] = {
     "completion": ("prompt", "completion"),
     "chat": ("messages",),
     "preference": ("prompt", "chosen", "rejected"),
+    "tagged": ("tokens", "tags"),
+    "qa": ("question", "context", "answers"),
 }
 
 #: lineage columns, in every dataset
@@ -53,6 +55,9 @@ def arrow_schema(row_type: str) -> pa.Schema:
     kinds: dict[str, Any] = {"seed": pa.int64()}
     message = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     kinds["messages"] = message
+    kinds["tokens"] = kinds["tags"] = pa.list_(pa.string())
+    # an answer stands at character `start` of the context
+    kinds["answers"] = pa.list_(pa.struct([("text", pa.string()), ("start", pa.int64())]))
     return pa.schema([(name, kinds.get(name, pa.string())) for name in (*LINEAGE, *PAYLOADS[row_type])])
 
 

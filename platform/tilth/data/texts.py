@@ -1,15 +1,16 @@
-"""The text of a column, whatever the column holds: a text, or the turns of a conversation."""
+"""The text of a column, whatever the column holds: a text, the turns of a conversation, words or answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from tilth.data.clean import map_texts, said
 from tilth.data.schema import PAYLOADS, Row
 from tilth.errors import StageError
 
 #: columns that hold no running text
-_NAMES = frozenset({"label"})
+_NAMES = frozenset({"label", "tags"})
 
 
 def text_of(row: Row, field: str) -> str:
@@ -35,18 +36,16 @@ def whole_text(row: Row) -> str:
 def parts_of(row: Row, field: str) -> list[str]:
     """The texts that column `field` consists of: one, or what each turn says."""
     value = row[field]
-    return [value] if isinstance(value, str) else [turn["content"] for turn in value]
+    return [value] if isinstance(value, str) else [said(item) for item in value]
 
 
 def rewritten(row: Row, field: str, change: Callable[[str], str]) -> dict[str, Any]:
     """The payload column `field` with `change` applied to its text, or to what each turn says."""
-    value = row[field]
-    if isinstance(value, str):
-        return {field: change(value)}
-    return {field: [{**turn, "content": change(turn["content"])} for turn in value]}
+    return {field: map_texts(row[field], change)}
 
 
 def _text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    return "\n".join(turn["content"] for turn in value)
+    words = all(isinstance(item, str) for item in value)
+    return (" " if words else "\n").join(map(said, value))

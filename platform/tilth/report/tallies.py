@@ -110,10 +110,12 @@ def _example(row: Row, parent: Row) -> Example:
 
 
 def shown_text(row: Row) -> str:
-    """The text of any row: its columns, or the turns of its conversation, one after the other."""
+    """The text of any row: its columns, or the turns of its conversation, one after the other; words with tags."""
     if row.get("messages"):
         return "\n".join(f"{turn['role']}: {turn['content']}" for turn in row["messages"])
-    columns = ("text", "prompt", "completion", "chosen", "rejected")
+    if row.get("tokens"):
+        return " ".join(f"{word}/{tag}" for word, tag in zip(row["tokens"], row["tags"], strict=True))
+    columns = ("text", "prompt", "completion", "chosen", "rejected", "question", "context")
     return "\n".join(row[name] for name in columns if row.get(name) is not None)
 
 

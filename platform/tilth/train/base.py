@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from tilth import ui
 from tilth.config import EXECUTION, DatasetRef
 from tilth.errors import Problem
 from tilth.recipe import Stage
 from tilth.train.config import Checkpointing, ModelConfig, Optimisation, Scale, Validation
 from tilth.train.forgetting import Forgetting, Probe
-from tilth.train.memory import training_bytes
+from tilth.train.memory import Footprint, activation_bytes, footprint, training_bytes
 from tilth.train.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -118,12 +121,31 @@ class Training(Stage):
         from tilth.train.preflight import prepare
 
         job = prepare(self, out, inputs)
+        if (held := self._footprint(job)) is not None:
+            method = self.model.peft.kind if self.model.peft else "freeze" if self.model.freeze else "all weights"
+            ui.reporter().say(f"{out.stage}: {method}: {held}", event="footprint", **vars(held))
         trained = launch(job)
         made = out.artifact(metrics=trained.metrics, counts=trained.counts, detail=self._detail(job, trained.result))
         rows = lineage(Dataset.open(job.data), self.split)
         card = model_card(made, self, rows, "peft" if self.model.peft else "transformers")
         out.store.write(f"model/{README}", card.encode("utf-8", "replace"))
         return made
+
+    def _footprint(self, job: Job) -> Footprint | None:
+        """What the job will train and hold, None where the model's files do not tell."""
+        from tilth.weights import in_folder
+
+        folder = job.inputs.model(self.model.name)
+        weights = in_folder(folder)
+        if weights is None:
+            return None
+        file = folder / "config.json"
+        shape = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        batches = self.scale.batches(self.optimisation.global_batch)
+        tokens = (batches.micro if batches else 1) * self.max_length * (2 if job.objective == "preference" else 1)
+        held = footprint(weights, self.model, self.optimisation, self.scale)
+        activations = activation_bytes(shape, tokens, self.optimisation, self.scale, job.objective)
+        return replace(held, activations=activations)
 
     def _detail(self, job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
         return {

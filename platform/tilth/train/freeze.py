@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -10,6 +12,9 @@ from pydantic_core import PydanticCustomError
 
 from tilth.config import Component
 from tilth.errors import Problem
+
+_BLOCK = re.compile(r"\.(\d+)\.")
+_EMBEDDINGS = re.compile(r"embed|wte|wpe|shared|relative_attention_bias")
 
 
 def _pattern(text: str) -> str:
@@ -43,3 +48,14 @@ class Freeze(Component):
         if self.thaw_steps and self.blocks is None:
             return [Problem("thaw_steps", "there are no frozen blocks to train again", "name blocks, such as [0, 8]")]
         return []
+
+    def count(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """About how many weights are never trained, of tensors with these names and shapes; none that thaw later."""
+        numbers = {name: int(found[1]) for name in shapes if (found := _BLOCK.search(name))}
+        frozen = set(range(max(numbers.values(), default=-1) + 1)[slice(*self.blocks)]) if self.blocks else set()
+
+        def kept(name: str) -> bool:
+            for_now = numbers.get(name) in frozen or (self.embeddings and _EMBEDDINGS.search(name) is not None)
+            return (for_now and not self.thaw_steps) or any(re.search(pattern, name) for pattern in self.names)
+
+        return sum(math.prod(shape) for name, shape in shapes.items() if kept(name))

@@ -222,6 +222,7 @@ def _metrics(result: Mapping[str, Any], lines: list[trace.Line]) -> dict[str, An
         "tokens_per_second": round(tokens / seconds, 1) if seconds else 0.0,
         "training_seconds": round(seconds, 2),
         **tasks.metrics(lines),
+        **{name: lines[-1][name] for name in ("reward_margin", "reward_accuracy") if name in lines[-1]},
     }
 
 

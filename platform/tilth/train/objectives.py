@@ -1,4 +1,4 @@
-"""From rows to a trainer, for each objective: TRL's for language models, transformers' for heads on an encoder."""
+"""From rows to a trainer, for each objective: TRL's for causal language models, transformers' for all others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tilth.train.validating import Validating
 from tilth.train.watch import ROWS, TOKENS, Checkpoints, Epochs, Watch, Watched
 
 EVAL_BATCH = 8  # fixed, so that a validation loss does not depend on the micro-batch
-_INPUTS = {"input_ids", "labels", "words"}
+_INPUTS = {"input_ids", "token_type_ids", "labels", "words", "prompt_ids", "chosen_ids", "rejected_ids"}
 
 
 class WatchedTrainer(MultiTask, Watched, Trainer):  # type: ignore[misc]
@@ -55,13 +55,22 @@ class Collate:
         batch = dict(self.inner([{key: row[key] for key in row if key in keep} for row in rows]))
         # rows without an id only fill up the last batch
         batch[ROWS] = [row["id"] for row in rows]
-        batch[TOKENS] = [len(row["input_ids"]) for row in rows]
+        batch[TOKENS] = [_tokens(row) for row in rows]
         if self.tasks:
             batch[TASKS] = [row["task"] for row in rows]
         for index, row in enumerate(rows):
-            if not row["id"]:
+            if not row["id"] and "labels" in batch:
                 batch["labels"][index] = IGNORED
+            elif not row["id"]:  # pairs: the better answers of the batch, then the worse ones
+                batch["completion_mask"][index :: len(rows)] = 0
         return batch
+
+
+def _tokens(row: dict[str, Any]) -> int:
+    """Tokens that a row puts before the model; a pair puts its prompt there twice."""
+    if "chosen_ids" in row:
+        return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
+    return len(row["input_ids"])
 
 
 @dataclass(frozen=True)
@@ -79,8 +88,7 @@ class Parts:
 
 def build(parts: Parts, watch: Watch) -> Any:
     """The trainer of the job's objective, ready to train: its rows divide into whole global batches."""
-    make = {"language_model": _language_model, "classification": _classifier, "masked_lm": _masked}
-    trainer = make[parts.job.objective](parts)
+    trainer = _maker(parts.job.objective)(parts)
     trainer.watch = watch
     stage = parts.job.stage
     if isinstance(trainer.data_collator, MaskingCollator):
@@ -111,13 +119,27 @@ def _tasks(tasks: Tasks, optimisation: Optimisation, rows: datasets.Dataset) -> 
     return TaskRun.of(tasks, rows, optimisation.global_batch, steps, optimisation.seed)
 
 
+def _maker(objective: str) -> Callable[[Parts], Any]:
+    from tilth.train import heads, preference, seq2seq  # they build on this module
+
+    return {
+        "language_model": _language_model,
+        "classification": _classifier,
+        "token_classification": heads.token_classifier,
+        "question_answering": heads.question_answerer,
+        "seq2seq": seq2seq.seq2seq,
+        "preference": preference.preference,
+        "masked_lm": _masked,
+    }[objective]
+
+
 def _language_model(parts: Parts) -> Any:
     stage = parts.job.stage
     args = SFTConfig(
-        **_arguments(parts), max_length=stage.max_length, dataset_text_field="text",
+        **arguments(parts), max_length=stage.max_length, dataset_text_field="text",
         completion_only_loss=stage.learns != "all", activation_offloading=stage.scale.activation_offload,
     )  # fmt: skip
-    train, validation = (_prepare(parts, args, split, _conversation(parts), "text") for split in _splits(parts))
+    train, validation = (prepared(parts, args, split, _conversation(parts), "text") for split in splits(parts))
     return WatchedSFTTrainer(
         model=parts.model, args=args, train_dataset=train, eval_dataset=validation,
         processing_class=parts.tokenizer, peft_config=parts.peft,
@@ -147,7 +169,7 @@ def _classifier(parts: Parts) -> Any:
         return {"input_ids": ids, "labels": index[row["label"]]}
 
     parts.model.config.pad_token_id = tokenizer.pad_token_id
-    return _trainer(parts, encode, DataCollatorWithPadding(tokenizer), compute_loss_func=cross_entropy)
+    return supervised(parts, encode, DataCollatorWithPadding(tokenizer), compute_loss_func=cross_entropy)
 
 
 def _masked(parts: Parts) -> Any:
@@ -165,15 +187,15 @@ def _masked(parts: Parts) -> Any:
         return {"input_ids": found["input_ids"], "words": words}
 
     collator = MaskingCollator(tokenizer, stage.mask_rate, stage.optimisation.seed)
-    return _trainer(parts, encode, collator, compute_loss_func=cross_entropy)
+    return supervised(parts, encode, collator, compute_loss_func=cross_entropy)
 
 
-def _trainer(parts: Parts, encode: Callable[[dict[str, Any]], dict[str, Any]], collator: Any, **options: Any) -> Any:
+def supervised(parts: Parts, encode: Callable[[dict[str, Any]], dict[str, Any]], collator: Any, **options: Any) -> Any:
     """transformers' Trainer on rows that `encode` made inputs of."""
     from peft import get_peft_model
 
-    args = TrainingArguments(**_arguments(parts))
-    train, validation = (_prepare(parts, args, split, encode, parts.job.objective) for split in _splits(parts))
+    args = TrainingArguments(**arguments(parts))
+    train, validation = (prepared(parts, args, split, encode, parts.job.objective) for split in splits(parts))
     model = parts.model if parts.peft is None else get_peft_model(parts.model, parts.peft)
     return WatchedTrainer(
         model=model, args=args, train_dataset=train, eval_dataset=validation, data_collator=collator,
@@ -192,11 +214,11 @@ def cross_entropy(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = 
     return total / torch.as_tensor(count, device=total.device).clamp(min=1)
 
 
-def _splits(parts: Parts) -> tuple[str, str | None]:
+def splits(parts: Parts) -> tuple[str, str | None]:
     return parts.job.stage.splits
 
 
-def _prepare(parts: Parts, args: Any, split: str | None, encode: Callable[..., dict[str, Any]], what: str) -> Any:
+def prepared(parts: Parts, args: Any, split: str | None, encode: Callable[..., dict[str, Any]], what: str) -> Any:
     """Encoded rows of a split, memory-mapped: the first rank of each node encodes, the others open its file."""
     if split is None:
         return None
@@ -208,7 +230,7 @@ def _prepare(parts: Parts, args: Any, split: str | None, encode: Callable[..., d
         return rows.map(encode, remove_columns=drop, new_fingerprint=key, desc=f"Preparing {split}")
 
 
-def _arguments(parts: Parts) -> dict[str, Any]:
+def arguments(parts: Parts) -> dict[str, Any]:
     """`TrainingArguments` of the stage's configuration."""
     stage, batches = parts.job.stage, parts.batches
     optimisation, scale = stage.optimisation, stage.scale

@@ -20,21 +20,25 @@ if TYPE_CHECKING:
     from tilth.train.forgetting import Probe, Replay
 
 
+#: the column that holds the classes of an objective
+_LABELS = {"classification": "label", "token_classification": "tags"}
+
+
 def prepare(stage: Training, out: Out, inputs: Mapping[str, Artifact]) -> Job:
     """The job of a stage, or StageError or ModelError with what does not hold."""
     dataset = Dataset.open(inputs[stage.data])
-    objective = stage.objective_of(dataset.row_type)
+    where = Inputs.of(inputs)
+    folder = where.model(stage.model.name)
+    objective = _refined(out.stage, stage.objective_of(dataset.row_type), dataset.row_type, folder)
     if stage.model.peft and (why := stage.model.peft.refuses.get(objective)):
         raise StageError(f"{out.stage}: {stage.model.peft.kind} cannot be trained for {objective}: {why}")
     _splits(stage, out.stage, dataset)
     if stage.tasks:
         stage.tasks.refuse(out.stage, _tasks(dataset.split(stage.split)))
     _general(stage, out.stage, inputs)
-    labels = _labels(out.stage, dataset) if objective == "classification" else ()
+    labels = _labels(out.stage, dataset, _LABELS[objective]) if objective in _LABELS else ()
     if dataset.row_type == "chat":
         _conversations(stage, out.stage, dataset)
-    where = Inputs.of(inputs)
-    folder = where.model(stage.model.name)
     tokenizer = _model(stage, out.stage, objective, folder)
     stage = fitted(stage, out.stage, folder)
     if dataset.row_type == "chat" and not tokenizer.chat_template:
@@ -76,14 +80,23 @@ def _general(stage: Training, name: str, inputs: Mapping[str, Artifact]) -> None
             raise StageError(f"{name}: split {part.split!r} of {part.data} is empty; there are: {have}")
 
 
-def _labels(name: str, dataset: Dataset) -> tuple[str, ...]:
-    """The sorted labels of all splits."""
+def _refined(name: str, objective: str, row_type: str, folder: Path) -> str:
+    """The objective for the kind of model: an encoder-decoder reads prompts and learns completions."""
+    if not _config(folder).is_encoder_decoder or objective not in ("language_model", "preference"):
+        return objective
+    if row_type != "completion":
+        raise StageError(f"{name}: an encoder-decoder learns completions after prompts, not {row_type} rows")
+    return "seq2seq"
+
+
+def _labels(name: str, dataset: Dataset, column: str) -> tuple[str, ...]:
+    """The sorted labels of all splits; a row has one, or one for each of its words."""
     found: set[str] = set()
-    for table in dataset.tables(["id", "label"]):
-        for row_id, label in zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True):
+    for table in dataset.tables(["id", column]):
+        for row_id, label in zip(table["id"].to_pylist(), table[column].to_pylist(), strict=True):
             if not label:
-                raise StageError(f"{name}: row {row_id} has no label; label it or drop it before classification")
-            found.add(label)
+                raise StageError(f"{name}: row {row_id} has no {column}; label it or drop it before classification")
+            found.update(label if isinstance(label, list) else [label])
     if len(found) < 2:
         raise StageError(f"{name}: classification needs two labels or more, not {sorted(found)}")
     return tuple(sorted(found))
@@ -96,17 +109,24 @@ def _conversations(stage: Training, name: str, dataset: Dataset) -> None:
                 raise StageError(f"{name}: conversation {row_id} does not end with an answer of the assistant")
 
 
-def _model(stage: Training, name: str, objective: str, folder: Path) -> Any:
-    """Read the model's configuration and tokenizer, not its weights; the tokenizer."""
+def _config(folder: Path) -> Any:
+    """The configuration of the model below all adapters."""
     from transformers import AutoConfig
 
-    from tilth.data.loading import Card, base_folder, load_tokenizer, refuse_unmergeable
+    from tilth.data.loading import Card, base_folder, refuse_unmergeable
 
-    tokenizer = load_tokenizer(folder)
     while (card := Card.read(folder)).peft is not None:
         refuse_unmergeable(folder, card)
         folder = base_folder(card)
-    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return AutoConfig.from_pretrained(folder, local_files_only=True)
+
+
+def _model(stage: Training, name: str, objective: str, folder: Path) -> Any:
+    """Read the model's configuration and tokenizer, not its weights; the tokenizer."""
+    from tilth.data.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    config = _config(folder)
     context = getattr(config, "max_position_embeddings", None)
     if context and stage.max_length > context:
         raise StageError(

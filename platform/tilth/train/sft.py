@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: of a language model on texts, completions and conversations, or of a classifier."""
+"""Supervised fine-tuning: of a language model on texts, completions and conversations, or of a head on an encoder."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from tilth.train.base import Training
 from tilth.train.config import Packing
 from tilth.train.forgetting import Forgetting
 
+_HEADS = {"tagged": "token_classification", "qa": "question_answering"}
+
 
 class Sft(Training):
-    """Supervised fine-tuning by TRL, or of a classification head by transformers.
+    """Supervised fine-tuning by TRL, or of an encoder-decoder or a head by transformers.
 
     A completion is learnt after its prompt, of a conversation the assistant's last turn or all of its turns, a text
-    whole. Labelled rows are classified, or, as a language model's texts, generated after their label.
+    whole. Labelled rows are classified, or, as a language model's texts, generated after their label. Of tagged rows
+    every word is classified, of questions the answer is found in its context.
     """
 
     objective: Literal["auto", "language_model", "classification"] = Field(
@@ -82,7 +85,11 @@ class Sft(Training):
 
     def objective_of(self, row_type: str) -> str:
         if row_type == "preference":
-            raise StageError("sft needs text, labelled, completion or chat rows, not preference rows")
+            raise StageError("sft needs text, labelled, completion or chat rows, not preference rows; use stage dpo")
+        if (fixed := _HEADS.get(row_type)) and self.objective in ("auto", fixed):
+            return fixed
+        if fixed:
+            raise StageError(f"sft: {row_type} rows are for {fixed}, not for {self.objective}; use objective: auto")
         if self.objective == "classification" and row_type != "labelled":
             raise StageError(f"sft: classification needs labelled rows, not {row_type} rows")
         if self.objective != "auto":

@@ -23,6 +23,8 @@ from tilth.train.job import PROGRESS
 ROWS = "row_ids"
 TOKENS = "row_tokens"
 PROGRESS_SECONDS = 0.5
+#: what TRL says of preferences: the mean difference of rewards, and how often the better answer has the higher one
+EXTRA = {"rewards/margins": "reward_margin", "rewards/accuracies": "reward_accuracy"}
 
 
 @dataclass
@@ -65,6 +67,7 @@ class Watch:
             "seconds": round(now - self._then, 4), "rows": [row for part in parts for row in part["rows"]],
             **self.extra,
         }  # fmt: skip
+        line |= {name: logs[key] for key, name in EXTRA.items() if key in logs}
         self.rows, self.tokens, self._then, self.extra = [], 0, now, {}
         if not all(math.isfinite(value) for value in (line["loss"], line["grad_norm"] or 0.0)):
             self.diverged = line

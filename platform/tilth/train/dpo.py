@@ -1,0 +1,37 @@
+"""Direct preference optimisation: a language model learns which of two answers is the better one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tilth.errors import Problem, StageError
+from tilth.train.base import Training
+
+
+class Dpo(Training):
+    """DPO by TRL (Rafailov et al. 2023, arXiv:2305.18290) on preference rows.
+
+    The reference is the model as it begins: with an adapter the same weights and the adapter switched off, else a
+    copy. loss: sigmoid is DPO's own, ipo that of Azar et al. 2023 (arXiv:2310.12036), hinge that of SLiC (Zhao et
+    al. 2023, arXiv:2305.10425). A pair whose prompt alone fills max_length is not learnt from; `rows_seen` counts
+    the others. The last step of an epoch, where rows are missing to a whole batch, is that much weaker.
+    """
+
+    beta: float = Field(0.1, gt=0, description="How much a departure from the reference costs.")
+    loss: Literal["sigmoid", "ipo", "hinge"] = Field("sigmoid", description="Loss of a difference of log-ratios.")
+
+    def objective_of(self, row_type: str) -> str:
+        if row_type != "preference":
+            raise StageError(f"dpo needs preference rows (prompt, chosen, rejected), not {row_type} rows")
+        return "preference"
+
+    def check(self) -> list[Problem]:
+        found = super().check()
+        if self.model.peft and self.model.peft.moves_base:
+            what = "the reference is the model with its adapter off, which init: pissa has changed"
+            found.append(Problem("model.peft.init", what, "use init: zero"))
+        if self.tasks:
+            found.append(Problem("tasks", "preferences are learnt as one task", "leave tasks out, or take stage sft"))
+        return found

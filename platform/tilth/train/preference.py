@@ -1,0 +1,36 @@
+"""Learning from pairs of a better and a worse answer, by TRL's DPOTrainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trl import DPOConfig, DPOTrainer
+
+from tilth.data.loading import load_pretrained
+from tilth.train.dpo import Dpo
+from tilth.train.objectives import Parts, arguments, prepared, splits
+from tilth.train.watch import Watched
+
+
+class WatchedDPOTrainer(Watched, DPOTrainer):  # type: ignore[misc]
+    """TRL's DPOTrainer that tells which rows it saw."""
+
+
+def preference(parts: Parts) -> Any:
+    """The trainer, its reference the model as it was: the adapter switched off, or a second copy of all weights."""
+    job, stage = parts.job, parts.job.stage
+    if not isinstance(stage, Dpo):
+        raise TypeError(f"preferences are learnt by the stage dpo, not {stage.kind}")
+    args = DPOConfig(**arguments(parts), max_length=stage.max_length, beta=stage.beta, loss_type=[stage.loss])
+    train, validation = (prepared(parts, args, split, _pair, "pair") for split in splits(parts))
+    reference = None
+    if parts.peft is None:
+        reference = load_pretrained(job.inputs.model(stage.model.name), job.leaves, dtype=stage.model.dtype).model
+    return WatchedDPOTrainer(
+        model=parts.model, ref_model=reference, args=args, train_dataset=train, eval_dataset=validation,
+        processing_class=parts.tokenizer, peft_config=parts.peft,
+    )  # fmt: skip
+
+
+def _pair(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("prompt", "chosen", "rejected")}

@@ -1,0 +1,84 @@
+"""Learning from preferences: the margin grows, the reference stays, and what is left is a language model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tilth.data.loading import load_pretrained, load_trained
+from tilth.data.schema import original
+from tilth.errors import StageError
+from tilth.storage import Store
+from tiny import model_folder
+from training import dataset, questions, run_stage, stage_of, trace
+
+
+def pairs(count: int, split: str = "train") -> list[dict[str, Any]]:
+    return [
+        original(f"{split}{i}", split, {"prompt": f"say {i}:", "chosen": " yes please", "rejected": " no"})
+        for i in range(count)
+    ]
+
+
+def log_probability(model: Any, tokenizer: Any, prompt: str, answer: str) -> float:
+    ids = [*tokenizer(prompt + answer)["input_ids"], tokenizer.eos_token_id]
+    start = len(tokenizer(prompt)["input_ids"])
+    with torch.inference_mode():
+        said = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    return sum(said[at - 1, ids[at]].item() for at in range(start, len(ids)))
+
+
+@pytest.mark.parametrize(
+    "method", [{}, {"lora": {"rank": 4}}, {"bottleneck": {"width": 4}}], ids=["full", "lora", "bottleneck"]
+)
+def test_the_margin_grows_over_a_reference_that_stays(tmp_path: Path, method: dict[str, Any]) -> None:
+    base = model_folder(tmp_path / "llama", "llama")
+    dataset(tmp_path, [*pairs(9), *pairs(1, "validation")], "preference")
+    settings = {"epochs": 4, "global_batch": 4, "learning_rate": 0.01}
+    stage = stage_of("dpo", {"name": str(base), **method}, settings, validation="validation")
+    made = run_stage(tmp_path, stage)
+    lines = trace(tmp_path)
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # nothing is preferred yet
+    assert lines[0]["reward_margin"] == pytest.approx(0, abs=1e-5)
+    assert made.metrics["reward_margin"] > 0.01
+    assert made.counts == {"rows": 9, "rows_seen": 9}
+    loaded = load_trained(Store.at(tmp_path).sub("train").fetch("model"), device="cpu")
+    assert loaded.objective == "language_model"
+    # the loss of the held-out pair, by the paper's formula
+    reference, [row] = load_pretrained(base, "language_model").model.eval(), pairs(1, "validation")
+    gain = [
+        log_probability(loaded.model, loaded.tokenizer, row["prompt"], row[name])
+        - log_probability(reference, loaded.tokenizer, row["prompt"], row[name])
+        for name in ("chosen", "rejected")
+    ]
+    assert gain[0] > gain[1]
+    assert made.metrics["validation_loss"] == pytest.approx(math.log1p(math.exp(-0.1 * (gain[0] - gain[1]))), rel=1e-3)
+
+
+def test_it_stands_on_an_adapter_as_its_reference(tmp_path: Path) -> None:
+    base = str(model_folder(tmp_path / "llama", "llama"))
+    dataset(tmp_path, [original(f"t{i}", "train", {"text": f"yes please {i}"}) for i in range(4)], "text")
+    run_stage(
+        tmp_path, stage_of("sft", {"name": base, "lora": {}}, {"steps": 2, "global_batch": 4, "learning_rate": 0.05})
+    )
+    below = Store.at(tmp_path).sub("train").fetch("model")
+    for name, method in (("lora", {"lora": {"rank": 2}}), ("full", {})):
+        dataset(tmp_path / name, pairs(4), "preference")
+        stage = stage_of("dpo", {"name": str(below), **method}, {"steps": 2, "global_batch": 4})
+        run_stage(tmp_path / name, stage)
+        assert trace(tmp_path / name)[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_what_dpo_cannot_do_is_refused(tmp_path: Path) -> None:
+    [problem] = stage_of("dpo", {"name": "x", "lora": {"init": "pissa"}}, {}).check()
+    assert "use init: zero" in str(problem)
+    dataset(tmp_path, questions(4))
+    with pytest.raises(StageError, match="dpo needs preference rows"):
+        run_stage(tmp_path, stage_of("dpo", str(model_folder(tmp_path / "llama", "llama")), {}))
+    dataset(tmp_path / "t5", pairs(4), "preference")
+    with pytest.raises(StageError, match="an encoder-decoder learns completions"):
+        run_stage(tmp_path / "t5", stage_of("dpo", str(model_folder(tmp_path / "m", "t5")), {}))
