@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from tilth.data.loading import Loaded, load_pretrained, load_trained
 from tilth.data.schema import original
+from tilth.errors import StageError
 from tilth.storage import Store
 from tiny import model_folder
 from training import dataset, questions, run_stage, stage_of, trace
@@ -122,7 +123,15 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: model_folder(root / kind, kind) for kind in ("llama", "bert", "t5")}
 
 
-@pytest.mark.parametrize(("method", "model"), CELLS)
+def every_cell() -> list[Any]:
+    """Those of a language model, and every kind of model with all weights and with LoRA; the others are slow."""
+    quick = [model == "causal LM" or method in ("full", "lora") for method, model in CELLS]
+    return [
+        pytest.param(*cell, marks=() if fast else pytest.mark.slow) for cell, fast in zip(CELLS, quick, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("method", "model"), every_cell())
 def test_a_cell_trains_saves_and_loads(tmp_path: Path, bases: dict[str, Path], method: str, model: str) -> None:
     settings, names = METHODS[method]
     kind, row_type, rows, loss = MODELS[model]
@@ -140,6 +149,21 @@ def test_a_cell_trains_saves_and_loads(tmp_path: Path, bases: dict[str, Path], m
     assert changed
     head = r"classifier|qa_outputs|pooler"
     assert [name for name in changed if not re.search(f"{names}|{head}", name)] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"packing": {}}, "learnt by token_classification, and only those of a language model are packed"),
+        ({"tasks": {}}, "learnt by token_classification, which is not taken apart by task yet"),
+    ],
+)
+def test_what_a_head_cannot_be_trained_with_is_refused(
+    tmp_path: Path, bases: dict[str, Path], settings: Row, why: str
+) -> None:
+    dataset(tmp_path, tagged("train", 4), "tagged")
+    with pytest.raises(StageError, match=why):
+        run_stage(tmp_path, stage_of("sft", {"name": str(bases["bert"])}, {"steps": 1}, max_length=64, **settings))
 
 
 def _changed(folder: Path, base: Path, detail: dict[str, Any]) -> list[str]:

@@ -32,6 +32,7 @@ def prepare(stage: Training, out: Out, inputs: Mapping[str, Artifact]) -> Job:
     objective = _refined(out.stage, stage.objective_of(dataset.row_type), dataset.row_type, folder)
     if stage.model.peft and (why := stage.model.peft.refuses.get(objective)):
         raise StageError(f"{out.stage}: {stage.model.peft.kind} cannot be trained for {objective}: {why}")
+    _fitting(stage, out.stage, objective)
     _splits(stage, out.stage, dataset)
     if stage.tasks:
         stage.tasks.refuse(out.stage, _tasks(dataset.split(stage.split)))
@@ -50,6 +51,18 @@ def prepare(stage: Training, out: Out, inputs: Mapping[str, Artifact]) -> Job:
         out.stage, stage, out.fingerprint, out.store, dataset.store, dataset.row_type, objective, labels, conditioned,
         where,
     )  # fmt: skip
+
+
+def _fitting(stage: Training, name: str, objective: str) -> None:
+    """What only some objectives can be trained with."""
+    if objective != "language_model":
+        what = f"{name}: the rows are learnt by {objective}"
+        if stage.pack_length is not None:
+            raise StageError(f"{what}, and only those of a language model are packed; set packing: null")
+        if stage.probes or stage.forgets.replay:
+            raise StageError(f"{what}, which reads no general text; leave out probes and replay")
+        if stage.tasks and objective not in ("classification", "masked_lm"):
+            raise StageError(f"{what}, which is not taken apart by task yet; leave out tasks")
 
 
 def _splits(stage: Training, name: str, dataset: Dataset) -> None:

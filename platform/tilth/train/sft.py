@@ -94,10 +94,6 @@ class Sft(Training):
             raise StageError(f"sft: classification needs labelled rows, not {row_type} rows")
         if self.objective != "auto":
             return self.objective
-        if row_type == "labelled" and self.packing is not None:
-            raise StageError("sft: a classifier's rows are not packed; set packing: null or objective: language_model")
-        if row_type == "labelled" and (self.forgetting.probes or self.forgetting.replay):
-            raise StageError("sft: a classifier reads no general text; leave out probes and replay")
         return "classification" if row_type == "labelled" else "language_model"
 
     def conditioned_on(self, row_type: str, objective: str) -> bool:
