@@ -28,7 +28,8 @@ SMALL = {"kv_cache_gib": 0.5, "max_num_seqs": 64}
 
 
 def config(engine: dict[str, Any] | None = None, **fields: Any) -> Vllm:
-    given = {"model": SMOLLM, "max_model_len": 512, "engine": {**SMALL, **(engine or {})}, **fields}
+    # float32: what is compared shall not depend on the processor, where auto is bfloat16 on some
+    given = {"model": SMOLLM, "max_model_len": 512, "dtype": "float32", "engine": {**SMALL, **(engine or {})}, **fields}
     return Vllm.model_validate(given)
 
 
