@@ -80,12 +80,12 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "weighting": {
         "none": "tilth.train.weighting:Unweighted",
-        "fixed": "tilth.train.weighting:Fixed",
-        "uncertainty": "tilth.train.weighting:Uncertainty",
-        "gradnorm": "tilth.train.weighting:GradNorm",
-        "excess_loss": "tilth.train.weighting:ExcessLoss",
-        "loss_ratio": "tilth.train.weighting:LossRatio",
-        "dwa": "tilth.train.weighting:Dwa",
+        "fixed": "tilth.train.weightings:Fixed",
+        "uncertainty": "tilth.train.weightings:Uncertainty",
+        "gradnorm": "tilth.train.weightings:GradNorm",
+        "excess_loss": "tilth.train.weightings:ExcessLoss",
+        "loss_ratio": "tilth.train.weightings:LossRatio",
+        "dwa": "tilth.train.weightings:Dwa",
     },
     "conflict": {
         "none": "tilth.train.conflict:Unresolved",

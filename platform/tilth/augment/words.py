@@ -10,7 +10,8 @@ from dataclasses import dataclass
 _LETTER = r"[\w\u0300-\u036f\u0900-\u0963\u0966-\u0dff]"
 _ADDRESS = r"(?:https?://|www\.)[^\s<>\"]*[^\s<>\".,;:!?)\]}]|[\w.+-]+@[\w-]+(?:\.[\w-]+)+|[@#]\w+"
 _NUMBER = r"[$€£¥]?\d+(?:[.,:/-]\d+)*%?"
-_WORD = re.compile(rf"(?P<address>{_ADDRESS})|{_NUMBER}(?!{_LETTER})|{_LETTER}+(?:['’-]{_LETTER}+)*")
+# text, compiled when first used: a recipe is checked without it
+_WORD = rf"(?P<address>{_ADDRESS})|{_NUMBER}(?!{_LETTER})|{_LETTER}+(?:['’-]{_LETTER}+)*"
 _SENTENCE_END = re.compile(r"[.!?…:\n\"“]")
 
 
@@ -25,7 +26,7 @@ class Word:
 
 def words(text: str) -> list[Word]:
     """The words of `text` in order; punctuation and blanks lie between them. A URL or number is one word."""
-    return [Word(match.start(), match.end(), match.group()) for match in _WORD.finditer(text)]
+    return [Word(match.start(), match.end(), match.group()) for match in re.finditer(_WORD, text)]
 
 
 def protected(text: str, words: Sequence[Word], *, label: str | None, extra: Iterable[str] = ()) -> set[int]:
@@ -77,7 +78,7 @@ def _with_capitals_of(old: str, new: str) -> str:
 
 
 def _is_fact(word: str) -> bool:
-    match = _WORD.fullmatch(word)
+    match = re.fullmatch(_WORD, word)
     return any(character.isdigit() for character in word) or bool(match and match["address"])
 
 

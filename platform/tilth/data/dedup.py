@@ -13,9 +13,10 @@ from collections.abc import Set as AbstractSet
 
 # sentence marks only: `5-3` and `5/3`, `a+b` and `a*b` are different texts
 _MARKS = re.escape(".,;:!?…\"'`´“”„‘’«»‹›()[]{}¿¡。、，！？：；「」『』（）")
-_EDGES = re.compile(rf"(?:(?<=\s)|^)[{_MARKS}]+|[{_MARKS}]+(?=\s|$)")
+# patterns are text, compiled when first used: a recipe is checked without them
+_EDGES = rf"(?:(?<=\s)|^)[{_MARKS}]+|[{_MARKS}]+(?=\s|$)"
 # Chinese, Japanese, Korean and Thai write no spaces between words: each character counts as one
-_WORD = re.compile(
+_WORD = (
     r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\s\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
 )
 
@@ -23,7 +24,7 @@ _WORD = re.compile(
 def normalise(text: str) -> str:
     """NFKC, case folded, single spaces, no sentence marks at the edges of words."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(_EDGES.sub(" ", folded).split())
+    return " ".join(re.sub(_EDGES, " ", folded).split())
 
 
 def text_key(*texts: str) -> bytes:
@@ -34,7 +35,7 @@ def text_key(*texts: str) -> bytes:
 
 def words(text: str) -> list[str]:
     """The words of a text as they stand; single characters in scripts that write no spaces."""
-    return _WORD.findall(text)
+    return re.findall(_WORD, text)
 
 
 def shingles(text: str, size: int) -> frozenset[str]:
