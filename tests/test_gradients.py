@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from tilth.train.conflict import CaGrad, Conflict, GradVac, Masking, PcGrad, Unresolved
+from tilth.train.conflict import Conflict, Unresolved
 from tilth.train.gradients import cagrad, cosines, gradvac, masked, norms, pcgrad
+from tilth.train.remedies import CaGrad, GradVac, Masking, PcGrad
 
 BOTH = [[1], [0]]
 KINDS: list[Conflict] = [Unresolved(), PcGrad(), Masking(), GradVac(), CaGrad(c=0)]

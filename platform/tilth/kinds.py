@@ -89,10 +89,10 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "conflict": {
         "none": "tilth.train.conflict:Unresolved",
-        "pcgrad": "tilth.train.conflict:PcGrad",
-        "masking": "tilth.train.conflict:Masking",
-        "gradvac": "tilth.train.conflict:GradVac",
-        "cagrad": "tilth.train.conflict:CaGrad",
+        "pcgrad": "tilth.train.remedies:PcGrad",
+        "masking": "tilth.train.remedies:Masking",
+        "gradvac": "tilth.train.remedies:GradVac",
+        "cagrad": "tilth.train.remedies:CaGrad",
     },
     "method": {
         "self_instruct": "tilth.generate.self_instruct:SelfInstruct",
