@@ -59,6 +59,12 @@ def _remote_hash(url: str) -> str:
         return digest.hexdigest()
 
 
+def sha256(path: Path) -> str:
+    """SHA-256 of a file as it lies there now."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, remembered by path, size and times so that a second plan is immediate."""
     stat = path.stat()
@@ -71,8 +77,7 @@ def file_hash(path: Path) -> str:
         known: str = json.loads(memory.read_text())
         return known
     except (OSError, ValueError):
-        with open(path, "rb") as handle:
-            found = hashlib.file_digest(handle, "sha256").hexdigest()
+        found = sha256(path)
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         memory.write_text(json.dumps(found))

@@ -11,7 +11,7 @@ from pydantic import Field
 from tilth.augment.base import Augmenter
 from tilth.config import EXECUTION, DatasetRef
 from tilth.data.memory import held
-from tilth.data.quality import Quality
+from tilth.data.quality import Quality, judge_made
 from tilth.data.schema import PAYLOADS, Row
 from tilth.data.transform import Inputs, Resources, Transform
 from tilth.errors import Problem, StageError
@@ -78,12 +78,7 @@ class Augment(Stage):
         return artifact
 
     def judge(self, artifact: Artifact, inputs: Mapping[str, Artifact]) -> None:
-        from tilth.data.dataset import Dataset
-        from tilth.data.finish import check_quarantine
-
-        check_quarantine(artifact.store, artifact.counts, self.max_quarantined)
-        if self.quality is not None:
-            self.quality.hold(Dataset.open(inputs[self.data]), Dataset.open(artifact), Inputs.of(inputs))
+        judge_made(artifact, inputs, self.data, self.max_quarantined, self.quality)
 
     @property
     def working(self) -> tuple[Transform, ...]:

@@ -23,8 +23,11 @@ _CLASSES = {
     "seq2seq": "AutoModelForSeq2SeqLM",
     "masked_lm": "AutoModelForMaskedLM",
 }
-#: adapters that are no change of weights: nothing can be merged into what is below them
-UNMERGEABLE = {"prefix_tuning", "prompt_tuning", "p_tuning", "bottleneck"}
+#: adapters that are no change of weights: nothing can be merged into what is below them. Our kinds, and in small
+#: letters PEFT's names of these and of others
+UNMERGEABLE = {
+    "prefix_tuning", "prompt_tuning", "p_tuning", "bottleneck", "multitask_prompt_tuning", "adaption_prompt", "cpt"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

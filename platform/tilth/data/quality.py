@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from tilth.data.dataset import Dataset
+    from tilth.runs import Artifact
 
 _FACETS = ("labels", "lengths", "topics", "sentiment", "gender", "age", "religion", "ethnicity", "orientation")
 FACETS = (*_FACETS, "disability", "identity")
@@ -176,6 +177,21 @@ class Quality(Component):
             old, new, of = _sides(given, result, self.bias.sample, self.bias.seed)
             found["bias"] = {**self.bias.measure(old, new), "of": of}
         return found
+
+
+def judge_made(
+    artifact: Artifact, inputs: Mapping[str, Artifact], data: str, max_quarantined: float, quality: Quality | None
+) -> None:
+    """QuarantineError or StageError where made rows break a limit that is no part of their stage's identity.
+
+    `data` names the given rows among `inputs`.
+    """
+    from tilth.data.dataset import Dataset
+    from tilth.data.finish import check_quarantine
+
+    check_quarantine(artifact.store, artifact.counts, max_quarantined)
+    if quality is not None:
+        quality.hold(Dataset.open(inputs[data]), Dataset.open(artifact), Inputs.of(inputs))
 
 
 def _said(found: Mapping[str, Any]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -19,8 +19,6 @@ class Bottleneck(Peft):
     architecture. Norms stay frozen. For Llama-like models (Qwen, Mistral), BERT, RoBERTa, DistilBERT, GPT-2 and T5,
     or by `targets` for any other.
     """
-
-    mergeable: ClassVar[bool] = False
 
     placement: Literal["houlsby", "pfeiffer"] = Field("houlsby", description="Two adapters in each block, or one.")
     width: int = Field(64, ge=1, description="Units of the bottleneck.")

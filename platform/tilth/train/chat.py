@@ -1,14 +1,28 @@
-"""Conversations as tokens: which of them a model learns to say."""
+"""Rows as TRL takes them; conversations as tokens, and which of them a model learns to say."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tilth.data.conditioning import label_prefix
 from tilth.errors import StageError
 from tilth.train.masking import IGNORED
 
 Messages = Sequence[Mapping[str, str]]
+
+
+def as_trl(row_type: str, learns: str, tokenizer: Any) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Rows as TRL knows them: a text, a prompt with its completion, or tokens with their labels."""
+    if row_type == "labelled":
+        return lambda row: {"text": label_prefix(row["label"]) + row["text"]}
+    if row_type != "chat":
+        return lambda row: {name: row[name] for name in ("text", "prompt", "completion") if name in row}
+    if learns == "assistant":
+        return lambda row: assistant_turns(tokenizer, row["messages"])
+    if learns == "all":
+        return lambda row: {"messages": row["messages"]}
+    return lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
 
 
 def assistant_turns(tokenizer: Any, messages: Messages) -> dict[str, list[int]]:

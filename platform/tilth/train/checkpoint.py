@@ -9,7 +9,6 @@ that filled, a file that somebody touched) is passed over for the one before it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tilth import ui
+from tilth.content import sha256
 from tilth.errors import StorageError
 from tilth.storage import Store
 
@@ -97,7 +97,7 @@ class StoreLink:
 
 def seal(folder: Path, rank: int) -> None:
     """Write the SHA-256 of this rank's files beside them."""
-    sums = {file.relative_to(folder).as_posix(): _sum(file) for file in folder.rglob("*") if file.is_file()}
+    sums = {file.relative_to(folder).as_posix(): sha256(file) for file in folder.rglob("*") if file.is_file()}
     (folder / f"sha256-{rank}.json").write_text(json.dumps(sums, indent=1, sort_keys=True), encoding="utf-8")
 
 
@@ -114,14 +114,9 @@ def damage(folder: Path) -> str | None:
         for name, expected in sums.items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
-            if _sum(folder / name) != expected:
+            if sha256(folder / name) != expected:
                 return f"{name} is not as it was written"
     return None
-
-
-def _sum(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from tilth.data.conditioning import label_prefix
 from tilth.data.dataset import Dataset
-from tilth.train.chat import assistant_turns
+from tilth.train.chat import as_trl
 from tilth.train.checkpoint import Link
 from tilth.train.config import Batches, Optimisation, Scale, Validation
 from tilth.train.deepspeed import deepspeed_config
@@ -139,25 +139,12 @@ def _language_model(parts: Parts) -> Any:
         **arguments(parts), max_length=stage.max_length, dataset_text_field="text",
         completion_only_loss=stage.learns != "all", activation_offloading=stage.scale.activation_offload,
     )  # fmt: skip
-    train, validation = (prepared(parts, args, split, _conversation(parts), "text") for split in splits(parts))
+    form = as_trl(parts.job.row_type, stage.learns, parts.tokenizer)
+    train, validation = (prepared(parts, args, split, form, "text") for split in splits(parts))
     return WatchedSFTTrainer(
         model=parts.model, args=args, train_dataset=train, eval_dataset=validation,
         processing_class=parts.tokenizer, peft_config=parts.peft,
     )  # fmt: skip
-
-
-def _conversation(parts: Parts) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Rows as TRL knows them: a text, a prompt with its completion, or tokens with their labels."""
-    row_type, learns = parts.job.row_type, parts.job.stage.learns
-    if row_type == "labelled":
-        return lambda row: {"text": label_prefix(row["label"]) + row["text"]}
-    if row_type != "chat":
-        return lambda row: {name: row[name] for name in ("text", "prompt", "completion") if name in row}
-    if learns == "assistant":
-        return lambda row: assistant_turns(parts.tokenizer, row["messages"])
-    if learns == "all":
-        return lambda row: {"messages": row["messages"]}
-    return lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
 
 
 def _classifier(parts: Parts) -> Any:

@@ -9,6 +9,7 @@ adapter passes positions on, so `leak` measures it on the very model before it i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import datasets
@@ -35,18 +36,13 @@ def pack(rows: datasets.Dataset, length: int, key: str) -> datasets.Dataset:
         return {"row": [number] * len(row["input_ids"])}
 
     def named(found: dict[str, Any]) -> dict[str, Any]:
-        starts = _starts(found["seq_lengths"])
+        starts = accumulate(found["seq_lengths"][:-1], initial=0)
         return {"ids": [names[found["row"][start]] for start in starts]}
 
     extra = [name for name in rows.column_names if name not in ("input_ids", "labels")]
     rows = rows.map(numbered, with_indices=True, remove_columns=extra, new_fingerprint=f"{key}-numbered")
     packs = pack_dataset(rows, length, "bfd", {"new_fingerprint": f"{key}-packed", "desc": "Packing"})
     return packs.map(named, remove_columns=["row"], new_fingerprint=f"{key}-named", desc="Naming")
-
-
-def _starts(lengths: list[int]) -> list[int]:
-    """Where each row of a pack begins."""
-    return [sum(lengths[:number]) for number in range(len(lengths))]
 
 
 @dataclass(frozen=True)

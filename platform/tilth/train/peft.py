@@ -35,8 +35,6 @@ class Peft(Component, family="peft"):
 
     #: objectives that it cannot be trained for, and why
     refuses: ClassVar[dict[str, str]] = {}
-    #: whether it is a change of weights, on which another adapter can stand
-    mergeable: ClassVar[bool] = True
     #: whether the weights below are loaded in 4 bits
     quantized: ClassVar[bool] = False
 

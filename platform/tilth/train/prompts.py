@@ -19,7 +19,6 @@ class Prompts(Peft, family="peft"):
     """Base of the methods that learn virtual tokens."""
 
     refuses: ClassVar[dict[str, str]] = {"masked_lm": "PEFT has no prompt learning for masked language models"}
-    mergeable: ClassVar[bool] = False
 
     length: int = Field(20, ge=1, description="Virtual tokens before every text.")
 

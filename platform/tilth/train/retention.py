@@ -11,12 +11,11 @@ import datasets
 import torch
 from transformers import TrainerCallback
 
-from tilth.data.conditioning import label_prefix
 from tilth.data.dataset import Dataset
 from tilth.data.loading import load_trained
 from tilth.data.schema import row_rng
 from tilth.storage import Store
-from tilth.train.chat import assistant_turns
+from tilth.train.chat import as_trl, assistant_turns
 from tilth.train.forgetting import Probe, Replay
 from tilth.train.job import Job
 from tilth.train.masking import IGNORED
@@ -93,14 +92,10 @@ def replayed(job: Job, replay: Replay, learnt: int, folder: Path) -> datasets.Da
     seed = job.stage.optimisation.seed
     order = sorted(range(len(rows)), key=lambda number: row_rng(seed, rows[number]["id"], "replay").random())
     chosen = rows.select(sorted(order[: replay.rows(learnt, len(rows))]))
+    form = as_trl(dataset.row_type, "completion", None)
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
-        name = {"id": f"{replay.data}/{row['id']}"}
-        if dataset.row_type == "chat":
-            return {**name, "prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
-        if dataset.row_type == "labelled":
-            return {**name, "text": label_prefix(row["label"]) + row["text"]}
-        return {**name, **{key: row[key] for key in ("text", "prompt", "completion") if key in row}}
+        return {"id": f"{replay.data}/{row['id']}", **form(row)}
 
     key = f"{job.fingerprint[:32]}-replay"
     return chosen.map(encode, remove_columns=rows.column_names, new_fingerprint=key, desc="Preparing replay")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -84,11 +84,10 @@ class Encoder:
 
     def __call__(self, rows: Sequence[Sequence[int]], at: Sequence[tuple[int, int]]) -> Tensor:
         """Hidden states [places, width] at `at`, (row, token) each. Rows of one length should be neighbours."""
-        starts = [0]
-        for row in rows:
-            starts.append(starts[-1] + len(row))
-        groups = list(_groups(rows))
-        x = torch.cat([self._embedded(rows_of) for rows_of in _same_length(rows)])
+        starts = list(accumulate(map(len, rows), initial=0))
+        alike = [list(found) for _, found in groupby(rows, key=len)]
+        groups = list(_groups(alike))
+        x = torch.cat([self._embedded(found) for found in alike])
         kept = torch.tensor([starts[row] + token for row, token in at])
         for layer in self.layers:
             x = layer(x, groups, kept if layer is self.layers[-1] else None)
@@ -99,14 +98,10 @@ class Encoder:
         return found.flatten(0, 1)
 
 
-def _same_length(rows: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    for _, found in groupby(rows, key=len):
-        yield list(found)
-
-
-def _groups(rows: Sequence[Sequence[int]]) -> Iterator[Group]:
+def _groups(alike: Sequence[Sequence[Sequence[int]]]) -> Iterator[Group]:
+    """Where rows of one length lie, `alike` from the first to the last."""
     end = 0
-    for found in _same_length(rows):
+    for found in alike:
         start, end = end, end + len(found) * len(found[0])
         yield Group(start, end, len(found[0]))
 

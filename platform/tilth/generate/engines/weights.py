@@ -10,21 +10,12 @@ from typing import Any
 
 from tilth import models
 from tilth.content import cache_dir, file_hash
-from tilth.data.loading import Card, adapted, base_folder, load_pretrained, load_tokenizer
+from tilth.data.loading import UNMERGEABLE, Card, adapted, base_folder, load_pretrained, load_tokenizer
 from tilth.errors import ModelError
 
 ADAPTER = "adapter_config.json"
 # what vLLM can serve beside other adapters; the rest is merged into the weights first
 _PLAIN = {"use_dora": False, "modules_to_save": None, "bias": "none"}
-_NOT_WEIGHTS = {
-    "PROMPT_TUNING",
-    "MULTITASK_PROMPT_TUNING",
-    "PREFIX_TUNING",
-    "P_TUNING",
-    "ADAPTION_PROMPT",
-    "CPT",
-    "BOTTLENECK",
-}
 
 
 @dataclass(frozen=True)
@@ -88,9 +79,9 @@ def _merged(folder: Path) -> Path:
     from tilth.packages import install
 
     weights = Weights.at(folder)
-    kind = weights.settings["peft_type"]
-    if kind in _NOT_WEIGHTS:
-        what = kind.lower().replace("_", " ")
+    kind = weights.settings["peft_type"].lower()
+    if kind in UNMERGEABLE:
+        what = kind.replace("_", " ")
         raise ModelError(f"{folder}: {what} is no change of weights, so vLLM cannot load it; use `kind: hf` for it")
     own = [file_hash(file) for file in sorted(folder.glob("adapter_*")) if file.is_file()]
     pin = hashlib.sha256("\n".join([models.identity(str(weights.base)), *own]).encode()).hexdigest()[:16]
