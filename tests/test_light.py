@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ast
 import os
-import resource
 import subprocess
 import sys
 
 import pytest
 
 HEAVY = ("torch", "ray", "transformers", "vllm", "deepspeed", "pyarrow", "datasets", "trl", "peft", "numpy", "sklearn")
-CHECK_SECONDS = 0.3
+CHECK_CALLS = 330_000
 RECIPE = """\
 name: everyday
 stages:
@@ -103,24 +102,20 @@ def test_every_built_in_kind_is_light_to_name(family):
     assert python("-c", code + LOADED.format(heavy=HEAVY)) == "[]\n"
 
 
-def cpu_seconds(*arguments, **environment):
-    """CPU time of one run: what it takes on an idle machine, however busy this one is."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    python(*arguments, **environment)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def test_check_answers_at_once(recipe, tmp_path):
-    compiled = {"PYTHONPYCACHEPREFIX": str(tmp_path / "pyc"), "PYTHONDONTWRITEBYTECODE": ""}
-    start = min(cpu_seconds("-c", "pass", **compiled) for _ in range(3))
-    cpu_seconds("-m", "tilth", "check", str(recipe), **compiled)
-    best = 99.0
-    for _ in range(15):  # neighbours on the same core slow a run down, nothing makes it faster than it is
-        best = min(best, cpu_seconds("-m", "tilth", "check", str(recipe), **compiled))
-        if best - start < CHECK_SECONDS:
-            return
-    pytest.fail(f"tilth check takes {best - start:.2f} s of CPU time plus {start:.2f} s for the interpreter")
+def test_check_does_little(recipe):
+    """Calls are counted, not seconds: the same on every machine. `make bench` takes the seconds."""
+    code = (
+        "import cProfile, pstats, sys\n"
+        "profile = cProfile.Profile()\n"
+        "profile.enable()\n"
+        "from tilth.cli import main\n"
+        f"assert main(['check', {str(recipe)!r}]) == 0\n"
+        "profile.disable()\n"
+        "print(pstats.Stats(profile, stream=sys.stderr).total_calls)\n"
+    )
+    python("-c", code, PYTHONDONTWRITEBYTECODE="")
+    calls = int(python("-c", code).splitlines()[-1])
+    assert calls < CHECK_CALLS, f"tilth check makes {calls} calls; is something loaded or built that no recipe names?"
 
 
 def test_the_standard_librarys_platform_is_not_shadowed(root):
