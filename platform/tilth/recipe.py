@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -19,6 +19,7 @@ from tilth.problems import nearest, problems
 
 if TYPE_CHECKING:
     from tilth.runs import Artifact, Out
+    from tilth.trials import Judge, Outcome, Packs, Trial
     from tilth.weights import Sized
 
 
@@ -57,6 +58,21 @@ class Stage(Component, family="stage"):
     def probe(self, inputs: Mapping[str, Artifact]) -> dict[str, float]:
         """The same as measured on a few rows of its finished inputs; nothing where a stage has no probe."""
         return {}
+
+    @classmethod
+    def packs(cls, stages: Mapping[str, Stage], places: int, room: float | None = None) -> Packs:
+        """Which of these stages of this class, by name, can be run together: at most `places` in `room` bytes."""
+        from tilth.trials import Packs
+
+        return Packs(apart={name: f"a stage of kind {stage.kind} is run by itself" for name, stage in stages.items()})
+
+    @classmethod
+    def pack(cls, trials: Iterable[Trial], places: int, judge: Judge) -> Iterator[Outcome]:
+        """Run trials that `packs` put together in this process, `places` at once; each outcome as it comes.
+
+        `trials` is asked for the next one whenever a place is free.
+        """
+        raise TypeError(f"{cls.__name__} must define pack()")
 
 
 # a directory of the run and a step of a dotted path

@@ -1,0 +1,61 @@
+"""Trials of one kind of stage that are trained together, as a pack: what a search hands over and what it gets back.
+
+A search asks a stage's class which of its trials may share a pack (`Stage.packs`) and lets it train them
+(`Stage.pack`). Trials that no pack takes are run one by one, as the stages that they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tilth.recipe import Stage
+    from tilth.runs import Artifact, Out
+
+
+@dataclass(frozen=True)
+class Packs:
+    """How trials are divided, by their names: those of each pack, and why each of the others is run by itself."""
+
+    together: tuple[tuple[str, ...], ...] = ()
+    apart: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A stage to run, as a recipe would: where it works, and the artifact of each "@stage" that it refers to."""
+
+    name: str
+    stage: Stage
+    out: Out
+    inputs: Mapping[str, Artifact]
+
+
+@dataclass(frozen=True)
+class Report:
+    """How far a trial is. `loss` is that of the step's rows, `validation_loss` that measured right after the step."""
+
+    trial: str
+    step: int
+    steps: int
+    loss: float
+    tokens: int
+    seconds: float
+    validation_loss: float | None = None
+
+
+#: Asked after every step of every trial: whether the trial goes on. One that does not leaves its place to another.
+Judge = Callable[[Report], bool]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a trial: its artifact as `Stage.run` returns it, or why there is none."""
+
+    trial: str
+    artifact: Artifact | None = None
+    why: str = ""
+    #: the judge ended it: its trace is there, but no artifact, for it is not what its fingerprint says
+    stopped: bool = False
