@@ -106,6 +106,7 @@ def test_check_loads_nothing_heavy(recipe):
         "sampling",
         "weighting",
         "conflict",
+        "reward",
     ],
 )
 def test_every_built_in_kind_is_light_to_name(family):

@@ -55,6 +55,10 @@ class ModelName(str):
     """A model by hub name or local directory; its content, not its path, is its identity."""
 
 
+class FunctionName(str):
+    """A function of the user's own as "module:function"; the content of its module is its identity."""
+
+
 class DataPath(str):
     """A path, glob or URI of data files; their content, not their path, is their identity."""
 
@@ -71,8 +75,16 @@ def _model(text: str) -> str:
     return ModelRefStr(text) if text.startswith("@") else ModelName(text)
 
 
+def _function(text: str) -> str:
+    module, colon, name = text.partition(":")
+    if not colon or not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise PydanticCustomError("function", 'must be a function written "module:function"')
+    return FunctionName(text)
+
+
 DatasetRef = Annotated[str, AfterValidator(_dataset_ref)]
 ModelRef = Annotated[str, AfterValidator(_model)]
+FunctionRef = Annotated[str, AfterValidator(_function)]
 DataFiles = Annotated[str, Field(min_length=1), AfterValidator(DataPath)]
 
 
@@ -216,9 +228,9 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 def identity(value: Any, content: Callable[[str], Any]) -> Any:
     """What of `value` decides the result, as plain data: no execution fields, no paths.
 
-    `content` gives the identity of a Ref, ModelName or DataPath (its content's hash).
+    `content` gives the identity of a Ref, ModelName, DataPath or FunctionName (its content's hash).
     """
-    if isinstance(value, Ref | ModelName | DataPath):
+    if isinstance(value, Ref | ModelName | DataPath | FunctionName):
         return content(value)
     if isinstance(value, Component):
         cls = type(value)

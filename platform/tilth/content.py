@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tilth.config import DataPath, ModelName
+from tilth.config import DataPath, FunctionName, ModelName
 from tilth.errors import StorageError
 from tilth.paths import filesystem, local_files, no_match, reaching, remote_files
 
@@ -23,14 +24,22 @@ def cache_dir() -> Path:
 
 
 def identity_of(value: str) -> Any:
-    """The content identity of a ModelName or DataPath."""
+    """The content identity of a ModelName, DataPath or FunctionName."""
     if isinstance(value, DataPath):
         return files_identity(value)
     if isinstance(value, ModelName):
         from tilth import models
 
         return models.identity(value)
+    if isinstance(value, FunctionName):
+        return {str(value): _source_hash(value.partition(":")[0])}
     return str(value)
+
+
+def _source_hash(module: str) -> str | None:
+    """The content of a module's file; None where it has none, as a built-in one."""
+    spec = importlib.util.find_spec(module)
+    return file_hash(Path(spec.origin)) if spec is not None and spec.has_location and spec.origin else None
 
 
 def files_identity(pattern: str) -> str:

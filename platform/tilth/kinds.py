@@ -111,6 +111,13 @@ KINDS: dict[str, dict[str, str]] = {
         "aspects": "tilth.generate.judges:Aspects",
         "reward_model": "tilth.generate.judges:RewardModel",
     },
+    "reward": {
+        "reward_model": "tilth.train.rewards:RewardModel",
+        "function": "tilth.train.rewards:Function",
+        "judge": "tilth.train.rewards:Judged",
+        "code": "tilth.train.rewards:PassesTests",
+        "sum": "tilth.train.rewards:WeightedSum",
+    },
     "generator": {
         "vllm": "tilth.generate.vllm:Vllm",
         "hf": "tilth.generate.hf:HuggingFace",
@@ -127,18 +134,24 @@ def load_class(family: str, kind: str) -> type[Any]:
     if not module or not name or module.startswith("."):
         homes = [other for other, kinds in KINDS.items() if kind in kinds]
         raise LookupError(f"no {family} of kind {kind!r}" + (f" (that is a {homes[0]})" if homes else ""))
+    loaded = load_object(target, f"{family} {kind!r}")
+    if not isinstance(loaded, type):
+        raise LookupError(f"{target!r} is not a class")
+    return loaded
+
+
+def load_object(target: str, what: str) -> Any:
+    """Import what "module:name" names, for `what`; LookupError says why there is none."""
+    module, _, name = target.partition(":")
     try:
         home = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise LookupError(f"{family} {kind!r} needs module {error.name!r}, which is not installed") from error
+        raise LookupError(f"{what} needs module {error.name!r}, which is not installed") from error
     except Exception as error:  # the user's own module, which may do anything while it is imported
         raise LookupError(f"module {module!r} cannot be imported: {_said(error)}") from error
     if not hasattr(home, name):
         raise LookupError(f"module {module!r} has no {name!r}")
-    loaded = getattr(home, name)
-    if not isinstance(loaded, type):
-        raise LookupError(f"{target!r} is not a class")
-    return loaded
+    return getattr(home, name)
 
 
 def _said(error: Exception) -> str:

@@ -17,6 +17,7 @@ from tilth.storage import Store
 CARD = "tilth.json"
 _CLASSES = {
     "classification": "AutoModelForSequenceClassification",
+    "reward": "AutoModelForSequenceClassification",
     "token_classification": "AutoModelForTokenClassification",
     "question_answering": "AutoModelForQuestionAnswering",
     "language_model": "AutoModelForCausalLM",

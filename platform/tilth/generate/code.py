@@ -6,7 +6,7 @@ Write a function first_repeated(text) …  →  def first_repeated(text): …   
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,7 +16,7 @@ from tilth.errors import StageError
 from tilth.generate.base import Generator, Prompt
 from tilth.generate.drafts import Draft, asked, instruction_of, user, yields
 from tilth.generate.method import MakeFunction, Pool, PoolMethod, Yield, opened
-from tilth.generate.programs import assertions_in, code_of, names_in
+from tilth.generate.programs import assertions_in, code_of, given_tests, names_in
 from tilth.generate.sandbox import Limits, require_sandbox, run_python
 
 _INVENT = """\
@@ -67,7 +67,7 @@ class Code(PoolMethod):
 
     def _unsolved(self, number: int, pool: Pool) -> list[Row]:
         """Problems of the data that nothing accepted solves, in an order drawn anew in each round."""
-        given = [(row, tests) for row in pool.seeds if (tests := _given(row, self.tests_from))]
+        given = [(row, tests) for row in pool.seeds if (tests := given_tests(row, self.tests_from))]
         if not given:
             raise StageError(
                 f"no row carries tests in meta.{self.tests_from[0]}; let the source `carry` them, or set tests_from"
@@ -136,12 +136,6 @@ class Code(PoolMethod):
 
 def _problem(draft: Draft) -> str:
     return str(draft.payload.get("prompt") or draft.ask["prompt"])
-
-
-def _given(row: Row, names: Sequence[str]) -> str:
-    """The tests that a row carries, as one text; empty where it has none."""
-    found: list[Any] = [row["meta"].get(name) or "" for name in names]
-    return "\n".join(item if isinstance(item, str) else "\n".join(map(str, item)) for item in found).strip()
 
 
 def _with_a_test(row: Row, tests: str) -> str:

@@ -198,7 +198,8 @@ class Aspects(Asked):
 class RewardModel(Judge):
     """The score that a reward model gives to prompt and answer: a sequence classifier with one output.
 
-    Where its tokenizer has a chat template, it sees the conversation, else prompt and answer with a blank line between
+    What a stage of kind reward trained reads prompt and answer as it did there, of an ensemble the mean counts. Others
+    see the conversation where their tokenizer has a chat template, else prompt and answer with a blank line between
     them. What is too long loses its beginning. A score that is no finite number is none. Figures: `scored`, `cut`,
     `unjudged`.
     """
@@ -222,8 +223,9 @@ class RewardModel(Judge):
             judgements = []
             for contest in contests:
                 pairs = [next(found) for _ in contest.candidates]
-                scores = tuple(value if math.isfinite(value) else None for value, _ in pairs)
-                figures = {"scored": len(pairs), "cut": sum(cut for _, cut in pairs), "unjudged": scores.count(None)}
+                scores = tuple(item.score if math.isfinite(item.score) else None for item in pairs)
+                figures = {"scored": len(pairs), "cut": sum(item.cut for item in pairs)}
+                figures["unjudged"] = scores.count(None)
                 judgements.append(Judgement(scores, figures))
             return judgements
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Sequence
+from typing import Any
+
+from tilth.data.schema import Row
 
 _BLOCK = re.compile(r"```(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
@@ -39,3 +42,9 @@ def assertions_in(code: str, names: Sequence[str]) -> list[str]:
         if isinstance(node, ast.Assert) and used & set(names):
             found.append(ast.unparse(node))
     return list(dict.fromkeys(found))
+
+
+def given_tests(row: Row, names: Sequence[str]) -> str:
+    """The tests that a row carries in `meta` under these names, as one text; empty where it has none."""
+    found: list[Any] = [row["meta"].get(name) or "" for name in names]
+    return "\n".join(item if isinstance(item, str) else "\n".join(map(str, item)) for item in found).strip()

@@ -1,65 +1,124 @@
-"""The scores of a reward model, batched by tokens."""
+"""The scores of reward models, batched by tokens: of those that a stage trained, and of others with one output."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tilth.data.batching import in_batches
+from tilth.data.loading import CARD, Card, Loaded, load_pretrained, load_tokenizer, load_trained
 from tilth.errors import StageError
 from tilth.generate.base import Message
+from tilth.generate.judges import transcript
 
-Scored = tuple[float, bool]
+#: where the further members of an ensemble lie in a model's directory, each a model by itself
+MEMBERS = "members"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What each member of an ensemble, or the one model, says of an answer; `cut`: its beginning was not read."""
+
+    members: tuple[float, ...]
+    cut: bool = False
+
+    @property
+    def score(self) -> float:
+        """The mean over the members."""
+        return round(fmean(self.members), 4)
+
+    @property
+    def disagreement(self) -> float:
+        """The standard deviation over the members."""
+        return pstdev(self.members)
 
 
 class RewardScorer:
-    """(conversation, answer) pairs → (score, whether its beginning was cut off), in order. One call runs at a time."""
+    """(prompt, answer) pairs → scores, in order; a prompt is a text or a conversation. One call runs at a time.
+
+    What a stage trained reads prompt and answer as it did there, see `ended`. Others read the conversation through
+    their chat template, or where they have none, with a blank line between its turns.
+    """
 
     def __init__(self, folder: Path, batch_tokens: int) -> None:
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-        if model.config.num_labels != 1:
-            raise StageError(
-                f"reward_model: {folder.name} has {model.config.num_labels} outputs, a reward model has one; name "
-                "another model, or judge by pairwise or aspects"
-            )
-        self.model = model.to(self.device).eval()
+        self.trained = Card.read(folder).objective == "reward"
+        members = [_loaded(part) for part in (folder, *sorted(folder.glob(f"{MEMBERS}/*")))]
+        self.models: list[Any] = [member.model for member in members]
+        self.tokenizer: Any = members[0].tokenizer
         self.batch_tokens = batch_tokens
-        self.limit = min(self.tokenizer.model_max_length, model.config.max_position_embeddings)
-        self.tokenizer.truncation_side = "left"
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model.config.pad_token_id = self.tokenizer.pad_token_id
+        context = getattr(self.models[0].config, "max_position_embeddings", None)
+        self.limit = members[0].max_length or min(filter(None, (self.tokenizer.model_max_length, context)))
+        for model in self.models:
+            model.config.pad_token_id = self.tokenizer.pad_token_id
         self.lock = threading.Lock()
 
-    def __call__(self, pairs: Sequence[tuple[Sequence[Message], str]]) -> list[Scored]:
-        texts = [self._text(messages, answer) for messages, answer in pairs]
-        templated = bool(self.tokenizer.chat_template)
+    def __call__(self, pairs: Sequence[tuple[Sequence[Message] | str, str]]) -> list[Scored]:
+        texts = [self._text(prompt, answer) for prompt, answer in pairs]
+        special = self.trained or not self.tokenizer.chat_template
         with self.lock:
-            tokens = self.tokenizer(texts, add_special_tokens=not templated)["input_ids"] if texts else []
-            cut = [len(item) > self.limit for item in tokens]
-            if any(cut):
-                tokens = self.tokenizer(
-                    texts, add_special_tokens=not templated, truncation=True, max_length=self.limit
-                )["input_ids"]
+            tokens, cut = encode(self.tokenizer, texts, self.limit, special)
             scores = in_batches(tokens, self._forward, size=self.batch_tokens, length=len)
-        return list(zip(scores, cut, strict=True))
+        return [Scored(tuple(members), short) for members, short in zip(scores, cut, strict=True)]
 
-    def _text(self, messages: Sequence[Message], answer: str) -> str:
-        turns = [*map(dict, messages), {"role": "assistant", "content": answer}]
+    def _text(self, prompt: Sequence[Message] | str, answer: str) -> str:
+        if self.trained:
+            return ended(self.tokenizer, (prompt if isinstance(prompt, str) else transcript(prompt)) + answer)
+        asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else map(dict, prompt)
+        turns = [*asked, {"role": "assistant", "content": answer}]
         if self.tokenizer.chat_template:
             return str(self.tokenizer.apply_chat_template(turns, tokenize=False))
         return "\n\n".join(turn["content"] for turn in turns)
 
-    def _forward(self, tokens: list[list[int]]) -> list[float]:
-        padded: Any = self.tokenizer.pad({"input_ids": tokens}, return_tensors="pt").to(self.device)
+    def _forward(self, tokens: list[list[int]]) -> list[list[float]]:
+        """Of each text, what every head of every member says."""
+        padded = self.tokenizer.pad({"input_ids": tokens}, return_tensors="pt").to(self.models[0].device)
         with torch.inference_mode():
-            logits = self.model(**padded).logits.float().cpu()
+            logits = torch.cat([model(**padded).logits.float().cpu() for model in self.models], dim=1)
         # float error moves the last decimals with the batch: rounded, an answer is scored alike wherever it stands
-        return [round(value, 4) for value in logits[:, 0].tolist()]
+        return [[round(value, 4) for value in row] for row in logits.tolist()]
+
+
+def ended(tokenizer: Any, text: str) -> str:
+    """The text and the token that ends texts, where the tokenizer does not put one there itself, as BERT's does."""
+    if tokenizer.eos_token is None or tokenizer("a")["input_ids"][-1] in tokenizer.all_special_ids:
+        return text
+    return f"{text}{tokenizer.eos_token}"
+
+
+def encode(
+    tokenizer: Any, texts: Sequence[str], limit: int, special: bool = True
+) -> tuple[list[list[int]], list[bool]]:
+    """Token ids of each text, and whether its beginning was left out so that it has no more than `limit`."""
+    if not texts:
+        return [], []
+    found = tokenizer(list(texts), add_special_tokens=special)["input_ids"]
+    cut = [len(ids) > limit for ids in found]
+    if any(cut):
+        tokenizer.truncation_side = "left"
+        found = tokenizer(list(texts), add_special_tokens=special, truncation=True, max_length=limit)["input_ids"]
+    return found, cut
+
+
+def _loaded(folder: Path) -> Loaded:
+    """A reward model on its device; StageError where a directory holds another kind of model."""
+    card = Card.read(folder)
+    if card.objective == "reward":
+        return load_trained(folder, dtype="float32")
+    if (folder / CARD).exists():
+        raise StageError(
+            f"reward_model: {folder} was trained for {card.objective}; name the model of a stage of kind reward"
+        )
+    found = load_pretrained(folder, "reward", dtype="float32")
+    if found.model.config.num_labels != 1:
+        raise StageError(
+            f"reward_model: {folder.name} has {found.model.config.num_labels} outputs, a reward model has one; name "
+            "another model, or judge by pairwise or aspects"
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Loaded(found.model.to(device).eval(), load_tokenizer(folder), "reward", ())
