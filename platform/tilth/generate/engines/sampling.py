@@ -116,9 +116,17 @@ class SeededSampling:
 
 def gumbel(seeds: Any, step: int, tokens: Any) -> Any:
     """Standard Gumbel noise in float64, one number for each of (seed, step, token); shapes broadcast."""
-    bits = _mix(_mix(_mix(seeds) + step) + tokens)
-    uniform = (_shift(bits, 11).double() + 0.5) / 2.0**53
-    return -torch.log(-torch.log(uniform))
+    return -torch.log(-torch.log(_between(_mix(_mix(_mix(seeds) + step) + tokens))))
+
+
+def uniform(seeds: Any, step: int) -> Any:
+    """Uniform numbers between 0 and 1 in float64, one for each of (seed, step)."""
+    return _between(_mix(_mix(seeds) + step))
+
+
+def _between(bits: Any) -> Any:
+    """64 random bits as a number above 0 and below 1."""
+    return (_shift(bits, 11).double() + 0.5) / 2.0**53
 
 
 def _mix(x: Any) -> Any:

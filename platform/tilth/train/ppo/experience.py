@@ -1,0 +1,67 @@
+"""What a step learns from: samples with their scores, and for each token what policy, reference and critic said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tilth.train.ppo.rollouts import Sample
+
+
+@dataclass(frozen=True)
+class Experience:
+    """N samples, those of one prompt side by side. Tensors are [N, C] on the CPU, completions padded on the right.
+
+    `behaviour` is log p under the policy that drew a token, `old` under the one that is about to learn from it.
+    """
+
+    samples: tuple[Sample, ...]
+    #: as the reward said
+    scores: Tensor
+    #: as they are learnt from
+    shaped: Tensor
+    mask: Tensor
+    behaviour: Tensor
+    old: Tensor
+    reference: Tensor
+    entropy: Tensor
+    values: Tensor | None = None
+    advantages: Tensor | None = None
+    returns: Tensor | None = None
+    weights: Tensor | None = None
+
+    def at(self, rows: Sequence[int], room: int) -> Experience:
+        """Some of the samples, cut to the longest completion among them."""
+        index = torch.tensor(rows)
+        tensors = {
+            name: value[index, :room] if value.ndim == 2 else value[index]
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, samples=tuple(self.samples[row] for row in rows), **tensors)
+
+    def to(self, device: object) -> Experience:
+        """The same with its tensors on a device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
+    @property
+    def lengths(self) -> list[int]:
+        return [sample.length for sample in self.samples]
+
+
+def masks(samples: Sequence[Sample]) -> Tensor:
+    """1 at the tokens of completions [N, C]."""
+    room = max(len(sample.tokens) for sample in samples)
+    return torch.tensor([[float(at < len(sample.tokens)) for at in range(room)] for sample in samples])
+
+
+def behaviour(samples: Sequence[Sample], like: Tensor) -> Tensor:
+    """log p of each token as its generator said [N, C], 0 at padding."""
+    found = torch.zeros_like(like)
+    for row, sample in enumerate(samples):
+        found[row, : len(sample.logprobs)] = torch.tensor(sample.logprobs)
+    return found

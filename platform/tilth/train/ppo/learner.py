@@ -1,0 +1,248 @@
+"""One step of learning from feedback: rollouts, scores, what was said of them, advantages, clipped updates.
+
+Needs neither Ray nor a stage: a policy, a generator, a function that scores, and settings.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tilth.data.schema import Row
+from tilth.errors import StageError
+from tilth.train.config import Optimisation
+from tilth.train.ppo import maths
+from tilth.train.ppo.advantages import Credit
+from tilth.train.ppo.control import Controller, Moments
+from tilth.train.ppo.experience import Experience, behaviour, masks
+from tilth.train.ppo.optimiser import Optimiser, rate
+from tilth.train.ppo.policy import Padded, Policy
+from tilth.train.ppo.prompts import Prompt, asks
+from tilth.train.ppo.ranks import ALONE, Ranks, dealt
+from tilth.train.ppo.rollouts import Ask, Generating, Rollouts, Sample
+from tilth.train.ppo.settings import Algorithm
+from tilth.train.ppo.updates import Updater, Updates
+
+#: (prompts, completions, rows of the prompts) → a score of each
+Score = Callable[[list[str], list[str], list[Row]], list[float]]
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a learner goes by."""
+
+    algorithm: Algorithm
+    rollouts: Rollouts
+    optimisation: Optimisation
+    #: mean |log p| difference of learner and generator beyond which they hold different weights
+    tolerance: float = 0.05
+
+
+class Learner:
+    """A policy that learns from its own completions, alone or as one rank of several."""
+
+    def __init__(
+        self, policy: Policy, tokenizer: Any, generating: Generating, score: Score, settings: Settings,
+        ranks: Ranks = ALONE,
+    ) -> None:  # fmt: skip
+        self.policy, self.tokenizer, self.generating, self.score = policy, tokenizer, generating, score
+        self.settings, self.ranks = settings, ranks
+        self.algorithm = settings.algorithm
+        kl = self.algorithm.kl
+        self.controller = Controller(kl.coefficient, kl.target, kl.horizon)
+        self.moments = Moments()
+        self.optimiser = Optimiser(policy, settings.optimisation, ranks)
+        self.updater = Updater(policy, self.optimiser, self.algorithm, ranks, tokenizer.pad_token_id)
+        #: samples drawn ahead, by the step that is to learn from them
+        self.ahead: dict[int, list[Sample]] = {}
+        self.times: dict[str, float] = {}
+
+    # one step
+
+    def step(self, number: int, steps: int, prompts: Sequence[Prompt], later: Sequence[Prompt] = ()) -> Line:
+        """Learn from a completion or more of each prompt as step `number` (from 0) of `steps`.
+
+        `later` are the prompts of the next step, which are asked now where rollouts may be one step old.
+        StageError where the generator does not hold the learner's weights.
+        """
+        self.times = {}
+        fresh = number not in self.ahead
+        moved = self._synced() if fresh else 0
+        samples = self.ahead.pop(number) if not fresh else self._rollouts(number, prompts)
+        if later:
+            moved += self._synced()
+            self.ahead[number + 1] = self._rollouts(number + 1, later)
+        scores = self._scores(samples, prompts)
+        experience = self._credited(self._examined(samples, scores))
+        gap = self._gap(experience, fresh)
+        with self._timed("learn"):
+            done = self.updater.learn(experience, number, steps, self.controller.coefficient)
+        kl = float(((experience.old - experience.reference) * experience.mask).sum(-1).mean())
+        line = self._line(experience, done, number, steps)
+        line |= {"kl": kl, "kl_coefficient": self.controller.coefficient, **gap, "moved_bytes": moved}
+        self.controller.update(kl, len(samples))
+        return line
+
+    def _synced(self) -> int:
+        with self._timed("sync"):
+            return self.generating.sync()
+
+    def _rollouts(self, number: int, prompts: Sequence[Prompt]) -> list[Sample]:
+        """Every rank draws its share, and all have all."""
+        seed = self.settings.optimisation.seed
+        wanted = asks(prompts, self.algorithm.advantage.samples, seed, f"step {number}")
+        with self._timed("generate"):
+            return self.ranks.together(self.generating.generate(self.ranks.share(wanted)))
+
+    def _scores(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> list[float]:
+        by_row = {prompt.row["id"]: prompt for prompt in prompts}
+        with self._timed("score"):
+            return self.ranks.together(self.scored(self.ranks.share(samples), by_row, self.score))
+
+    def scored(self, samples: Sequence[Sample], prompts: dict[str, Prompt], score: Score) -> list[float]:
+        """What a function says of samples, each with the prompt of its row."""
+        if not samples:
+            return []
+        found = [prompts[sample.ask.row] for sample in samples]
+        texts = [self.text(sample) for sample in samples]
+        scores = score([prompt.text for prompt in found], texts, [prompt.row for prompt in found])
+        if len(scores) != len(samples):
+            raise StageError(f"ppo: a reward gave {len(scores)} scores for {len(samples)} completions")
+        return [float(value) for value in scores]
+
+    def text(self, sample: Sample) -> str:
+        """A completion as text, without the mark that ends it."""
+        return str(self.tokenizer.decode(list(sample.tokens), skip_special_tokens=True))
+
+    # what is said of samples
+
+    def _examined(self, samples: Sequence[Sample], scores: Sequence[float]) -> Experience:
+        """Log-probabilities, entropies and values of the policy as it is, and what the reference says."""
+        with self._timed("examine"):
+            return self.examined(samples, scores)
+
+    def examined(self, samples: Sequence[Sample], scores: Sequence[float]) -> Experience:
+        """The samples as experience; each is looked at by one rank, and all know what it found."""
+        mask = masks(samples)
+        found = torch.zeros(4, *mask.shape)
+        lengths = [sample.length for sample in samples]
+        for rows in filter(None, dealt(range(len(samples)), lengths, self.algorithm.tokens_at_once, self.ranks)):
+            batch = self.padded([samples[row] for row in rows])
+            with torch.no_grad():
+                said = self.policy(batch, entropy=True)
+            parts = [said.logprobs, self.policy.reference_logprobs(batch), said.entropy, said.values]
+            for number, part in enumerate(parts):
+                if part is not None:
+                    found[number, rows, : batch.room] = (part * batch.mask).cpu()
+        old, reference, entropy, values = self.ranks.sum(found, self.policy.device)
+        raw = torch.tensor(scores, dtype=torch.float32)
+        valued = self.algorithm.advantage.critic is not None
+        return Experience(
+            tuple(samples), raw, raw, mask, behaviour(samples, mask), old, reference, entropy,
+            values if valued else None,
+        )  # fmt: skip
+
+    def padded(self, samples: Sequence[Sample]) -> Padded:
+        """Samples side by side on the policy's device."""
+        return Padded.of(samples, self.tokenizer.pad_token_id, self.policy.device)
+
+    def _credited(self, experience: Experience) -> Experience:
+        """With shaped scores, advantages, and weights for tokens that an older policy drew."""
+        shaped = self._shaped(experience)
+        kl = self.algorithm.kl
+        penalty = torch.zeros_like(experience.old)
+        if kl.place == "reward":
+            penalty = self.controller.coefficient * maths.kl(experience.old, experience.reference, kl.estimator)
+        credit = Credit(shaped, penalty, experience.mask, experience.values)
+        advantages, returns = self.algorithm.advantage.estimate(credit)
+        weights = maths.truncated_weights(experience.old, experience.behaviour, self.settings.rollouts.max_weight)
+        return replace(experience, shaped=shaped, advantages=advantages, returns=returns, weights=weights)
+
+    def _shaped(self, experience: Experience) -> Tensor:
+        """Scores by their running deviation, clipped, less what a missing end costs."""
+        shaping, scores = self.algorithm.shaping, experience.scores
+        if shaping.normalise:
+            self.moments.add([value for value in scores.tolist() if math.isfinite(value)])
+            scores = scores / self.moments.deviation
+        if shaping.clip is not None:
+            scores = scores.clamp(-shaping.clip, shaping.clip)
+        missing = torch.tensor([0.0 if sample.ended else shaping.missing_end for sample in experience.samples])
+        return scores - missing
+
+    def _gap(self, experience: Experience, fresh: bool) -> dict[str, float]:
+        """How far learner and generator are apart on the same tokens: what the first minibatch's ratios start from."""
+        difference = experience.old - experience.behaviour
+        mean = maths.scalar(maths.masked_mean(difference.abs(), experience.mask))
+        ratio = maths.scalar(maths.masked_mean(difference.exp(), experience.mask))
+        largest = float((difference.abs() * experience.mask).max())
+        if fresh and not mean <= self.settings.tolerance:
+            raise StageError(
+                f"ppo: learner and generator differ by {mean:.3g} nats a token on the same samples, beyond "
+                f"{self.settings.tolerance}: the generator does not hold the learner's weights, or computes too "
+                "coarsely; use the same number format for both, or raise watchers.sync"
+            )
+        return {"sync_ratio": ratio, "sync_gap": mean, "sync_gap_max": largest}
+
+    def _line(self, experience: Experience, updates: Updates, number: int, steps: int) -> Line:
+        """What a step came to, for the trace."""
+        samples = experience.samples
+        lengths = [len(sample.tokens) for sample in samples]
+        line: Line = {
+            "step": number + 1, "learning_rate": rate(self.settings.optimisation, number, steps),
+            "grad_norm": max(updates.norms, default=0.0, key=lambda norm: math.inf if math.isnan(norm) else norm),
+            "tokens": sum(experience.lengths), "samples": len(samples),
+            "rows": list(dict.fromkeys(sample.ask.row for sample in samples)),
+            "reward": float(experience.scores.mean()), "shaped": float(experience.shaped.mean()),
+            "entropy": maths.scalar(maths.masked_mean(experience.entropy, experience.mask)),
+            "length": sum(lengths) / len(lengths), "ended": sum(sample.ended for sample in samples) / len(samples),
+            "ratio_max": updates.ratio, "updates": updates.steps, **updates.means(),
+        }  # fmt: skip
+        line["loss"] = line["policy_loss"]
+        if (critic := self.algorithm.advantage.critic) and experience.values is not None:
+            line["loss"] += critic.coefficient * line["value_loss"]
+            if experience.returns is not None:
+                line["explained_variance"] = maths.explained_variance(
+                    experience.values, experience.returns, experience.mask
+                )
+        return {**line, "times": {name: round(value, 4) for name, value in self.times.items()}}
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.times[name] = self.times.get(name, 0.0) + time.monotonic() - start
+
+    # what a resumed run needs
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, as tensors and plain data."""
+        return {
+            "weights": {name: weight.detach().clone().cpu() for name, weight in self.policy.learnt().items()},
+            "optimizer": copy.deepcopy(self.optimiser.state()),
+            "controller": asdict(self.controller),
+            "moments": asdict(self.moments),
+            "ahead": {step: [asdict(sample) for sample in samples] for step, samples in self.ahead.items()},
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Put back what `state` gave."""
+        with torch.no_grad():
+            for name, weight in self.policy.learnt().items():
+                weight.copy_(state["weights"][name])
+        self.optimiser.load(state["optimizer"])
+        self.controller, self.moments = Controller(**state["controller"]), Moments(**state["moments"])
+        self.ahead = {int(step): [_sample(item) for item in items] for step, items in state["ahead"].items()}
+
+
+def _sample(item: dict[str, Any]) -> Sample:
+    ask = Ask(item["ask"]["row"], tuple(item["ask"]["prompt"]), item["ask"]["seed"])
+    return Sample(ask, tuple(item["tokens"]), tuple(item["logprobs"]), item["ended"])

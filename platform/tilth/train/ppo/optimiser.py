@@ -1,0 +1,67 @@
+"""One optimizer step after another over all learners, with PyTorch alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tilth.train.config import Optimisation
+from tilth.train.ppo.policy import Policy
+from tilth.train.ppo.ranks import Ranks
+
+#: as in the original PPO and in Huang et al. 2024; AdamW's own 1e-8 makes the first steps large
+EPSILON = 1e-5
+
+
+def rate(optimisation: Optimisation, step: int, steps: int) -> float:
+    """Learning rate of step number `step` (from 0) of `steps`: a warm-up, then the schedule."""
+    warmup = math.ceil(optimisation.warmup * steps)
+    if step < warmup:
+        return optimisation.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    left = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
+    return optimisation.learning_rate * left[optimisation.scheduler]
+
+
+class Optimiser:
+    """AdamW over what a policy learns. Every rank holds all of its state; gradients are summed over the ranks."""
+
+    def __init__(self, policy: Policy, optimisation: Optimisation, ranks: Ranks) -> None:
+        self.ranks, self.optimisation = ranks, optimisation
+        self.weights = list(policy.learnt().values())
+        # as in most trainings, biases and norms do not decay
+        decays = [
+            {"params": [w for w in self.weights if w.ndim > 1], "weight_decay": optimisation.weight_decay},
+            {"params": [w for w in self.weights if w.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.inner = torch.optim.AdamW([group for group in decays if group["params"]], lr=0.0, eps=EPSILON)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradient."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, learning_rate: float) -> float:
+        """Change the weights by the gradients so far; their norm before it was clipped. One not finite changes none."""
+        self.ranks.sum_gradients(self.weights)
+        limit = self.optimisation.max_grad_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.weights, limit))
+        if math.isfinite(norm):
+            for group in self.inner.param_groups:
+                group["lr"] = learning_rate
+            self.inner.step()
+        self.drop()
+        return norm
+
+    def drop(self) -> None:
+        """Forget the gradients so far."""
+        self.inner.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.inner.state_dict()
+        return found
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state)

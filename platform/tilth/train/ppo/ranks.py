@@ -1,0 +1,103 @@
+"""The learners among themselves: what all of them know, and who takes which samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+#: numbers that are summed over the ranks in one message
+BUCKET = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This learner's place among all of them; alone, nothing is ever sent."""
+
+    rank: int = 0
+    world: int = 1
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This rank's part of a list that all of them have, in order."""
+        size = -(-len(items) // self.world)
+        return list(items[self.rank * size : (self.rank + 1) * size])
+
+    def together(self, items: list[T]) -> list[T]:
+        """The parts of all ranks, one after the other, the same on each."""
+        if self.world == 1:
+            return items
+        parts: list[list[T]] = [[] for _ in range(self.world)]
+        dist.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
+
+    def sum(self, tensor: Tensor, device: Any = "cpu") -> Tensor:
+        """The sum over all ranks, on the CPU; `device` is where messages travel from."""
+        if self.world == 1:
+            return tensor
+        sent = tensor.to(device)
+        dist.all_reduce(sent)
+        return sent.cpu()
+
+    def sum_gradients(self, weights: Iterable[Tensor]) -> None:
+        """Add up the gradients of all ranks, several weights in one message; a missing one counts as zero."""
+        if self.world == 1:
+            return
+        for bucket in _buckets(list(weights)):
+            flat = torch.cat([(w.grad if w.grad is not None else torch.zeros_like(w)).flatten() for w in bucket])
+            dist.all_reduce(flat)
+            for weight, part in zip(bucket, flat.split([w.numel() for w in bucket]), strict=True):
+                weight.grad = part.view_as(weight)
+
+
+#: a learner without others
+ALONE = Ranks()
+
+
+def _buckets(weights: list[Tensor]) -> Iterable[list[Tensor]]:
+    bucket: list[Tensor] = []
+    for weight in weights:
+        if bucket and (sum(w.numel() for w in bucket) + weight.numel() > BUCKET or weight.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(weight)
+    if bucket:
+        yield bucket
+
+
+def dealt(rows: Sequence[int], lengths: Sequence[int], budget: int, ranks: Ranks) -> list[list[int]]:
+    """This rank's micro-batches of `rows`: samples of like length, at most `budget` padded tokens.
+
+    Every rank has as many micro-batches as any other, for what they do in step with each other. `lengths` are those
+    of all samples; a sample over the budget is a micro-batch by itself.
+    """
+    order = sorted(rows, key=lambda row: (-lengths[row], row))
+    hands = [_cut(order[rank :: ranks.world], lengths, budget) for rank in range(ranks.world)]
+    return _split(hands[ranks.rank], max(map(len, hands)))
+
+
+def _cut(order: list[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Longest first, as many at a time as the longest of them allows."""
+    found = []
+    while order:
+        size = max(1, budget // lengths[order[0]])
+        found.append(order[:size])
+        order = order[size:]
+    return found
+
+
+def _split(pieces: list[list[int]], count: int) -> list[list[int]]:
+    """As many pieces as asked for, the largest divided; where single rows are too few, some are empty."""
+    pieces = list(pieces)
+    while len(pieces) < count:
+        largest = max(range(len(pieces)), key=lambda at: len(pieces[at]), default=None)
+        if largest is None or len(pieces[largest]) < 2:
+            pieces.append([])
+            continue
+        whole = pieces[largest]
+        pieces[largest : largest + 1] = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
+    return pieces

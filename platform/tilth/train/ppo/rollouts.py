@@ -1,0 +1,125 @@
+"""Where completions come from while a policy learns: what is asked, what comes back, and the kinds of generators.
+
+The seam is small so that others fit in: several turns, tools or a server would be another kind. A kind writes `open`;
+what that returns generates, takes new weights, and is closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from pydantic import Field
+
+from tilth.config import EXECUTION, Component
+from tilth.generate.vllm import VllmEngine
+
+if TYPE_CHECKING:
+    from tilth.train.ppo.policy import Policy
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One completion to make: the row of its prompt, the prompt's tokens, and the seed of all its randomness."""
+
+    row: str
+    prompt: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A completion: its tokens, the mark that ended it included, and log p of each under the policy that drew it."""
+
+    ask: Ask
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    #: whether it ended of itself, and was not cut off
+    ended: bool
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and completion."""
+        return len(self.ask.prompt) + len(self.tokens)
+
+
+class Generating(Protocol):
+    """Rollouts at work."""
+
+    def generate(self, asks: Sequence[Ask]) -> list[Sample]:
+        """One sample for each ask, in order; the same for the same ask and weights, whatever else is asked."""
+
+    def sync(self) -> int:
+        """Take the policy's present weights; returns the bytes that were moved."""
+
+    def close(self) -> None:
+        """Let go of all that was started."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """What a generator may need of the learner: the policy, its tokenizer, and where the model's files lie."""
+
+    policy: Policy
+    tokenizer: Any
+    model: str
+    dtype: str
+    #: tokens of prompt and completion together
+    max_length: int
+    rank: int = 0
+
+
+class Rollouts(Component, family="rollouts"):
+    """How completions are drawn.
+
+    There is no top-p and no top-k: what they cut off has no probability, and a ratio of probabilities is then wrong.
+    """
+
+    #: whether it can generate from weights that the learner holds
+    shares: ClassVar[bool] = False
+
+    max_tokens: int = Field(64, ge=1, description="Longest completion, in tokens.")
+    temperature: float = Field(1.0, gt=0, le=2, description="Divides logits, in generation and in learning alike.")
+    staleness: Literal[0, 1] = Field(
+        0, description="1: samples are drawn while the step before is learnt, and weighted for it."
+    )
+    max_weight: float = Field(2.0, ge=1, description="Such weights are truncated to this.")
+    placement: Literal["colocate", "disaggregate"] = Field(
+        "colocate",
+        json_schema_extra=EXECUTION,
+        description="colocate: in each learner; disaggregate: in Ray actors of their own.",
+    )
+    actors: int = Field(1, ge=1, json_schema_extra=EXECUTION, description="Ray actors, when disaggregated.")
+    cpus: float = Field(1.0, gt=0, json_schema_extra=EXECUTION, description="CPU cores for each of them.")
+    gpus: float = Field(0.0, ge=0, json_schema_extra=EXECUTION, description="GPUs for each of them.")
+
+    def open(self, home: Home) -> Generating:
+        """The generator in this process."""
+        raise TypeError(f"{type(self).__name__} must define open()")
+
+
+class HuggingFaceRollouts(Rollouts):
+    """The policy's own weights in this process, decoded with a cache: nothing to install, nothing to move."""
+
+    shares: ClassVar[bool] = True
+
+    tokens_at_once: int = Field(
+        8192, ge=64, json_schema_extra=EXECUTION, description="Tokens of prompts and longest completions in a batch."
+    )
+
+    def open(self, home: Home) -> Generating:
+        from tilth.train.ppo.decoding import Decoder
+
+        return Decoder(self, home)
+
+
+class VllmRollouts(Rollouts):
+    """vLLM (Kwon et al. 2023, arXiv:2309.06180): adapters are loaded anew, full weights read from a file."""
+
+    engine: VllmEngine = Field(default_factory=VllmEngine, description="How vLLM runs.")
+
+    def open(self, home: Home) -> Generating:
+        from tilth.train.ppo.served import Served
+
+        return Served(self, home)

@@ -1,0 +1,113 @@
+"""What the algorithm is configured with, light: penalties, the shape of rewards, updates, watchers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tilth.config import EXECUTION, Component
+from tilth.errors import Problem
+from tilth.train.ppo.advantages import Advantage, Gae
+
+Action = Literal["log", "raise_kl", "roll_back", "stop"]
+
+
+class Kl(Component):
+    """The price of a departure from the reference, the policy as it was before training.
+
+    place: reward takes it from the reward at each token (Ziegler et al. 2019, arXiv:1909.08593), loss adds it to
+    the loss (Shao et al. 2024, arXiv:2402.03300), where only k3 has a useful gradient.
+    """
+
+    coefficient: float = Field(0.05, ge=0, description="What a nat costs, in units of the shaped reward.")
+    target: float | None = Field(
+        None, gt=0, description="KL of a completion, in nats, to steer the coefficient to; null: it stays fixed."
+    )
+    horizon: int = Field(10_000, ge=1, description="Samples over which the coefficient may move by a fifth.")
+    estimator: Literal["k1", "k2", "k3"] = Field("k1", description="How KL is estimated from one token.")
+    place: Literal["reward", "loss"] = Field("reward", description="Taken from the reward, or added to the loss.")
+
+    def check(self) -> list[Problem]:
+        if self.place == "loss" and self.estimator == "k1":
+            what = "the gradient of k1 is zero on average, so that it would cost nothing"
+            return [Problem("estimator", what, "use k3, or place: reward")]
+        return []
+
+
+class Shaping(Component):
+    """From what a reward says to what is learnt from."""
+
+    normalise: bool = Field(False, description="Divide by the running standard deviation of all scores so far.")
+    clip: float | None = Field(10.0, gt=0, description="Scores are clipped to ± this; null: not clipped.")
+    missing_end: float = Field(1.0, ge=0, description="Taken from a completion that did not end of itself.")
+
+
+class Algorithm(Component):
+    """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347; Ouyang et al. 2022, arXiv:2203.02155).
+
+    Details as in Huang et al. 2024 (arXiv:2403.17031) where nothing else is said.
+    """
+
+    advantage: Advantage = Field(Gae(), description="How a token's share of the reward is estimated.")
+    kl: Kl = Field(Kl(), description="The price of a departure from the reference.")
+    shaping: Shaping = Field(Shaping(), description="What is learnt of a score.")
+    epochs: int = Field(4, ge=1, description="Passes over the samples of a step.")
+    minibatches: int = Field(1, ge=1, description="Optimizer steps of a pass.")
+    clip: float = Field(0.2, gt=0, lt=1, description="The ratio of probabilities is clipped to 1 - this below.")
+    clip_above: float | None = Field(None, gt=0, description="And to 1 + this above; null: the same.")
+    entropy: float = Field(0.0, ge=0, description="What a nat of entropy is worth in the loss.")
+    stop_at_kl: float | None = Field(
+        None, gt=0, description="End a step's updates once the policy is this far, in nats a token, from its start."
+    )
+    tokens_at_once: int = Field(
+        4096, ge=16, json_schema_extra=EXECUTION, description="Padded tokens in a worker's micro-batch."
+    )
+
+    @property
+    def high(self) -> float:
+        """How far above 1 a ratio may be."""
+        return self.clip if self.clip_above is None else self.clip_above
+
+
+class Detector(Component):
+    """A limit on one figure of a step, and what is done beyond it."""
+
+    limit: float = Field(description="Beyond it the detector speaks.")
+    action: Action = Field(
+        "log", description="log; raise_kl: double the KL coefficient; roll_back: to the last checkpoint; stop."
+    )
+
+
+class Watchers(Component):
+    """What goes wrong in reinforcement learning, each with a limit and an action. Null: not looked for."""
+
+    non_finite: Action = Field("stop", description="A loss, gradient or score that is no finite number.")
+    kl: Detector | None = Field(
+        Detector(limit=50.0, action="raise_kl"), description="KL of a completion from the reference, in nats."
+    )
+    entropy: Detector | None = Field(
+        Detector(limit=0.02, action="log"), description="Entropy in nats a token, when it falls below."
+    )
+    value_loss: Detector | None = Field(
+        Detector(limit=20.0, action="log"), description="Value loss by its median over the steps before."
+    )
+    ratio: Detector | None = Field(
+        Detector(limit=20.0, action="log"), description="Largest ratio of a token's probability, new by old."
+    )
+    sync: float = Field(
+        0.05,
+        gt=0,
+        description="How far the mean ratio of learner and generator, on the same samples, may be from 1: else stop.",
+    )
+    roll_backs: int = Field(3, ge=0, description="Times that a run may be rolled back before it stops.")
+
+
+class Gold(Component):
+    """A look at held-out prompts, whose reward is never trained on (Gao et al. 2023, arXiv:2210.10760)."""
+
+    prompts: int = Field(64, ge=2, description="Held-out prompts that are answered at each look, always the same.")
+    shown: int = Field(8, ge=0, description="Of these, answers that are kept for the report.")
+    max_kl: float | None = Field(
+        None, gt=0, description="KL of a completion, in nats, beyond which a policy is not taken for the best."
+    )
