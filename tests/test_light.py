@@ -106,6 +106,8 @@ def test_check_loads_nothing_heavy(recipe):
         "sampling",
         "weighting",
         "conflict",
+        "advantage",
+        "rollouts",
         "reward",
     ],
 )

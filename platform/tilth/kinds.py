@@ -20,6 +20,7 @@ KINDS: dict[str, dict[str, str]] = {
         "sft": "tilth.train.sft:Sft",
         "export": "tilth.train.export:Export",
         "dpo": "tilth.train.dpo:Dpo",
+        "ppo": "tilth.train.ppo.stage:Ppo",
         "evaluate": "tilth.evaluate.stage:Evaluate",
         "generate": "tilth.generate.stage:Generate",
     },
@@ -110,6 +111,16 @@ KINDS: dict[str, dict[str, str]] = {
         "pairwise": "tilth.generate.judges:Pairwise",
         "aspects": "tilth.generate.judges:Aspects",
         "reward_model": "tilth.generate.judges:RewardModel",
+    },
+    "advantage": {
+        "gae": "tilth.train.ppo.advantages:Gae",
+        "grpo": "tilth.train.ppo.advantages:Grpo",
+        "rloo": "tilth.train.ppo.advantages:Rloo",
+        "reinforce_plus_plus": "tilth.train.ppo.advantages:ReinforcePlusPlus",
+    },
+    "rollouts": {
+        "hf": "tilth.train.ppo.rollouts:HuggingFaceRollouts",
+        "vllm": "tilth.train.ppo.rollouts:VllmRollouts",
     },
     "reward": {
         "reward_model": "tilth.train.rewards:RewardModel",

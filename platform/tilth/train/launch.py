@@ -44,7 +44,8 @@ def launch(job: Job) -> Trained:
     for name in (CHECKPOINTS, BEST, trace.SEGMENTS, PROGRESS, fitting.MICRO):
         job.out.remove(name)
     lines = trace.read(job.out)
-    return Trained(result, _metrics(result, lines), _counts(job, lines))
+    metrics = {**_metrics(result, lines), **job.stage.figures(result, lines)}
+    return Trained(result, metrics, _counts(job, lines))
 
 
 def _finished(job: Job) -> Mapping[str, Any] | None:
@@ -57,6 +58,8 @@ def _failure(job: Job) -> StageError:
     failed = job.out.read_json(FAILED)
     if failed is None:
         return StageError(f"{job.name}: training ended without a result under {job.out.url}; run it again")
+    if "why" in failed:
+        return StageError(f"{job.name}: {failed['why']}")
     rows = ", ".join(failed["rows"])
     return StageError(
         f"{job.name}: the loss is {failed['loss']} and the gradient norm {failed['grad_norm']} at step "
@@ -66,8 +69,8 @@ def _failure(job: Job) -> StageError:
 
 def _here(job: Job) -> None:
     from tilth.train.checkpoint import StoreLink
-    from tilth.train.worker import train
 
+    train = job.stage.trainer()
     link = StoreLink(job.out.sub(f"{CHECKPOINTS}/{job.fingerprint[:16]}"), keep=job.stage.checkpointing.keep)
     while True:
         try:

@@ -82,7 +82,11 @@ def activation_bytes(
     blocks += int(shape.get("num_decoder_layers") or 0)
     number = 2 if optimisation.precision == "bfloat16" else FLOAT32
     kept = blocks + KEPT if scale.gradient_checkpointing else KEPT * blocks
-    logits = 0 if objective not in ("language_model", "seq2seq", "preference") else int(shape.get("vocab_size") or 0)
+    logits = (
+        0
+        if objective not in ("language_model", "seq2seq", "preference", "feedback")
+        else int(shape.get("vocab_size") or 0)
+    )
     return float(max(1, scale.workers) * tokens * (number * width * kept + 2 * FLOAT32 * logits))
 
 

@@ -95,6 +95,8 @@ def _general(stage: Training, name: str, inputs: Mapping[str, Artifact]) -> None
 
 def _refined(name: str, objective: str, row_type: str, folder: Path) -> str:
     """The objective for the kind of model: an encoder-decoder reads prompts and learns completions."""
+    if objective == "feedback" and _config(folder).is_encoder_decoder:
+        raise StageError(f"{name}: ppo needs a causal language model, not an encoder-decoder")
     if not _config(folder).is_encoder_decoder or objective not in ("language_model", "preference"):
         return objective
     if row_type != "completion":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +15,46 @@ from tilth.train.checkpoint import upload
 FOLDER = "tensorboard"
 
 
-class TensorBoard(TrainerCallback):  # type: ignore[misc]
-    """Every logged figure as a scalar of rank 0; of a resumed run what came after its checkpoint is taken back."""
+class Scalars:
+    """Figures by step in TensorBoard's files; of a resumed run what came after its checkpoint is taken back."""
 
-    def __init__(self, store: Store, scratch: Path) -> None:
+    def __init__(self, store: Store, scratch: Path, step: int) -> None:
         self.store = store
         self.folder = Path(store.path(FOLDER)) if store.is_local else scratch / FOLDER
-        self.writer: Any = None
+        self.writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, figures: Mapping[str, Any], group: str = "train") -> None:
+        """Those of the figures that are numbers."""
+        for name, value in figures.items():
+            if isinstance(value, int | float):
+                self.writer.add_scalar(f"{group}/{name}", value, step)
+
+    def close(self) -> None:
+        """Put all of it on storage."""
+        self.writer.close()
+        if not self.store.is_local:
+            upload(self.folder, self.store, FOLDER)
+
+
+class TensorBoard(TrainerCallback):  # type: ignore[misc]
+    """Every logged figure as a scalar of rank 0."""
+
+    def __init__(self, store: Store, scratch: Path) -> None:
+        self.store, self.scratch = store, scratch
+        self.scalars: Scalars | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            again = state.global_step + 1 if state.global_step else None
-            self.writer = SummaryWriter(str(self.folder), purge_step=again)
+            self.scalars = Scalars(self.store, self.scratch, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self.writer is None:
+        if self.scalars is None:
             return
-        for name, value in (logs or {}).items():
-            if isinstance(value, int | float):
-                held_out = name.startswith("eval_")
-                tag = f"validation/{name.removeprefix('eval_')}" if held_out else f"train/{name}"
-                self.writer.add_scalar(tag, value, state.global_step)
+        held_out = {name.removeprefix("eval_"): value for name, value in (logs or {}).items() if name[:5] == "eval_"}
+        learnt = {name: value for name, value in (logs or {}).items() if name[:5] != "eval_"}
+        self.scalars.write(state.global_step, learnt)
+        self.scalars.write(state.global_step, held_out, "validation")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.writer is None:
-            return
-        self.writer.flush()
-        if not self.store.is_local:
-            upload(self.folder, self.store, FOLDER)
+        if self.scalars is not None:
+            self.scalars.close()

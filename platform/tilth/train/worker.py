@@ -30,7 +30,8 @@ from tilth.train.watch import Watch
 
 def entry(config: dict[str, Any]) -> None:
     """What Ray Train calls on every worker."""
-    train(config["job"], RayLink())
+    job: Job = config["job"]
+    job.stage.trainer()(job, RayLink())
 
 
 def train(job: Job, link: Link) -> None:

@@ -62,6 +62,10 @@ class Weights:
             model = adapted(model, self.adapter)
         return model.to(device).eval(), load_tokenizer(self.tokenizer)
 
+    def whole(self) -> Path:
+        """A directory with all weights in one: an adapter, of whatever kind, is merged and kept in the cache."""
+        return self.base if self.adapter is None else _merged(self.adapter)
+
     def servable(self) -> tuple[Path, Path | None]:
         """For an engine that knows full weights and plain LoRA: a directory of the former, an adapter or None.
 

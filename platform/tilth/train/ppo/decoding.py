@@ -26,6 +26,8 @@ def ends(model: Any, tokenizer: Any) -> frozenset[int]:
 class Decoder:
     """Implements `tilth.train.ppo.rollouts.Generating` on the learner's own weights: nothing is ever out of date."""
 
+    concurrent = False
+
     def __init__(self, config: HuggingFaceRollouts, home: Home) -> None:
         self.config, self.policy = config, home.policy
         self.ends = ends(home.policy.model, home.tokenizer)

@@ -9,6 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -65,6 +66,7 @@ class Learner:
         #: samples drawn ahead, by the step that is to learn from them
         self.ahead: dict[int, list[Sample]] = {}
         self.times: dict[str, float] = {}
+        self._beside = ThreadPoolExecutor(1, "tilth-rollouts") if generating.concurrent else None
 
     # one step
 
@@ -77,10 +79,8 @@ class Learner:
         self.times = {}
         fresh = number not in self.ahead
         moved = self._synced() if fresh else 0
-        samples = self.ahead.pop(number) if not fresh else self._rollouts(number, prompts)
-        if later:
-            moved += self._synced()
-            self.ahead[number + 1] = self._rollouts(number + 1, later)
+        samples = self._together(self._draw(self._wanted(number, prompts))) if fresh else self.ahead.pop(number)
+        drawing = self._drawing(number + 1, later)
         scores = self._scores(samples, prompts)
         experience = self._credited(self._examined(samples, scores))
         gap = self._gap(experience, fresh)
@@ -90,18 +90,38 @@ class Learner:
         line = self._line(experience, done, number, steps)
         line |= {"kl": kl, "kl_coefficient": self.controller.coefficient, **gap, "moved_bytes": moved}
         self.controller.update(kl, len(samples))
-        return line
+        if drawing is not None:
+            self.ahead[number + 1] = self._together(drawing)
+        return {**line, "times": {name: round(value, 4) for name, value in self.times.items()}}
 
     def _synced(self) -> int:
         with self._timed("sync"):
             return self.generating.sync()
 
-    def _rollouts(self, number: int, prompts: Sequence[Prompt]) -> list[Sample]:
-        """Every rank draws its share, and all have all."""
+    def _wanted(self, number: int, prompts: Sequence[Prompt]) -> list[Ask]:
+        """This rank's share of what a step asks."""
         seed = self.settings.optimisation.seed
-        wanted = asks(prompts, self.algorithm.advantage.samples, seed, f"step {number}")
+        return self.ranks.share(asks(prompts, self.algorithm.advantage.samples, seed, f"step {number}"))
+
+    def _draw(self, wanted: list[Ask]) -> Future[list[Sample]]:
+        """Samples, drawn at once."""
+        drawn: Future[list[Sample]] = Future()
         with self._timed("generate"):
-            return self.ranks.together(self.generating.generate(self.ranks.share(wanted)))
+            drawn.set_result(self.generating.generate(wanted))
+        return drawn
+
+    def _drawing(self, number: int, prompts: Sequence[Prompt]) -> Future[list[Sample]] | None:
+        """Samples for a later step by the weights as they are now: drawn beside the updates, or at once."""
+        if not prompts:
+            return None
+        self._synced()
+        wanted = self._wanted(number, prompts)
+        return self._beside.submit(self.generating.generate, wanted) if self._beside else self._draw(wanted)
+
+    def _together(self, drawn: Future[list[Sample]]) -> list[Sample]:
+        """The samples of all ranks, once they are drawn."""
+        with self._timed("generate"):
+            return self.ranks.together(drawn.result())
 
     def _scores(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> list[float]:
         by_row = {prompt.row["id"]: prompt for prompt in prompts}
@@ -213,7 +233,7 @@ class Learner:
                 line["explained_variance"] = maths.explained_variance(
                     experience.values, experience.returns, experience.mask
                 )
-        return {**line, "times": {name: round(value, 4) for name, value in self.times.items()}}
+        return line
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -239,6 +259,7 @@ class Learner:
             for name, weight in self.policy.learnt().items():
                 weight.copy_(state["weights"][name])
         self.optimiser.load(state["optimizer"])
+        self.policy.version += 1
         self.controller, self.moments = Controller(**state["controller"]), Moments(**state["moments"])
         self.ahead = {int(step): [_sample(item) for item in items] for step, items in state["ahead"].items()}
 

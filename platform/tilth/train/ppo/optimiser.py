@@ -30,7 +30,7 @@ class Optimiser:
     """AdamW over what a policy learns. Every rank holds all of its state; gradients are summed over the ranks."""
 
     def __init__(self, policy: Policy, optimisation: Optimisation, ranks: Ranks) -> None:
-        self.ranks, self.optimisation = ranks, optimisation
+        self.policy, self.ranks, self.optimisation = policy, ranks, optimisation
         self.weights = list(policy.learnt().values())
         # as in most trainings, biases and norms do not decay
         decays = [
@@ -41,7 +41,7 @@ class Optimiser:
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradient."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def step(self, learning_rate: float) -> float:
         """Change the weights by the gradients so far; their norm before it was clipped. One not finite changes none."""
@@ -52,6 +52,7 @@ class Optimiser:
             for group in self.inner.param_groups:
                 group["lr"] = learning_rate
             self.inner.step()
+            self.policy.version += 1
         self.drop()
         return norm
 

@@ -43,7 +43,7 @@ class Padded:
     @property
     def room(self) -> int:
         """Places of the completions."""
-        return self.mask.shape[1]
+        return int(self.mask.shape[1])
 
     @property
     def completions(self) -> Tensor:
@@ -62,18 +62,21 @@ class Said:
     values: Tensor | None = None
 
 
-class Policy(nn.Module):
+class Policy(nn.Module):  # type: ignore[misc]
     """A causal language model, with a value head on the states that its language-model head reads, or without.
 
     `model` may carry a PEFT adapter: then the reference is the same weights with the adapter off, and no second copy
-    is held. Dropout stays off, for the ratio of unchanged weights is 1 only without it.
+    is held. Dropout stays off, for the ratio of unchanged weights is 1 only without it. A `mirror` generates only,
+    and has no reference.
     """
 
     def __init__(
         self, model: Any, *, valued: bool = False, critic: nn.Module | None = None, temperature: float = 1.0,
-        half: bool = False,
+        half: bool = False, mirror: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
+        #: which update its weights are of, counted from 0
+        self.version = 0
         self.model = model.eval()
         self.temperature, self.half = temperature, half
         self.adapted = hasattr(model, "disable_adapter")
@@ -81,7 +84,7 @@ class Policy(nn.Module):
         width = model.get_input_embeddings().weight.shape[1]
         self.value_head = value_head(width).to(model.device) if valued else None
         # not registered as a submodule: it is never trained nor saved
-        self._reference = [] if self.adapted else [_frozen_copy(model)]
+        self._reference = [] if self.adapted or mirror else [_frozen_copy(model)]
         self._states: Tensor | None = None
         model.get_output_embeddings().register_forward_pre_hook(self._note)
 
@@ -91,7 +94,8 @@ class Policy(nn.Module):
 
     def train(self, mode: bool = True) -> Policy:
         """Dropout stays off in training as well."""
-        return super().train(False)
+        super().train(False)
+        return self
 
     @property
     def device(self) -> Any:
@@ -119,7 +123,7 @@ class Policy(nn.Module):
             return values
         if self.value_head is None or states is None:
             return None
-        return self.value_head(states[:, -batch.room - 1 : -1].float()).squeeze(-1)  # type: ignore[no-any-return]
+        return self.value_head(states[:, -batch.room - 1 : -1].float()).squeeze(-1)
 
     def reference_logprobs(self, batch: Padded) -> Tensor:
         """log p of each token [B, C] under the policy as it was before training."""
@@ -141,8 +145,12 @@ class Policy(nn.Module):
         """Every weight that is trained, by name: adapter or all, value head, critic."""
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
+    def served(self) -> dict[str, nn.Parameter]:
+        """Of these, what a generator needs, by their names in a mirror."""
+        return {name: weight for name, weight in self.learnt().items() if name.startswith("model.")}
 
-class Critic(nn.Module):
+
+class Critic(nn.Module):  # type: ignore[misc]
     """A second model with a value head; `model` is a causal language model whose trunk alone is asked."""
 
     def __init__(self, model: Any) -> None:
@@ -158,7 +166,7 @@ class Critic(nn.Module):
             input_ids=batch.tokens, attention_mask=batch.attention, position_ids=maths.positions(batch.attention),
             use_cache=False,
         ).last_hidden_state  # fmt: skip
-        return self.value_head(states[:, -batch.room - 1 : -1].float()).squeeze(-1)  # type: ignore[no-any-return]
+        return self.value_head(states[:, -batch.room - 1 : -1].float()).squeeze(-1)
 
 
 def value_head(width: int) -> nn.Linear:

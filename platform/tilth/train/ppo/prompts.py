@@ -14,7 +14,7 @@ from tilth.train.ppo.rollouts import Ask
 
 @dataclass(frozen=True)
 class Prompt:
-    """A row with its prompt as text and as tokens."""
+    """A row with its prompt as text, without a chat template, and as tokens, with it."""
 
     row: Row
     text: str
@@ -37,8 +37,9 @@ def _prompt(row: Row, tokenizer: Any) -> Prompt:
         return Prompt(row, text, tuple(tokenizer(text)["input_ids"]))
     turns = list(row["messages"])
     asked = turns[:-1] if turns[-1]["role"] == "assistant" else turns
-    text = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
-    return Prompt(row, text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    asking = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+    text = "\n\n".join(turn["content"] for turn in asked)
+    return Prompt(row, text, tuple(tokenizer(asking, add_special_tokens=False)["input_ids"]))
 
 
 def taken(step: int, size: int, count: int, seed: int) -> list[int]:

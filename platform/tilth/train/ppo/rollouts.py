@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import Field
 
 from tilth.config import EXECUTION, Component
+from tilth.errors import Problem
 from tilth.generate.vllm import VllmEngine
+from tilth.train.peft import Lora, Peft
 
 if TYPE_CHECKING:
     from tilth.train.ppo.policy import Policy
+    from tilth.train.ppo.source import Source
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,9 @@ class Sample:
 class Generating(Protocol):
     """Rollouts at work."""
 
+    #: whether it has weights of its own, so that it can draw while the policy learns
+    concurrent: bool
+
     def generate(self, asks: Sequence[Ask]) -> list[Sample]:
         """One sample for each ask, in order; the same for the same ask and weights, whatever else is asked."""
 
@@ -59,15 +65,15 @@ class Generating(Protocol):
 
 @dataclass(frozen=True)
 class Home:
-    """What a generator may need of the learner: the policy, its tokenizer, and where the model's files lie."""
+    """What a generator may need of the learner: the policy, its tokenizer, and where the policy came from."""
 
     policy: Policy
     tokenizer: Any
-    model: str
-    dtype: str
+    source: Source
     #: tokens of prompt and completion together
     max_length: int
-    rank: int = 0
+    #: how many learners there are, which share the actors
+    learners: int = 1
 
 
 class Rollouts(Component, family="rollouts"):
@@ -75,9 +81,6 @@ class Rollouts(Component, family="rollouts"):
 
     There is no top-p and no top-k: what they cut off has no probability, and a ratio of probabilities is then wrong.
     """
-
-    #: whether it can generate from weights that the learner holds
-    shares: ClassVar[bool] = False
 
     max_tokens: int = Field(64, ge=1, description="Longest completion, in tokens.")
     temperature: float = Field(1.0, gt=0, le=2, description="Divides logits, in generation and in learning alike.")
@@ -94,6 +97,18 @@ class Rollouts(Component, family="rollouts"):
     cpus: float = Field(1.0, gt=0, json_schema_extra=EXECUTION, description="CPU cores for each of them.")
     gpus: float = Field(0.0, ge=0, json_schema_extra=EXECUTION, description="GPUs for each of them.")
 
+    def start(self, home: Home) -> Generating:
+        """The generator where `placement` says."""
+        if self.placement == "colocate":
+            return self.open(home)
+        from tilth.train.ppo.pool import Pool
+
+        return Pool(self, home, max(1, self.actors // home.learners))
+
+    def unfit(self, peft: Peft | None) -> list[Problem]:
+        """Which adapters it cannot serve."""
+        return []
+
     def open(self, home: Home) -> Generating:
         """The generator in this process."""
         raise TypeError(f"{type(self).__name__} must define open()")
@@ -101,8 +116,6 @@ class Rollouts(Component, family="rollouts"):
 
 class HuggingFaceRollouts(Rollouts):
     """The policy's own weights in this process, decoded with a cache: nothing to install, nothing to move."""
-
-    shares: ClassVar[bool] = True
 
     tokens_at_once: int = Field(
         8192, ge=64, json_schema_extra=EXECUTION, description="Tokens of prompts and longest completions in a batch."
@@ -118,6 +131,13 @@ class VllmRollouts(Rollouts):
     """vLLM (Kwon et al. 2023, arXiv:2309.06180): adapters are loaded anew, full weights read from a file."""
 
     engine: VllmEngine = Field(default_factory=VllmEngine, description="How vLLM runs.")
+
+    def unfit(self, peft: Peft | None) -> list[Problem]:
+        plain = isinstance(peft, Lora) and (peft.variant, peft.bias) == ("plain", "none")
+        if peft is None or plain:
+            return []
+        what = f"vLLM takes full weights and plain LoRA anew, not {peft.kind} as it is set"
+        return [Problem("rollouts", what, "use kind: hf, or lora with variant: plain and bias: none")]
 
     def open(self, home: Home) -> Generating:
         from tilth.train.ppo.served import Served

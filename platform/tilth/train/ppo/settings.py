@@ -9,6 +9,7 @@ from pydantic import Field
 from tilth.config import EXECUTION, Component
 from tilth.errors import Problem
 from tilth.train.ppo.advantages import Advantage, Gae
+from tilth.train.rewards import Reward
 
 Action = Literal["log", "raise_kl", "roll_back", "stop"]
 
@@ -102,9 +103,17 @@ class Watchers(Component):
     )
     roll_backs: int = Field(3, ge=0, description="Times that a run may be rolled back before it stops.")
 
+    @property
+    def rolls_back(self) -> bool:
+        """Whether a good state has to be kept at hand."""
+        detectors = [item for item in (self.kl, self.entropy, self.value_loss, self.ratio) if item]
+        return "roll_back" in (self.non_finite, *(item.action for item in detectors))
+
 
 class Gold(Component):
-    """A look at held-out prompts, whose reward is never trained on (Gao et al. 2023, arXiv:2210.10760)."""
+    """How held-out prompts are looked at: by a reward that is never trained on (Gao et al. 2023, arXiv:2210.10760)."""
+
+    reward: Reward | None = Field(None, description="Another measure of the same; null: the reward that is trained on.")
 
     prompts: int = Field(64, ge=2, description="Held-out prompts that are answered at each look, always the same.")
     shown: int = Field(8, ge=0, description="Of these, answers that are kept for the report.")

@@ -1,0 +1,70 @@
+"""What a report says of reinforcement learning: reward against gold and against KL, and answers side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tilth.report.svg import BAD, SERIES, Picture, Pictures, drawing
+from tilth.runs import Artifact
+from tilth.train.ppo import looks
+
+LOOKS = "looks"
+Look = Mapping[str, Any]
+HEAD = ("step", "reward", "gold", "KL", "entropy", "words", "repetition", "distinct 2-grams", "refusals", "ended")
+_COLUMNS = ("step", "reward", "gold", "kl", "entropy", "words", "repetition", "distinct_2", "refusals", "ended")
+
+
+def looked(artifact: Artifact) -> list[Look]:
+    """All looks of a run at held-out prompts, in order; none where there were none."""
+    return [artifact.store.read_json(f"{LOOKS}/{name}") for name in artifact.store.list(LOOKS)]
+
+
+def pictures_of(pictures: Pictures, found: Sequence[Look], stage: str) -> Iterator[Picture]:
+    """Reward and gold by step, and both by the root of KL (Gao et al. 2023, arXiv:2210.10760)."""
+    if len(found) < 2:
+        return
+    steps, roots = [look["step"] for look in found], [math.sqrt(max(0.0, look["kl"])) for look in found]
+    part = looks.parting(found)
+    with drawing(7.6, 2.9, panels=2) as (figure, (left, right)):
+        for axes, places in ((left, steps), (right, roots)):
+            for colour, name in zip(SERIES, ("reward", "gold"), strict=False):
+                rise = [look[name] - found[0][name] for look in found]
+                axes.plot(places, rise, "o-", color=colour, markersize=3.5, label=name)
+        left.set(xlabel="step", title="rise of reward and gold")
+        right.set(xlabel="√KL from the reference (nats)", title="the same by distance")
+        if part is not None:
+            left.axvline(part, color=BAD, linewidth=1, linestyle=(0, (4, 3)))
+        left.legend(loc="upper left")
+    said = "; ".join(f"step {look['step']:,}: reward {look['reward']:.3g}, gold {look['gold']:.3g}, KL "
+                     f"{look['kl']:.3g}" for look in found)  # fmt: skip
+    yield pictures.of(figure, f"Reward and gold on held-out prompts: {stage}", said)
+
+
+def words(found: Sequence[Look]) -> str:
+    """One sentence: by how much gold rose, and whether reward and gold part."""
+    first, last = found[0], found[-1]
+    gain, low, high = looks.gain(first["golds"], last["golds"])
+    said = f"Gold changed by {gain:.3g} (95 % interval {low:.3g} to {high:.3g}) over {len(last['golds']):,} prompts."
+    part = looks.parting(found)
+    if part is None:
+        return f"{said} Reward and gold do not part."
+    return f"{said} From step {part:,} on reward rises and gold falls: what is learnt there serves the reward alone."
+
+
+def table(found: Sequence[Look]) -> list[tuple[Any, ...]]:
+    """The figures and probes of every look, as rows under HEAD."""
+    return [tuple(look[name] for name in _COLUMNS) for look in found]
+
+
+def side_by_side(found: Sequence[Look]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows of answers to the same prompts at the first, a middle and the last look."""
+    shown = list(dict.fromkeys([0, len(found) // 2, len(found) - 1]))
+    head = ("prompt", *(f"step {found[at]['step']:,}" for at in shown))
+    count = min(len(found[at]["shown"]) for at in shown)
+    rows = [
+        (found[0]["shown"][row]["prompt"], *(found[at]["shown"][row]["completion"] for at in shown))
+        for row in range(count)
+    ]
+    return head, rows

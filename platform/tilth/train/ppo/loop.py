@@ -1,0 +1,218 @@
+"""Step after step until the end: looks at held-out prompts, detectors, checkpoints, and the best policy kept.
+
+All that decides the next step lies in a checkpoint, so that a run which was interrupted goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tilth.errors import StageError
+from tilth.storage import Store
+from tilth.train import trace
+from tilth.train.checkpoint import Link, scratch, upload
+from tilth.train.config import Checkpointing, Validation
+from tilth.train.job import BEST, PROGRESS
+from tilth.train.ppo import looks
+from tilth.train.ppo.detecting import Alarm, alarms
+from tilth.train.ppo.held_out import HeldOut
+from tilth.train.ppo.learner import Learner
+from tilth.train.ppo.prompts import Prompt, taken
+from tilth.train.ppo.settings import Gold, Watchers
+from tilth.train.trackers import Scalars
+
+LOOKS = "looks"
+STATE, WEIGHTS, OPTIMIZER = "state.json", "learnt.safetensors", "optimizer.pt"
+PROGRESS_SECONDS = 0.5
+
+
+class DivergedError(StageError):
+    """A detector whose action is to stop has spoken."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is, and how it is watched."""
+
+    steps: int
+    batch: int
+    seed: int
+    watchers: Watchers = field(default_factory=Watchers)
+    checkpointing: Checkpointing = field(default_factory=Checkpointing)
+    validation: Validation | None = None
+    gold: Gold = field(default_factory=Gold)
+    #: whether rollouts may be drawn a step ahead
+    ahead: bool = False
+
+
+@dataclass
+class Loop:
+    """A run on its way. Rank 0 writes for all."""
+
+    learner: Learner
+    prompts: Sequence[Prompt]
+    held_out: HeldOut | None
+    plan: Plan
+    store: Store
+    link: Link
+    #: told the figures of every step, if anyone is
+    scalars: Scalars | None = None
+    step: int = 0
+    roll_backs: int = 0
+    #: lines of the trace that are not on storage yet
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    value_losses: list[float] = field(default_factory=list)
+    found: list[dict[str, Any]] = field(default_factory=list)
+    _shown: float = 0.0
+    _good: dict[str, Any] | None = None
+
+    def run(self) -> None:
+        """Go on from where `resume` left it to the end. DivergedError where a detector stops it."""
+        if self.step == 0 and self.held_out:
+            self._look()
+        while self.step < self.plan.steps and not self._waited():
+            self._one()
+            if self._due(self.plan.checkpointing.every_steps) and self.step < self.plan.steps:
+                self._commit()
+        self._flush()
+
+    def _one(self) -> None:
+        start = time.monotonic()
+        line = self.learner.step(self.step, self.plan.steps, self._asked(self.step), self._later())
+        self.step += 1
+        epoch = round(self.step * self.plan.batch / len(self.prompts), 6)
+        line |= {"epoch": epoch, "seconds": round(time.monotonic() - start, 4)}
+        spoken = alarms(self.plan.watchers, line, self.value_losses)
+        if spoken:
+            line["alarms"] = [alarm.told() for alarm in spoken]
+        self.lines.append(line)
+        if self.scalars:
+            self.scalars.write(self.step, line)
+        self.value_losses.append(line["value_loss"])
+        self._show()
+        self._act(spoken)
+        every = self.plan.validation.every_steps if self.plan.validation else None
+        last = self.step == self.plan.steps
+        if self.held_out and (last or (every is not None and self.step % every == 0)):
+            self._look()
+
+    def _asked(self, step: int) -> list[Prompt]:
+        places = taken(step, self.plan.batch, len(self.prompts), self.plan.seed)
+        return [self.prompts[place] for place in places]
+
+    def _later(self) -> list[Prompt]:
+        return self._asked(self.step + 1) if self.plan.ahead and self.step + 1 < self.plan.steps else []
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.step % every == 0
+
+    def _waited(self) -> bool:
+        validation = self.plan.validation
+        if validation is None or validation.patience is None:
+            return False
+        return looks.waited(self.found, validation.patience, validation.min_delta)
+
+    # detectors
+
+    def _act(self, spoken: Sequence[Alarm]) -> None:
+        """Do what the detectors ask for, the gravest first."""
+        actions = {alarm.action for alarm in spoken}
+        if "stop" in actions:
+            raise self._diverged([alarm for alarm in spoken if alarm.action == "stop"])
+        if "roll_back" in actions:
+            self.roll_backs += 1
+            if self.roll_backs > self.plan.watchers.roll_backs or self._good is None:
+                raise self._diverged([alarm for alarm in spoken if alarm.action == "roll_back"])
+            self.learner.load({**self._good, "ahead": {}})
+        if "raise_kl" in actions:
+            self.learner.controller.raise_by(2.0)
+
+    def _diverged(self, spoken: Sequence[Alarm]) -> DivergedError:
+        why = "; ".join(map(str, spoken))
+        return DivergedError(f"at step {self.step} {why}; lower optimisation.learning_rate or algorithm.epochs")
+
+    # looks
+
+    def _look(self) -> None:
+        """Look at held-out prompts, and keep the weights where they are the best so far."""
+        if self.held_out is None:
+            return
+        found = {**self.held_out.look(self.learner, self.step)}
+        self.found.append(found)
+        if self.scalars:
+            self.scalars.write(self.step, found, "validation")
+        if self.link.rank == 0:
+            self.store.write_json(f"{LOOKS}/{self.step:08d}.json", found)
+        keeps = self.plan.validation is not None and self.plan.validation.keeps_best
+        if keeps and looks.best(self.found, self.plan.gold.max_kl) is found and self.link.rank == 0:
+            self.store.remove(BEST)
+            folder = scratch()
+            save_model(self.learner, folder)
+            upload(folder, self.store, f"{BEST}/step-{self.step:08d}")
+            shutil.rmtree(folder)
+
+    # checkpoints
+
+    def _commit(self) -> None:
+        """Hand over all that the next step depends on."""
+        self._flush()
+        state = self.learner.state()
+        if self.plan.watchers.rolls_back:
+            self._good = state
+        folder = scratch()
+        if self.link.rank == 0:
+            save_file({name: weight.contiguous() for name, weight in state["weights"].items()}, folder / WEIGHTS)
+            torch.save(state["optimizer"], folder / OPTIMIZER)
+            plain = {name: value for name, value in state.items() if name not in ("weights", "optimizer")}
+            own = {"step": self.step, "roll_backs": self.roll_backs, "value_losses": self.value_losses}
+            (folder / STATE).write_text(json.dumps({**plain, **own}), encoding="utf-8")
+        self.link.commit(folder, self.step)
+        self._show(always=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def resume(self) -> None:
+        """Take up the newest checkpoint, if there is one."""
+        folder = self.link.resume()
+        if folder is None:
+            return
+        plain = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        optimizer = torch.load(folder / OPTIMIZER, map_location=self.learner.policy.device, weights_only=True)
+        state = {**plain, "weights": load_file(folder / WEIGHTS), "optimizer": optimizer}
+        self.learner.load(state)
+        if self.plan.watchers.rolls_back:
+            self._good = self.learner.state()
+        self.step, self.roll_backs = plain["step"], plain["roll_backs"]
+        self.value_losses = plain["value_losses"]
+        names = [name for name in self.store.list(LOOKS) if int(Path(name).stem) <= self.step]
+        self.found = [self.store.read_json(f"{LOOKS}/{name}") for name in names]
+
+    def _flush(self) -> None:
+        """Write the lines that are not written yet."""
+        if self.link.rank == 0 and self.lines:
+            trace.write_segment(self.store, self.step, self.lines)
+        self.lines = []
+
+    def _show(self, always: bool = False) -> None:
+        """Tell the driver how far training is, and who trains."""
+        if self.link.rank == 0 and (always or time.monotonic() - self._shown >= PROGRESS_SECONDS):
+            self._shown = time.monotonic()
+            where = {"host": socket.gethostname(), "pid": os.getpid()}
+            self.store.write_json(PROGRESS, {"step": self.step, "total": self.plan.steps, **where})
+
+
+def save_model(learner: Learner, folder: Path) -> None:
+    """The policy, an adapter or all weights, and its tokenizer; neither critic nor value head."""
+    learner.policy.model.save_pretrained(folder)
+    learner.tokenizer.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)

@@ -1,0 +1,98 @@
+"""Rollouts by vLLM in this process: adapters are loaded anew after each update, full weights read from a file."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from tilth.data.schema import row_seed
+from tilth.errors import StageError
+from tilth.generate.engines.vllm import arguments
+from tilth.generate.engines.vllm_engine import import_quietly, shared_engine
+from tilth.generate.engines.weights import Weights
+from tilth.generate.vllm import Vllm
+from tilth.train.checkpoint import scratch
+from tilth.train.ppo.decoding import ends
+from tilth.train.ppo.rollouts import Ask, Home, Sample, VllmRollouts
+
+#: bytes of a file of weights, which are read one after the other
+SHARD = "1GB"
+
+
+class Served:
+    """Implements `tilth.train.ppo.rollouts.Generating`. The engine ends with this object."""
+
+    concurrent = True
+
+    def __init__(self, config: VllmRollouts, home: Home) -> None:
+        import_quietly()
+        self.config, self.policy = config, home.policy
+        self.ends = ends(home.policy.model, home.tokenizer)
+        base = Weights.at(home.source.folder).whole()
+        context = AutoConfig.from_pretrained(base, local_files_only=True).max_position_embeddings
+        wanted = Vllm(
+            model=str(base), dtype=home.source.config.dtype, max_model_len=min(home.max_length, context),
+            engine=config.engine,
+        )  # fmt: skip
+        peft = home.source.config.peft
+        rank = getattr(peft, "rank", 0)
+        # log p as it was drawn, with the temperature in it
+        how = {**arguments(wanted, base, min(home.max_length, context), rank), "logprobs_mode": "processed_logprobs"}
+        self.engine: Any = shared_engine(how, config.engine.restarts)
+        self.folder = scratch()
+        self.version, self.count, self.adapter = -1, 0, None
+
+    def generate(self, asks: Sequence[Ask]) -> list[Sample]:
+        found: list[Sample] = self.engine.loop.run(self._all(asks))
+        return found
+
+    async def _all(self, asks: Sequence[Ask]) -> list[Sample]:
+        return list(await asyncio.gather(*map(self._one, asks)))
+
+    async def _one(self, ask: Ask) -> Sample:
+        output = await self.engine.ask(list(ask.prompt), self._params(ask), self.adapter)
+        said = output.outputs[0]
+        tokens = tuple(said.token_ids)
+        if said.logprobs is None or not tokens:
+            raise StageError(f"vLLM gave no completion with log-probabilities to row {ask.row}")
+        logs = tuple(at[token].logprob for at, token in zip(said.logprobs, tokens, strict=True))
+        return Sample(ask, tokens, logs, said.finish_reason == "stop")
+
+    def _params(self, ask: Ask) -> Any:
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        return SamplingParams(
+            seed=row_seed(ask.seed, ask.row, "rollout") & (2**62 - 1), temperature=self.config.temperature,
+            max_tokens=self.config.max_tokens, logprobs=0, stop_token_ids=sorted(self.ends),
+            output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False,
+        )  # fmt: skip
+
+    def sync(self) -> int:
+        if self.version == self.policy.version:
+            return 0
+        self.version, self.count = self.policy.version, self.count + 1
+        folder = self.folder / f"{self.count:06d}"
+        self.policy.model.save_pretrained(folder, max_shard_size=SHARD)
+        moved = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        if self.policy.adapted:
+            # a name that vLLM does not know: it loads what lies there; the one before is no longer asked for
+            self.adapter = self.engine.adapter(folder)
+        else:
+            self.engine.loop.run(self._reload(folder))
+        if (before := self.folder / f"{self.count - 1:06d}").exists():
+            shutil.rmtree(before)
+        return moved
+
+    async def _reload(self, folder: Path) -> None:
+        """All weights in their places, and nothing remembered of what the old ones computed."""
+        await self.engine.life.engine.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        await self.engine.life.engine.reset_prefix_cache()
+
+    def close(self) -> None:
+        self.engine = None
+        shutil.rmtree(self.folder, ignore_errors=True)

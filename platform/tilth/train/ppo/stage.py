@@ -1,0 +1,116 @@
+"""The stage ppo: a language model learns from what a reward says of its own completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from tilth.errors import Problem, StageError
+from tilth.train.base import Training
+from tilth.train.ppo.rollouts import HuggingFaceRollouts, Rollouts
+from tilth.train.ppo.settings import Algorithm, Gold, Watchers
+from tilth.train.rewards import Reward
+
+if TYPE_CHECKING:
+    from tilth.train.checkpoint import Link
+    from tilth.train.job import Job
+
+#: figures of the last step that become metrics
+TOLD = ("reward", "kl", "entropy", "length", "ended", "sync_ratio", "sync_gap")
+
+
+class Ppo(Training):
+    """Reinforcement learning from rewards on the prompts of a dataset.
+
+    A step asks `optimisation.global_batch` prompts, scores the completions, and learns from them in
+    `algorithm.epochs` passes of `algorithm.minibatches` optimizer steps. `optimisation.epochs` counts passes over the
+    prompts. With `validation`, held-out prompts are answered every `every_steps` steps and scored by `gold`, and the
+    best policy by it is kept. `max_length` bounds prompt and completion together; a longer prompt is not asked, and
+    counted. The reference is the model as it begins: with an adapter the same weights and the adapter off.
+    """
+
+    reward: Reward = Field(description="What completions are worth.")
+    rollouts: Rollouts = Field(HuggingFaceRollouts(), description="What draws completions.")
+    algorithm: Algorithm = Field(Algorithm(), description="How is learnt from them.")
+    watchers: Watchers = Field(Watchers(), description="What goes wrong, and what is done then.")
+    gold: Gold = Field(Gold(), description="How held-out prompts are looked at, and by which other reward.")
+
+    def objective_of(self, row_type: str) -> str:
+        if row_type not in ("completion", "preference", "text", "chat"):
+            raise StageError(
+                f"ppo needs rows with a prompt (completion, preference, text or chat), not {row_type} rows"
+            )
+        return "feedback"
+
+    def trainer(self) -> Callable[[Job, Link], None]:
+        from tilth.train.ppo.worker import train
+
+        return train
+
+    def figures(self, result: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        gained = ("gold", "gold_gain", "gold_gain_low", "gold_gain_high", "reward_gain", "held_out_kl", "parting")
+        samples = sum(line["samples"] for line in lines)
+        seconds = sum(line["seconds"] for line in lines)
+        return {
+            **{name: lines[-1][name] for name in TOLD},
+            **{name: result[name] for name in gained if name in result},
+            "samples": samples,
+            "samples_per_second": round(samples / seconds, 3) if seconds else 0.0,
+            "prompts_too_long": result["prompts_too_long"],
+            "alarms": sum(len(line.get("alarms", ())) for line in lines),
+        }
+
+    def check(self) -> list[Problem]:
+        return [*super().check(), *self._shape(), *self._unfit(), *self._batches()]
+
+    def _shape(self) -> Iterator[Problem]:
+        if self.rollouts.max_tokens >= self.max_length:
+            what = f"{self.rollouts.max_tokens} leaves no room for a prompt in max_length {self.max_length}"
+            yield Problem("rollouts.max_tokens", what, f"use at most {self.max_length // 2}, or a larger max_length")
+        if self.gold.reward is not None and self.validation is None:
+            yield Problem("gold.reward", "scores held-out prompts, and there are none", "set validation to their split")
+        if self.validation and self.validation.split == self.split:
+            yield Problem("validation.split", f"{self.split} is trained on", "name another split")
+        if self.rollouts.placement == "disaggregate" and not self.scale.workers:
+            yield Problem("rollouts.placement", "actors need Ray, and scale.workers is 0", "use colocate, or 1 worker")
+
+    def _unfit(self) -> Iterator[Problem]:
+        from tilth.train.prompts import Prompts
+
+        peft = self.model.peft
+        if isinstance(peft, Prompts):
+            what = f"{peft.kind} is no change of weights that rollouts could serve"
+            yield Problem("model.peft", what, "take lora, ia3 or bottleneck")
+        elif peft is not None and peft.moves_base:
+            what = "the reference is the model with its adapter off, which init: pissa has changed"
+            yield Problem("model.peft.init", what, "use init: zero")
+        yield from self.rollouts.unfit(peft)
+        if getattr(peft, "dropout", 0):
+            what = "dropout makes the ratio of unchanged weights differ from 1"
+            yield Problem("model.peft.dropout", what, "set it to 0")
+        if self.tasks:
+            yield Problem("tasks", "feedback is learnt from as one task", "leave tasks out")
+        if self.optimisation.neftune:
+            yield Problem(
+                "optimisation.neftune", "noise makes the ratio of unchanged weights differ from 1", "leave it out"
+            )
+        if self.model.freeze and self.model.freeze.thaw_steps:
+            yield Problem("model.freeze.thaw_steps", "ppo freezes for good", "leave it out")
+        if others := [name for name in self.trackers if name != "tensorboard"]:
+            yield Problem("trackers", f"ppo tells its figures to tensorboard, not to {others[0]}", "leave it out")
+        if self.scale.micro_batch or self.scale.activation_offload:
+            what = "ppo counts its micro-batches in tokens, and keeps activations where they are"
+            yield Problem("scale", what, "leave out micro_batch and activation_offload; set algorithm.tokens_at_once")
+        if self.scale.deepspeed:
+            what = "ppo sums gradients over its learners by itself; DeepSpeed is not built in yet"
+            yield Problem("scale.deepspeed", what, "set it to null, and train an adapter where memory is short")
+
+    def _batches(self) -> Iterator[Problem]:
+        samples = self.optimisation.global_batch * self.algorithm.advantage.samples
+        parts = self.algorithm.minibatches * max(1, self.scale.workers)
+        if samples % parts:
+            each = f"{self.algorithm.minibatches} minibatches x {max(1, self.scale.workers)} workers"
+            mend = f"use a global_batch that makes it a multiple of {parts}"
+            yield Problem("algorithm.minibatches", f"{samples} samples of a step are not divisible by {each}", mend)

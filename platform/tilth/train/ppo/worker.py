@@ -1,0 +1,171 @@
+"""What each worker of the stage ppo does. Needs no Ray: `train(job, StoreLink(…))` trains in this process."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import TYPE_CHECKING, Any
+
+import transformers
+
+from tilth.data.dataset import Dataset
+from tilth.data.loading import Card
+from tilth.errors import StageError
+from tilth.train import trace
+from tilth.train.checkpoint import Link, scratch, upload
+from tilth.train.job import BEST, FAILED, RESULT, Job
+from tilth.train.ppo import looks
+from tilth.train.ppo.held_out import HeldOut
+from tilth.train.ppo.learner import Learner, Settings
+from tilth.train.ppo.loop import DivergedError, Loop, Plan, save_model
+from tilth.train.ppo.policy import Critic, Policy
+from tilth.train.ppo.prompts import Prompt, prompts_of
+from tilth.train.ppo.ranks import Ranks
+from tilth.train.ppo.rollouts import Home
+from tilth.train.ppo.source import Source
+from tilth.train.trackers import Scalars
+from tilth.train.worker import parameters
+
+if TYPE_CHECKING:
+    from tilth.train.ppo.stage import Ppo
+
+
+def train(job: Job, link: Link) -> None:
+    """Train from the newest checkpoint, or from the start, and leave `model/`, the trace and `result.json`.
+
+    A detector that stops training leaves `failed.json` instead.
+    """
+    start = time.monotonic()
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    stage = _stage(job)
+    source = Source(job.inputs, stage.model, stage.optimisation.seed)
+    tokenizer = source.tokenizer()
+    policy = _policy(stage, source)
+    generating = stage.rollouts.start(Home(policy, tokenizer, source, stage.max_length, link.world))
+    folder = scratch()
+    try:
+        learner = Learner(
+            policy, tokenizer, generating, stage.reward.load(job.inputs),
+            Settings(stage.algorithm, stage.rollouts, stage.optimisation, stage.watchers.sync),
+            Ranks(link.rank, link.world),
+        )  # fmt: skip
+        prompts, skipped = _prompts(job, stage.split, learner)
+        loop = Loop(learner, prompts, _held_out(job, learner), _plan(stage, len(prompts)), job.out, link)
+        loop.resume()
+        if link.rank == 0 and "tensorboard" in stage.trackers:
+            loop.scalars = Scalars(job.out, folder, loop.step)
+        loop.run()
+        if loop.scalars:
+            loop.scalars.close()
+        _leave(job, loop, {"seconds": time.monotonic() - start, "prompts_too_long": skipped})
+    except DivergedError as error:
+        if link.rank == 0:
+            job.out.write_json(FAILED, {"fingerprint": job.fingerprint, "why": str(error)})
+    finally:
+        generating.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stage(job: Job) -> Ppo:
+    from tilth.train.ppo.stage import Ppo
+
+    if not isinstance(job.stage, Ppo):
+        raise TypeError(f"rewards are learnt from by the stage ppo, not {job.stage.kind}")
+    return job.stage
+
+
+def _policy(stage: Ppo, source: Source) -> Policy:
+    """The model with its adapter, if any, and what foretells values, on this worker's device."""
+    device = "cuda" if stage.scale.gpus else "cpu"
+    critic = stage.algorithm.advantage.critic
+    separate = critic is not None and critic.trunk == "separate"
+    second = None
+    if critic is not None and separate:
+        below = source.config.model_copy(update={"name": critic.model or source.config.name})
+        second = Critic(Source(source.inputs, below, source.seed).model(device))
+    policy = Policy(
+        source.model(device), valued=critic is not None and not separate, critic=second,
+        temperature=stage.rollouts.temperature, half=stage.optimisation.precision == "bfloat16",
+    )  # fmt: skip
+    if stage.scale.gradient_checkpointing:
+        policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return policy
+
+
+def _prompts(job: Job, split: str, learner: Learner) -> tuple[list[Prompt], int]:
+    """The prompts of a split that leave room for a completion, and how many do not; StageError where none does."""
+    stage = _stage(job)
+    room = stage.max_length - stage.rollouts.max_tokens
+    rows = Dataset.open(job.data).split(split).rows()
+    found, skipped = prompts_of(rows, learner.tokenizer, room)
+    if not found:
+        raise StageError(
+            f"{job.name}: none of the {skipped} prompts of split {split!r} has at most {room} tokens, which "
+            f"max_length {stage.max_length} leaves beside a completion; raise max_length"
+        )
+    return found, skipped
+
+
+def _held_out(job: Job, learner: Learner) -> HeldOut | None:
+    stage = _stage(job)
+    if stage.validation is None:
+        return None
+    found, _ = _prompts(job, stage.validation.split, learner)
+    gold = None if stage.gold.reward is None else stage.gold.reward.load(job.inputs)
+    return HeldOut(found[: stage.gold.prompts], gold, stage.gold.shown, stage.optimisation.seed)
+
+
+def _plan(stage: Ppo, prompts: int) -> Plan:
+    optimisation = stage.optimisation
+    steps = optimisation.steps or max(1, int(-(-prompts // optimisation.global_batch) * optimisation.epochs))
+    return Plan(
+        steps, optimisation.global_batch, optimisation.seed, stage.watchers, stage.checkpointing, stage.validation,
+        stage.gold, bool(stage.rollouts.staleness),
+    )  # fmt: skip
+
+
+def _leave(job: Job, loop: Loop, measured: dict[str, Any]) -> None:
+    """Save the model, then `result.json`: the moment at which training is done."""
+    if loop.link.rank:
+        return
+    stage, folder = _stage(job), scratch()
+    kept = _kept(loop)
+    if kept == loop.step:
+        save_model(loop.learner, folder)
+    else:
+        shutil.copytree(job.out.fetch(f"{BEST}/step-{kept:08d}"), folder, dirs_exist_ok=True)
+    peft = stage.model.peft.kind if stage.model.peft else None
+    Card("language_model", (), job.base if peft else "", peft, stage.max_length).write(folder)
+    job.out.remove("model")
+    upload(folder, job.out, "model")
+    shutil.rmtree(folder)
+    trace.merge(job.out, loop.step)
+    result = {
+        "fingerprint": job.fingerprint, "steps": loop.step, "workers": loop.link.world, "validation_loss": None,
+        "parameters": parameters(loop.learner.policy.model), "roll_backs": loop.roll_backs,
+        **_gains(loop, kept), **measured,
+    }  # fmt: skip
+    job.out.write_json(RESULT, result)
+
+
+def _kept(loop: Loop) -> int:
+    """The step whose weights are left."""
+    validation = loop.plan.validation
+    if not loop.found or validation is None or not validation.keeps_best:
+        return loop.step
+    return int(looks.best(loop.found, loop.plan.gold.max_kl)["step"])
+
+
+def _gains(loop: Loop, kept: int) -> dict[str, Any]:
+    """What the weights that are left are better by than those at the start, on held-out prompts."""
+    if not loop.found:
+        return {}
+    first = loop.found[0]
+    last = next(look for look in loop.found if look["step"] == kept)
+    gold, low, high = looks.gain(first["golds"], last["golds"])
+    reward = looks.gain(first["rewards"], last["rewards"])[0]
+    return {
+        "gold": last["gold"], "gold_gain": gold, "gold_gain_low": low, "gold_gain_high": high,
+        "reward_gain": reward, "held_out_kl": last["kl"], "best_step": kept, "parting": looks.parting(loop.found),
+    }  # fmt: skip

@@ -1,0 +1,329 @@
+"""Learning from feedback: the known optimum is reached, what is drawn is what is learnt from, and nothing is lost."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import feedback
+from tilth.data.loading import load_tokenizer, load_trained
+from tilth.data.schema import original
+from tilth.data.transform import Inputs
+from tilth.errors import StageError
+from tilth.recipe import Stage
+from tilth.storage import Store
+from tilth.train.config import ModelConfig, Optimisation
+from tilth.train.ppo import looks
+from tilth.train.ppo.advantages import Advantage
+from tilth.train.ppo.decoding import Decoder
+from tilth.train.ppo.detecting import alarms
+from tilth.train.ppo.learner import Learner, Settings
+from tilth.train.ppo.policy import Policy
+from tilth.train.ppo.probes import probes
+from tilth.train.ppo.prompts import prompts_of, taken
+from tilth.train.ppo.rollouts import Ask, Home, HuggingFaceRollouts
+from tilth.train.ppo.settings import Algorithm, Kl, Shaping, Watchers
+from tilth.train.ppo.source import Source
+from tiny import model_folder
+from training import dataset, run_stage, trace
+
+BETA = 0.5
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("models") / "llama", "llama")
+
+
+def asked(count: int, split: str = "train") -> list[dict[str, Any]]:
+    texts = ["say ", "now say ", "and then say "]
+    return [
+        original(f"{split}{i}", split, {"prompt": texts[i % 3] + str(i % 7), "completion": "x"}) for i in range(count)
+    ]
+
+
+def learner(folder: Path, advantage: dict[str, Any], **rollouts: Any) -> Learner:
+    """A learner of one-token completions, where a letter is worth 1."""
+    tokenizer = load_tokenizer(folder)
+    torch.manual_seed(0)
+    config = HuggingFaceRollouts.model_validate({"kind": "hf", "max_tokens": 1, **rollouts})
+    kind = Advantage.model_validate(advantage)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    policy = Policy(model, valued=kind.critic is not None, temperature=config.temperature)
+    algorithm = Algorithm(advantage=kind, kl=Kl(coefficient=BETA), shaping=Shaping(missing_end=0.0), epochs=2)
+    settings = Settings(algorithm, config, Optimisation(learning_rate=0.03, weight_decay=0.0))
+    source = Source(Inputs(), ModelConfig(name=str(folder)))
+    home = Home(policy, tokenizer, source, 64)
+    return Learner(policy, tokenizer, Decoder(config, home), feedback.letters, settings)
+
+
+@pytest.mark.parametrize(
+    "advantage",
+    [
+        {"kind": "gae"},
+        {"kind": "rloo", "size": 4},
+        pytest.param({"kind": "grpo", "size": 4, "scale": "none"}, marks=pytest.mark.slow),
+        pytest.param({"kind": "reinforce_plus_plus", "per_prompt": 4}, marks=pytest.mark.slow),
+    ],
+    ids=lambda item: item["kind"],
+)
+def test_the_optimum_of_a_bandit_is_reached(llama: Path, advantage: dict[str, Any]) -> None:
+    """With a price β on KL the best policy is that of the reference times exp(reward / β), normalised."""
+    found = learner(llama, advantage)
+    tokenizer = found.tokenizer
+    prompts, _ = prompts_of(
+        [{**row, "prompt": "say"} for row in asked(16 * (4 if advantage["kind"] == "gae" else 1))], tokenizer, 60
+    )
+    good = torch.tensor(feedback.letters([], [tokenizer.decode([t]) for t in range(260)], []))
+
+    def share() -> float:
+        with torch.no_grad():
+            logits = found.policy.model(input_ids=torch.tensor([prompts[0].tokens])).logits[0, -1]
+        return float((logits.softmax(0) * good).sum())
+
+    before = share()
+    wanted = before * math.exp(1 / BETA) / (before * math.exp(1 / BETA) + 1 - before)
+    for step in range(40):
+        line = found.step(step, 40, prompts)
+        assert line["sync_ratio"] == pytest.approx(1, abs=1e-4)
+    assert wanted - before > 0.3
+    assert share() == pytest.approx(wanted, abs=0.06)
+
+
+def test_a_sample_is_the_same_in_whatever_batch_it_is_drawn(llama: Path) -> None:
+    found = learner(llama, {"kind": "gae"}, max_tokens=12, temperature=0.8)
+    asks = [Ask(f"r{i}", tuple(range(5, 6 + i)), 7 + i) for i in range(9)]
+    together = found.generating.generate(asks)
+    alone = [found.generating.generate([ask])[0] for ask in reversed(asks)][::-1]
+    assert [sample.tokens for sample in alone] == [sample.tokens for sample in together]
+    assert len({sample.tokens for sample in together}) == len(asks)
+    for sample in together:
+        assert sample.ended == (sample.tokens[-1] == found.tokenizer.eos_token_id)
+        assert len(sample.tokens) == 12 or sample.ended
+    # what the generator says of its tokens is what the learner says of them
+    seen = found.examined(together, [0.0] * len(together))
+    assert ((seen.old - seen.behaviour) * seen.mask).abs().max() < 1e-4
+
+
+def test_draws_follow_the_distribution(llama: Path) -> None:
+    found = learner(llama, {"kind": "gae"})
+    prompt = (5, 6, 7)
+    drawn = found.generating.generate([Ask("r", prompt, seed) for seed in range(3000)])
+    with torch.no_grad():
+        shares = found.policy.model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(0)
+    half = int((shares.cumsum(0) < 0.5).sum())
+    below = sum(sample.tokens[0] <= half for sample in drawn) / len(drawn)
+    assert below == pytest.approx(float(shares[: half + 1].sum()), abs=0.04)
+
+
+def test_every_pass_asks_every_prompt_once() -> None:
+    passes = [place for step in range(15) for place in taken(step, 4, 20, seed=3)]
+    for start in range(0, 60, 20):
+        assert sorted(passes[start : start + 20]) == list(range(20))
+    assert passes[:20] != passes[20:40]
+
+
+# the stage
+
+
+def stage(model: Any, **fields: Any) -> Any:
+    written = {
+        "kind": "ppo", "data": "@data", "model": model, "max_length": 40,
+        "reward": {"kind": "function", "function": "feedback:letters"},
+        "rollouts": {"kind": "hf", "max_tokens": 6},
+        "optimisation": {"learning_rate": 0.02, "global_batch": 8, "steps": 6, "scheduler": "constant"},
+        "algorithm": {"kl": {"target": 2.0, "horizon": 50}, "shaping": {"normalise": True}, "minibatches": 2},
+        "scale": {"workers": 0}, "checkpointing": {"every_steps": 2},
+        "validation": {"split": "validation", "every_steps": 3},
+        "gold": {"reward": {"kind": "function", "function": "feedback:lower_case"}, "prompts": 4, "shown": 2},
+    }  # fmt: skip
+    return Stage.model_validate({**written, **fields})
+
+
+def figures(root: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key != "times"} for line in trace(root)]
+
+
+def prompts_at(root: Path) -> Path:
+    dataset(root, [*asked(20), *asked(6, "validation")], "completion")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [({"lora": {"rank": 4}}, {}), ({}, {"rollouts": {"kind": "hf", "max_tokens": 6, "staleness": 1}})],
+    ids=["lora", "full, one step off"],
+)
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, llama: Path, method: dict[str, Any], more: dict[str, Any]
+) -> None:
+    what = stage({"name": str(llama), **method}, **more)
+    whole = run_stage(prompts_at(tmp_path / "whole"), what)
+    root = prompts_at(tmp_path / "parts")
+    feedback.fails_after = 8
+    try:
+        with pytest.raises(feedback.Failed):
+            run_stage(root, what)
+    finally:
+        feedback.fails_after = None
+    assert (root / "train" / "checkpoints").is_dir()
+    again = run_stage(root, what)
+    assert figures(root) == figures(tmp_path / "whole")
+    for name in ("gold_gain", "reward_gain", "held_out_kl", "reward"):
+        assert again.metrics[name] == whole.metrics[name]
+    left = [load_trained(r / "train/model", device="cpu").model.state_dict() for r in (root, tmp_path / "whole")]
+    assert all(torch.equal(value, left[1][name]) for name, value in left[0].items())
+
+
+def test_the_stage_leaves_the_best_policy_and_says_what_it_did(tmp_path: Path, llama: Path) -> None:
+    made = run_stage(prompts_at(tmp_path), stage({"name": str(llama), "bottleneck": {"width": 4}}))
+    store = Store.at(tmp_path).sub("train")
+    seen = [store.read_json(f"looks/{name}") for name in store.list("looks")]
+    assert [look["step"] for look in seen] == [0, 3, 6]
+    assert seen[0]["kl"] == pytest.approx(0, abs=1e-5)
+    top = max(seen, key=lambda look: look["gold"])
+    assert made.metrics["gold"] == top["gold"]
+    assert made.metrics["gold_gain"] == pytest.approx(
+        sum(b - a for a, b in zip(seen[0]["golds"], top["golds"], strict=True)) / 4
+    )
+    assert [len(look["shown"]) for look in seen] == [2, 2, 2]
+    lines = figures(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert all(line["sync_gap_max"] < 1e-3 for line in lines)
+    assert {"generate", "score", "examine", "learn", "sync"} == set(trace(tmp_path)[0]["times"])
+    assert load_trained(store.fetch("model"), device="cpu").objective == "language_model"
+
+
+@pytest.mark.slow
+def test_two_learners_learn_what_one_does(tmp_path: Path, llama: Path, ray_session: Any) -> None:
+    found = []
+    for workers in (0, 2):
+        root = prompts_at(tmp_path / str(workers))
+        scale = {"workers": workers, "cpus": 0.5}
+        run_stage(root, stage({"name": str(llama), "lora": {"rank": 4}}, scale=scale))
+        found.append(figures(root))
+    alone, together = found
+    assert [line["rows"] for line in together] == [line["rows"] for line in alone]
+    for name in ("reward", "loss", "kl", "entropy"):
+        assert [line[name] for line in together] == pytest.approx([line[name] for line in alone], abs=5e-3)
+
+
+def test_no_number_stops_the_run_before_it_is_learnt_from(tmp_path: Path, llama: Path) -> None:
+    nothing = {"kind": "sum", "parts": {"x": {"kind": "function", "function": "feedback:nothing"}}}
+    with pytest.raises(StageError, match="gave the reward nan"):
+        run_stage(prompts_at(tmp_path), stage(str(llama), reward=nothing, validation=None, gold={}))
+
+
+def test_a_separate_critic_and_groups_without_one(tmp_path: Path, llama: Path) -> None:
+    few = {"optimisation": {"steps": 2, "global_batch": 4, "learning_rate": 0.01}}
+    for number, advantage in enumerate(
+        [{"kind": "gae", "value": {"trunk": "separate"}}, {"kind": "grpo", "size": 2}, {"kind": "rloo", "size": 2}]
+    ):
+        algorithm = {"advantage": advantage, "kl": {"place": "loss", "estimator": "k3"}, "entropy": 0.01}
+        root = prompts_at(tmp_path / str(number))
+        made = run_stage(root, stage(str(llama), algorithm=algorithm, validation=None, gold={}, **few))
+        lines = figures(root)
+        assert all(math.isfinite(line["loss"]) for line in lines)
+        assert (lines[1]["value_loss"] > 0) == (advantage["kind"] == "gae")
+        assert made.metrics["samples"] == (8 if advantage["kind"] == "gae" else 16)
+
+
+def test_what_ppo_cannot_do_is_refused(tmp_path: Path) -> None:
+    def problems(**fields: Any) -> list[str]:
+        return [str(problem) for problem in stage(**{"model": "x", **fields}).check()]
+
+    assert problems() == []
+    assert "use init: zero" in problems(model={"name": "x", "lora": {"init": "pissa"}})[0]
+    assert "take lora, ia3 or bottleneck" in problems(model={"name": "x", "prompt_tuning": {}})[0]
+    assert "set it to 0" in problems(model={"name": "x", "lora": {"dropout": 0.1}})[0]
+    assert "leaves no room for a prompt" in problems(rollouts={"kind": "hf", "max_tokens": 40})[0]
+    assert "8 samples of a step are not divisible by 3" in problems(algorithm={"minibatches": 3})[0]
+    assert "name another split" in problems(validation="train")[0]
+    assert "there are none" in problems(validation=None)[0]
+    assert "actors need Ray" in problems(rollouts={"kind": "hf", "max_tokens": 6, "placement": "disaggregate"})[0]
+    dataset(tmp_path, [*asked(3), *asked(2, "validation")], "completion")
+    folder = model_folder(tmp_path / "m", "t5")
+    with pytest.raises(StageError, match="needs a causal language model"):
+        run_stage(tmp_path, stage(str(folder)))
+
+
+# what watches
+
+
+def line(**changes: float) -> dict[str, float]:
+    usual = {"loss": 0.1, "grad_norm": 1.0, "reward": 0.0, "kl": 1.0, "entropy": 2.0, "ratio_max": 1.5}
+    return {**usual, "value_loss": 1.0, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "detector", "action"),
+    [
+        ({"grad_norm": math.nan}, "non_finite: grad_norm", "stop"),
+        ({"reward": math.inf}, "non_finite: reward", "stop"),
+        ({"kl": 51.0}, "kl", "raise_kl"),
+        ({"entropy": 0.01}, "entropy", "log"),
+        ({"ratio_max": 21.0}, "ratio", "log"),
+        ({"value_loss": 21.0}, "value_loss", "log"),
+    ],
+)
+def test_detectors(changes: dict[str, float], detector: str, action: str) -> None:
+    assert alarms(Watchers(), line(), [1.0] * 9) == []  # type: ignore[arg-type]
+    [alarm] = alarms(Watchers(), line(**changes), [1.0] * 9)
+    assert (alarm.detector, alarm.action) == (detector, action)
+
+
+def test_alarms_are_acted_on(tmp_path: Path, llama: Path) -> None:
+    def run(name: str, action: str, limit: float = -1.0, steps: int = 3) -> list[dict[str, Any]]:
+        root = prompts_at(tmp_path / name)
+        what = stage(
+            str(llama), watchers={"kl": {"limit": limit, "action": action}}, validation=None, gold={},
+            algorithm={"kl": {"coefficient": 0.1}},
+            optimisation={"learning_rate": 0.02, "global_batch": 8, "steps": steps, "scheduler": "constant"},
+        )  # fmt: skip
+        run_stage(root, what)
+        return figures(root)
+
+    quiet = run("quiet", "log")
+    assert all([alarm["detector"] for alarm in item["alarms"]] == ["kl"] for item in quiet)
+    assert [item["kl_coefficient"] for item in run("dear", "raise_kl")] == [0.1, 0.2, 0.4]
+    with pytest.raises(StageError, match=r"at step 1 kl is .*limit -1; lower"):
+        run("stopped", "stop")
+    # the third step is beyond this limit: what is left is the policy after two, where the checkpoint was
+    back = run("back", "roll_back", (quiet[1]["kl"] + quiet[2]["kl"]) / 2)
+    assert ["alarms" in item for item in back] == [False, False, True]
+    run("two", "log", 99.0, steps=2)
+    left, wanted = (load_trained(tmp_path / name / "train/model", device="cpu").model for name in ("back", "two"))
+    assert all(torch.equal(value, wanted.state_dict()[name]) for name, value in left.state_dict().items())
+
+
+def look(step: int, golds: list[float], rewards: list[float], kl: float = 1.0) -> dict[str, Any]:
+    means = {"gold": sum(golds) / len(golds), "reward": sum(rewards) / len(rewards)}
+    return {"step": step, "golds": golds, "rewards": rewards, "kl": kl, **means}
+
+
+def test_where_reward_and_gold_part_is_said() -> None:
+    first = look(0, [0.0, 0.1, 0.0, 0.1], [0.0, 0.0, 0.1, 0.1], 0.0)
+    better = look(10, [1.0, 1.2, 1.1, 1.0], [1.0, 1.1, 1.0, 1.1], 2.0)
+    hacked = look(20, [0.1, 0.2, 0.0, 0.3], [3.0, 3.1, 3.0, 3.2], 30.0)
+    assert looks.parting([first, better]) is None
+    assert looks.parting([first, better, hacked]) == 10
+    assert looks.best([first, better, hacked], None) is better
+    assert looks.best([first, better, hacked], 1.0) is first
+    mean, low, high = looks.gain(first["golds"], better["golds"])
+    assert (mean, low > 0.9, high < 1.2) == (pytest.approx(1.025), True, True)
+    assert looks.waited([first, better, hacked], 1, 0.0)
+    assert not looks.waited([first, better], 1, 0.0)
+
+
+def test_probes_see_what_is_repeated_and_refused() -> None:
+    found = probes(["I'm sorry, I can't help", "go on and go on and go on and go"])
+    assert found["refusals"] == 0.5
+    assert found["words"] == 7.5
+    # nine trigrams of ten words... of three kinds
+    assert found["repetition"] == pytest.approx((0 + 1 - 3 / 8) / 2)

@@ -1,0 +1,97 @@
+"""Rollouts beside the learner: in Ray actors, of which any may die, and by vLLM, which takes weights anew."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import feedback
+from tilth.config import ModelName
+from tilth.data.schema import original
+from tilth.data.transform import Inputs
+from tilth.errors import StageError
+from tilth.train.config import ModelConfig, Optimisation
+from tilth.train.ppo.learner import Learner, Settings
+from tilth.train.ppo.policy import Policy
+from tilth.train.ppo.prompts import prompts_of
+from tilth.train.ppo.rollouts import Ask, Generating, Home, Rollouts
+from tilth.train.ppo.settings import Algorithm
+from tilth.train.ppo.source import Source
+from tiny import model_folder
+from training import SMOLLM
+
+pytestmark = pytest.mark.slow
+VLLM = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+
+
+def opened(
+    model: str, peft: dict[str, Any], rollouts: dict[str, Any], room: int = 64
+) -> tuple[Policy, Any, Generating]:
+    """A policy, its tokenizer, and a generator on it."""
+    source = Source(Inputs(), ModelConfig.model_validate({"name": ModelName(model), **peft}))
+    config = Rollouts.model_validate(rollouts)
+    policy = Policy(source.model("cpu"), valued=True, temperature=config.temperature)
+    tokenizer = source.tokenizer()
+    return policy, tokenizer, config.start(Home(policy, tokenizer, source, room))
+
+
+def test_a_dead_actors_prompts_are_drawn_again_to_the_same_samples(tmp_path: Path, ray_session: Any) -> None:
+    model = str(model_folder(tmp_path / "llama", "llama"))
+    wanted = [Ask(f"r{i}", tuple(range(5, 7 + i)), i) for i in range(7)]
+    small = {"max_tokens": 8, "cpus": 0.5, "kind": "hf"}
+    here, _, alone = opened(model, {"lora": {"rank": 4}}, small)
+    there, _, pool = opened(model, {"lora": {"rank": 4}}, {**small, "placement": "disaggregate", "actors": 2})
+    try:
+        for policy in (here, there):
+            torch.manual_seed(1)
+            with torch.no_grad():
+                for weight in policy.served().values():
+                    weight.add_(torch.randn_like(weight) * 0.3)
+            policy.version += 1
+        before = alone.generate(wanted)
+        assert pool.sync() == 2 * sum(weight.nbytes for weight in there.served().values())
+        assert pool.sync() == 0
+        first = pool.generate(wanted)
+        os.kill(pool.pids()[1], signal.SIGKILL)  # type: ignore[attr-defined]
+        second = pool.generate(wanted)
+    finally:
+        pool.close()
+    for found in (first, second):
+        assert [sample.tokens for sample in found] == [sample.tokens for sample in before]
+        assert [sample.ask for sample in found] == wanted
+
+
+@VLLM
+@pytest.mark.parametrize("peft", [{"lora": {"rank": 8}}, {}], ids=["lora", "full"])
+def test_vllm_holds_the_learners_weights_after_every_update(peft: dict[str, Any]) -> None:
+    """Log-probabilities of the same sequences are equal; where an update is held back, that is found out."""
+    engine = {"kv_cache_gib": 0.5, "max_num_seqs": 16}
+    policy, tokenizer, served = opened(SMOLLM, peft, {"kind": "vllm", "max_tokens": 8, "engine": engine})
+    try:
+        rows = [
+            original(f"r{i}", "train", {"prompt": f"The capital of {name} is"})
+            for i, name in enumerate(("France", "Peru", "Japan", "Kenya"))
+        ]
+        prompts, _ = prompts_of(rows, tokenizer, 32)
+        rate = 1e-3 if peft else 2e-5
+        settings = Settings(Algorithm(), served.config, Optimisation(learning_rate=rate, scheduler="constant"))  # type: ignore[attr-defined]
+        learner = Learner(policy, tokenizer, served, feedback.letters, settings)
+        lines = [learner.step(step, 4, prompts) for step in range(3)]
+        for line in lines:
+            assert line["sync_gap"] < 1e-3
+            assert line["sync_ratio"] == pytest.approx(1, abs=1e-3)
+            assert line["moved_bytes"] > 0
+        assert lines[1]["ratio_max"] > 1.001  # the weights did change
+        with torch.no_grad():
+            for weight in policy.served().values():
+                weight.mul_(1.5)
+        with pytest.raises(StageError, match="does not hold the learner's weights"):
+            learner.step(3, 4, prompts)
+    finally:
+        served.close()
