@@ -197,6 +197,24 @@ def test_ids_stay_unique_whatever_ids_are_given(tmp_path):
     assert everything["b/eda.0"].startswith("quarantined/reserved_id: 'b/eda.0' is what a row made from 'b'")
 
 
+def test_a_blank_id_and_a_role_that_no_chat_has_are_quarantined(tmp_path):
+    rows = [{"name": name, "text": f"t{n}", "label": "a"} for n, name in enumerate(["x", " ", "y"])]
+    source = {"kind": "inline", "rows": rows, "columns": {"id": "name"}}
+    artifact, data = build(tmp_path / "ids", source=source, max_quarantined=0.5)
+    assert artifact.counts["reasons"] == {"quarantined/missing_id": 1}
+    assert sorted(row["id"] for row in data.rows()) == ["x", "y"]
+    chats = [{"messages": [{"role": role, "content": "hello"}]} for role in ("user", "human")]
+    source = {"kind": "inline", "rows": chats}
+    artifact, _ = build(tmp_path / "chats", row="chat", source=source, max_quarantined=0.5)
+    assert artifact.counts["reasons"] == {"quarantined/role": 1}
+
+
+def test_a_file_with_a_header_alone_is_no_data(tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\n")
+    with pytest.raises(StageError, match=r"no record was found in csv .*rows\.csv"):
+        build(tmp_path / "run", source={"kind": "csv", "path": str(tmp_path / "rows.csv")})
+
+
 def test_the_way_out_of_too_much_quarantine_is_one(tmp_path):
     source = {"kind": "inline", "rows": [{"text": 1, "label": "x"}, {"text": 2, "label": "x"}]}
     with pytest.raises(QuarantineError, match="set max_quarantined=1 to go on"):

@@ -89,6 +89,20 @@ def _attach(address: str) -> None:
         ) from error
 
 
+def _start_local(num_cpus: int | None) -> None:
+    """A local Ray; ClusterError where this machine cannot start one."""
+    import ray
+
+    try:
+        with _importable_by_workers():
+            ray.init(num_cpus=num_cpus, log_to_driver=False, include_dashboard=False, logging_level="error")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"a local Ray does not start ({error}); see that the temporary folder (RAY_TMPDIR) and /dev/shm have room "
+            "and that this user may open ports on the loopback address, or set RAY_ADDRESS to a running cluster"
+        ) from error
+
+
 def ray_ready(num_cpus: int | None = None) -> Any:
     """The ray module, connected; a local Ray gets `num_cpus` logical CPUs (None: as many as the machine has).
 
@@ -107,8 +121,7 @@ def ray_ready(num_cpus: int | None = None) -> Any:
         if address := os.environ.get("RAY_ADDRESS"):
             _attach(address)
         else:
-            with _importable_by_workers():
-                ray.init(num_cpus=num_cpus, log_to_driver=False, include_dashboard=False, logging_level="error")
+            _start_local(num_cpus)
         _secure_token()
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) > 1 and _session and _session[-1].is_local:

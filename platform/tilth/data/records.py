@@ -22,6 +22,8 @@ from tilth.data.source import Source
 _ABSENT = object()
 #: items of a list or mapping in an excerpt
 SHOWN = 20
+#: who speaks in a chat, as chat templates know them
+ROLES = ("system", "developer", "user", "assistant", "tool")
 _AS_DIGITS = ("label", "id")
 _TURN = re.compile(r"\n\n(?:Assistant|A|Bot|AI):\s?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -92,9 +94,10 @@ class Shaper:
         if "id" not in self.source.columns:
             return None
         value = _look(record, self.source.columns["id"])
-        if value is _ABSENT or value is None:
+        given = "" if value is _ABSENT or value is None else clean_text(_checked(value, "id"), self.clean)
+        if not given:
             raise _Unfit("missing_id: the record has no id although one is mapped")
-        return clean_text(_checked(value, "id"), self.clean) or content_id(self.source.task, dict(record))
+        return given
 
 
 def _no_use(payload: Mapping[str, Any]) -> str | None:
@@ -142,7 +145,9 @@ def _messages(value: Any) -> list[dict[str, str]]:
         role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, Mapping) else (None, None)
         if not isinstance(role, str) or not isinstance(content, str):
             raise _Unfit("wrong_type: each of messages must be {role: text, content: text}")
-        turns.append({"role": _storable(role, "messages"), "content": content})
+        if role not in ROLES:
+            raise _Unfit(f"role: {role[:EXCERPT]!r} is none of {', '.join(ROLES)}")
+        turns.append({"role": role, "content": content})
     return turns
 
 

@@ -30,7 +30,7 @@ class Data(Stage):
     """Reads sources, cleans their rows, drops duplicates, splits and samples; what cannot be read is quarantined."""
 
     produces: ClassVar[str] = "dataset"
-    version: ClassVar[int] = 2  # ids that added rows would get are refused
+    version: ClassVar[int] = 3  # an id that is mapped and blank, and a role that no chat has, are quarantined
 
     row: RowType = Field(description="What a row is: text, labelled, completion, chat or preference.")
     source: Source | None = Field(None, description="Rows that are not split yet; see `split`.")
@@ -104,6 +104,9 @@ class Data(Stage):
         from tilth.data.finish import check_quarantine
 
         check_quarantine(artifact.store, artifact.counts, self.max_quarantined)
+        if not artifact.counts["inputs"]:
+            paths = ", ".join(f"{source.kind} {getattr(source, 'path', '')}".strip() for source in self._named().values())
+            raise StageError(f"no record was found in {paths}: the data has a header at most; check the path")
 
     def _build(self, out: Out) -> Dataset:
         from tilth.data.engine import run_units
