@@ -8,6 +8,9 @@ import pytest
 
 from tilth.storage import Store
 from tilth.train.checkpoint import StoreLink, damage
+from tilth.train.launch import CHECKPOINTS
+from tilth.train.worker import train
+from training import dataset, job_of, questions, stage_of, tiny_llama
 
 
 @pytest.fixture
@@ -52,3 +55,23 @@ def test_training_begins_anew_where_none_is_sound(link: StoreLink, tmp_path: Pat
         (folder / "weights").write_bytes(b"")
         assert damage(folder) == "weights is not as it was written"
     assert link.resume() is None
+
+
+class LeavingNode(StoreLink):
+    """Hears at the third time of asking that its node is about to go."""
+
+    asked = 0
+
+    def preempted(self) -> bool:
+        self.asked += 1
+        return self.asked == 3
+
+
+def test_what_was_learnt_is_saved_when_a_node_is_about_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tilth.train.watch.NOTICE_SECONDS", 0.0)
+    dataset(tmp_path, questions(8))
+    base = {"name": str(tiny_llama(tmp_path / "llama"))}
+    job = job_of(tmp_path, stage_of("sft", base, {"steps": 5, "global_batch": 4}, checkpointing={"every_steps": 100}))
+    link = LeavingNode(job.out.sub(CHECKPOINTS))
+    train(job, link)
+    assert job.out.list(CHECKPOINTS) == ["latest.json", "step-00000003"]

@@ -59,6 +59,36 @@ def test_the_margin_grows_over_a_reference_that_stays(tmp_path: Path, method: di
     assert made.metrics["validation_loss"] == pytest.approx(math.log1p(math.exp(-0.1 * (gain[0] - gain[1]))), rel=1e-3)
 
 
+@pytest.mark.parametrize("loss", ["kto", "apo_zero"])
+def test_answers_are_learnt_from_one_by_one(tmp_path: Path, loss: str) -> None:
+    base = model_folder(tmp_path / "llama", "llama")
+    dataset(tmp_path, [*pairs(9), *pairs(1, "validation")], "preference")
+    settings = {"epochs": 4, "global_batch": 4, "learning_rate": 0.01}
+    fields = {"validation": "validation", "loss": loss, "exchange": 4}
+    made = run_stage(tmp_path, stage_of("kto", {"name": str(base), "lora": {"rank": 4}}, settings, **fields))
+    assert trace(tmp_path)[0]["loss"] == pytest.approx(0.5, abs=1e-4)  # nothing is better than the reference yet
+    assert made.counts == {"rows": 9, "rows_seen": 9}
+    seen = [row for line in trace(tmp_path)[:5] for row in line["rows"]]
+    assert sorted(seen) == sorted(2 * [f"train{i}" for i in range(9)])
+    if loss == "kto":
+        return
+    loaded = load_trained(Store.at(tmp_path).sub("train").fetch("model"), device="cpu")
+    reference, [row] = load_pretrained(base, "language_model").model.eval(), pairs(1, "validation")
+    chosen, rejected = (
+        log_probability(loaded.model, loaded.tokenizer, row["prompt"], row[name])
+        - log_probability(reference, loaded.tokenizer, row["prompt"], row[name])
+        for name in ("chosen", "rejected")
+    )
+    assert chosen > rejected
+    expected = (1 - 1 / (1 + math.exp(-0.1 * chosen)) + 1 / (1 + math.exp(-0.1 * rejected))) / 2
+    assert made.metrics["validation_loss"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_reference_point_needs_the_micro_batch_that_it_says() -> None:
+    [problem] = stage_of("kto", "x", {"global_batch": 8}, exchange=8).check()
+    assert "a micro-batch has 4" in str(problem)
+
+
 def test_it_stands_on_an_adapter_as_its_reference(tmp_path: Path) -> None:
     base = str(model_folder(tmp_path / "llama", "llama"))
     dataset(tmp_path, [original(f"t{i}", "train", {"text": f"yes please {i}"}) for i in range(4)], "text")

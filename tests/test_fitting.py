@@ -12,7 +12,7 @@ from transformers import LlamaModel
 from tilth import ui
 from tilth.data.schema import original
 from tilth.errors import StageError
-from tilth.train.config import ModelConfig, Optimisation, Scale
+from tilth.train.config import DeepSpeed, ModelConfig, Optimisation, Scale
 from tilth.train.fitting import ROOM, zero_preset
 from tilth.weights import Weights
 from training import dataset, run_stage, stage_of, tiny_llama, trace
@@ -107,3 +107,16 @@ def test_offloading_activations_asks_for_a_gpu() -> None:
     [problem] = Scale(activation_offload=True).check()
     assert problem.mend == "set it to false, or gpus to 1"
     assert Scale(activation_offload=True, gpus=1).check() == []
+
+
+def test_an_elastic_job_needs_a_batch_that_divides_over_every_number_of_workers() -> None:
+    scale = Scale(workers=4, min_workers=2)
+    assert scale.batch_problem(24) is None
+    problem = scale.batch_problem(32)
+    assert problem is not None
+    assert (problem.what, problem.mend) == ("global batch 32 is not divisible by 3 workers", "use 24 or 36")
+    [more] = Scale(workers=2, min_workers=3).check()
+    assert "3 is more than workers: 2" in str(more)
+    [partitioned] = Scale(workers=2, min_workers=1, deepspeed=DeepSpeed(stage=2)).check()
+    assert "fits only as many workers" in str(partitioned)
+    assert not Scale(workers=2, min_workers=1, deepspeed=DeepSpeed(stage=0)).check()

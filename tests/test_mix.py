@@ -180,6 +180,7 @@ def test_rows_of_several_types_cannot_be_mixed(tmp_path):
         tilth.run(made, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_killed_at_any_durable_write_it_ends_with_the_same_rows(tmp_path):
     """Every eighth of the points at which a run can be killed."""
     file = tmp_path / "recipe.yaml"

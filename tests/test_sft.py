@@ -221,7 +221,7 @@ def test_masking_follows_the_published_shares() -> None:
     assert asked.count(8) / 3000 == pytest.approx(0.1, abs=0.02)
 
 
-@pytest.mark.parametrize("model", [MINILM, ADAPTER], ids=["whole", "lora"])
+@pytest.mark.parametrize("model", [pytest.param(MINILM, marks=pytest.mark.slow), ADAPTER], ids=["whole", "lora"])
 def test_an_encoder_adapts_to_labelled_texts(tmp_path: Path, model: Any) -> None:
     dataset(tmp_path, questions(24))
     stage: Stage = stage_of("mlm", model, {"epochs": 4, "learning_rate": 2e-3}, label_conditional=True)

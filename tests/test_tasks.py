@@ -210,6 +210,7 @@ def test_weights_of_the_loss_are_weights_of_the_gradient(tmp_path: Path, small: 
     assert norms[1] == pytest.approx(2 * norms[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_rows_weights_and_cosines(tmp_path: Path, small: str) -> None:
     tasks = {
         "sampling": {"kind": "annealed"}, "conflict": {"kind": "gradvac", "beta": 0.2},

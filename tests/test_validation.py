@@ -133,3 +133,27 @@ def test_the_loss_is_that_of_the_tokens_that_are_learnt(tmp_path: Path, llama: s
         model = load_pretrained(Path(llama), "language_model").model
         expected = model(torch.tensor([ids]), labels=torch.tensor([labels])).loss.item()
     assert made.metrics["train_loss"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_held_out_prompts_are_answered_as_generate_does(tmp_path: Path, llama: str) -> None:
+    rows = [
+        original(f"{split}{n}", split, {"prompt": f"seed {n} ", "completion": f"grain {n}"})
+        for split, count in (("train", 8), ("validation", 3))
+        for n in range(count)
+    ]
+    dataset(tmp_path, rows, "completion")
+    validation = {"every_steps": 1, "keep": "last", "answers": {"rows": 2, "max_new_tokens": 5}}
+    made = run_stage(tmp_path, stage_of("sft", llama, {"steps": 2}, validation=validation))
+    asked = [line["answers"] for line in trace(tmp_path)]
+    assert len(asked) == 2
+    assert made.metrics["answers rouge_l"] == asked[-1]["rouge_l"]
+    loaded = load_trained(Store.at(tmp_path).sub("train").fetch("model"), device="cpu")
+    for n in range(2):
+        batch = loaded.tokenizer(f"seed {n} ", return_tensors="pt")
+        found = loaded.model.generate(**batch, max_new_tokens=5, do_sample=False)[0, batch["input_ids"].shape[1] :]
+        assert asked[-1]["shown"][f"validation{n}"] == loaded.tokenizer.decode(found, skip_special_tokens=True)
+
+
+def test_rows_without_answers_are_not_asked_for_any(tmp_path: Path, llama: str) -> None:
+    with pytest.raises(StageError, match="hold no prompt with an answer"):
+        trained(tmp_path, llama, validation={"answers": {}})

@@ -20,6 +20,7 @@ KINDS: dict[str, dict[str, str]] = {
         "sft": "tilth.train.sft:Sft",
         "export": "tilth.train.export:Export",
         "dpo": "tilth.train.dpo:Dpo",
+        "kto": "tilth.train.kto:Kto",
         "ppo": "tilth.train.ppo.stage:Ppo",
         "evaluate": "tilth.evaluate.stage:Evaluate",
         "generate": "tilth.generate.stage:Generate",

@@ -105,8 +105,8 @@ class Data(Stage):
 
         check_quarantine(artifact.store, artifact.counts, self.max_quarantined)
         if not artifact.counts["inputs"]:
-            paths = ", ".join(f"{source.kind} {getattr(source, 'path', '')}".strip() for source in self._named().values())
-            raise StageError(f"no record was found in {paths}: the data has a header at most; check the path")
+            named = ", ".join(f"{item.kind} {getattr(item, 'path', '')}".strip() for item in self._named().values())
+            raise StageError(f"no record was found in {named}: the data has a header at most; check the path")
 
     def _build(self, out: Out) -> Dataset:
         from tilth.data.engine import run_units

@@ -103,6 +103,7 @@ def _training(pictures: Pictures, artifacts: Mapping[str, Artifact]) -> Iterator
     drawn = [figures.curves(pictures, traces, "Loss and gradient norm by step")] if traces else []
     drawn += [picture for name, trace in traces.items() for picture in tasks(pictures, name, trace)]
     drawn += training.gap(pictures, traces, "Rows that were held out")
+    drawn += [*training.answers(pictures, traces), *training.ranges(pictures, models)]
     tables = [_numbers(f"Metrics of {name}", item.metrics) for name, item in models.items() if item.metrics]
     tables += [_probes(name, item.detail) for name, item in models.items() if "probes" in item.detail]
     yield Section("training", "Training", pictures=tuple(drawn), tables=tables)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tilth.report.svg import SERIES, Picture, Pictures, drawing, label
+from tilth.runs import Artifact
 
 Trace = Sequence[Mapping[str, Any]]
 
@@ -48,6 +49,38 @@ def _in_words(model: str, found: Sequence[tuple[int, float, float]]) -> str:
     return (
         f"{model}: lowest validation loss {loss:.3f} at step {step:,}; gap from {found[0][2]:.3f} to {found[-1][2]:.3f}"
     )
+
+
+def answers(pictures: Pictures, traces: Mapping[str, Trace]) -> Iterator[Picture]:
+    """How held-out rows were answered by step, where they were asked more than once."""
+    for name, trace in traces.items():
+        asked = [(line["step"], line["answers"]) for line in trace if "answers" in line]
+        if len(asked) < 2:
+            continue
+        steps = [step for step, _ in asked]
+        with drawing(7.6, 2.6) as (figure, (axes,)):
+            for colour, key in zip(SERIES, ("rouge_l", "exact_match"), strict=False):
+                axes.plot(steps, [found[key] for _, found in asked], "o-", color=colour, markersize=3.5, label=key)
+            axes.set(xlabel="step", title="answers to held-out rows", ylim=(0, 1.02))
+            axes.legend()
+        ends = f"ROUGE-L from {asked[0][1]['rouge_l']:.3f} to {asked[-1][1]['rouge_l']:.3f}"
+        yield pictures.of(figure, f"How {name} answers rows that were held out", ends)
+
+
+def ranges(pictures: Pictures, models: Mapping[str, Artifact]) -> Iterator[Picture]:
+    """The range test of each model whose learning rate was found by one."""
+    for name, artifact in models.items():
+        if not (curve := artifact.detail.get("range_test")):
+            continue
+        rates, losses = zip(*curve, strict=True)
+        chosen = artifact.metrics["learning_rate"]
+        with drawing(7.6, 2.6) as (figure, (axes,)):
+            axes.plot(rates, losses, color=SERIES[0])
+            axes.axvline(chosen, color=SERIES[1], linewidth=1)
+            lowest = min(losses)
+            axes.set(xscale="log", xlabel="learning rate", title="smoothed loss", ylim=(None, 2 * losses[0] - lowest))
+        said = f"lowest at {rates[losses.index(lowest)]:.2g}; taken is {chosen:.2g}, the line"
+        yield pictures.of(figure, f"How the learning rate of {name} was found", said)
 
 
 def forgotten(detail: Mapping[str, Any]) -> list[tuple[str, float, float, float]]:

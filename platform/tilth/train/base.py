@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 #: what of a worker's result an artifact tells as it is
-REPORTED = ("probes", "micro_batch")
+REPORTED = ("probes", "micro_batch", "range_test")
 
 
 class Training(Stage):
@@ -102,7 +102,19 @@ class Training(Stage):
         if model.freeze and model.freeze.thaw_steps and self.scale.deepspeed:
             what = "gradual unfreezing needs weights that DeepSpeed does not partition beforehand"
             found.append(Problem("model.freeze.thaw_steps", what, "set scale.deepspeed: null, or freeze for good"))
-        return [*found, *(self.tasks.unfit(self.scale) if self.tasks else ())]
+        return [*found, *self._of_whole_weights(), *(self.tasks.unfit(self.scale) if self.tasks else ())]
+
+    def _of_whole_weights(self) -> Iterator[Problem]:
+        partitioned = self.scale.zero is not None and self.scale.zero.stage == 3
+        if self.optimisation.averaging and partitioned:
+            what = "ZeRO stage 3 leaves no worker whole weights to average"
+            yield Problem("optimisation.averaging", what, "use scale.deepspeed.stage: 2, or averaging: null")
+        if self.validation and self.validation.answers and partitioned:
+            what = "ZeRO stage 3 leaves no worker whole weights to answer with"
+            yield Problem("validation.answers", what, "use scale.deepspeed.stage: 2, or answers: null")
+        if self.optimisation.learning_rate == "auto" and (partitioned or self.tasks):
+            what = "the range test learns from whole weights, and from the rows of one task"
+            yield Problem("optimisation.learning_rate", what, "set a number, or leave out ZeRO stage 3 and tasks")
 
     def _absent_trackers(self) -> Iterator[Problem]:
         for name in self.trackers:
@@ -153,7 +165,11 @@ class Training(Stage):
         file = folder / "config.json"
         shape = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         batches = self.scale.batches(self.optimisation.global_batch)
-        tokens = (batches.micro if batches else 1) * self.max_length * (2 if job.objective == "preference" else 1)
+        tokens = (
+            (batches.micro if batches else 1)
+            * self.max_length
+            * (2 if job.objective in ("preference", "unpaired") else 1)
+        )
         held = footprint(weights, self.model, self.optimisation, self.scale)
         activations = activation_bytes(shape, tokens, self.optimisation, self.scale, job.objective)
         return replace(held, activations=activations)

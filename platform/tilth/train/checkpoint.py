@@ -35,16 +35,29 @@ class Link(Protocol):
         """A local directory with the newest complete checkpoint; None to start anew."""
 
     def commit(self, folder: Path, step: int) -> None:
-        """Hand over this rank's files of the checkpoint at `step`; returns when they are on storage."""
+        """Hand over this rank's files of the checkpoint at `step`, and with them the folder: it is removed."""
+
+    def settle(self) -> None:
+        """Return when all that was handed over is on storage."""
+
+    def preempted(self) -> bool:
+        """Whether since it was last asked word came that a worker's node is about to be taken away.
+
+        All ranks must ask equally often, and are told the same.
+        """
 
 
 class RayLink:
-    """Under Ray Train: a report is a barrier over all ranks, and the checkpoint counts when all have reported."""
+    """Under Ray Train: a checkpoint counts when all ranks have reported it.
+
+    It is uploaded while training goes on; one is under way at a time, so that local disks hold two at most.
+    """
 
     def __init__(self) -> None:
         import ray.train
 
         self._train = ray.train
+        self._under_way = self._warned = False
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world: int = context.get_world_size()
@@ -62,9 +75,24 @@ class RayLink:
         return folder
 
     def commit(self, folder: Path, step: int) -> None:
+        self.settle()
         seal(folder, self.rank)
-        checkpoint = self._train.Checkpoint.from_directory(folder)
-        self._train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:08d}")
+        self._train.report(
+            {"step": step},
+            checkpoint=self._train.Checkpoint.from_directory(folder),
+            checkpoint_dir_name=f"step-{step:08d}",
+            checkpoint_upload_mode=self._train.CheckpointUploadMode.ASYNC,
+        )
+        self._under_way = True
+
+    def settle(self) -> None:
+        if self._under_way:
+            self._train.get_all_reported_checkpoints(self._train.CheckpointConsistencyMode.COMMITTED)
+        self._under_way = False
+
+    def preempted(self) -> bool:
+        before, self._warned = self._warned, self._train.get_preemption_info() is not None
+        return self._warned and not before
 
 
 @dataclass
@@ -93,6 +121,13 @@ class StoreLink:
         self.store.write_json(LATEST, {"name": name, "step": step})
         for old in self._names()[: -self.keep]:
             self.store.remove(old)
+        shutil.rmtree(folder)
+
+    def settle(self) -> None:
+        """Nothing is left to wait for: `commit` uploads before it returns."""
+
+    def preempted(self) -> bool:
+        return False
 
 
 def seal(folder: Path, rank: int) -> None:

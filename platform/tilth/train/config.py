@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -50,10 +52,23 @@ class ModelConfig(Component):
         return []
 
 
+class Averaging(Component):
+    """An average of the weights over the steps, which is validated and left in the place of the last ones.
+
+    With a decay it is exponential (Polyak & Juditsky 1992; Morales-Brotons et al. 2024, arXiv:2411.18704), without
+    one the plain mean, as of Izmailov et al. 2018 (arXiv:1803.05407).
+    """
+
+    decay: float | None = Field(0.999, gt=0, lt=1, description="Share of the average kept at each step; null: mean.")
+    begin: float = Field(0.0, ge=0, lt=1, description="Share of the steps after which it begins.")
+
+
 class Optimisation(Component):
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with a warm-up and a schedule."""
 
-    learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate.")
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        5e-5, description="Peak learning rate; auto: found by a range test before training (arXiv:1506.01186)."
+    )
     epochs: float = Field(1.0, gt=0, description="Passes over the rows.")
     steps: int | None = Field(None, ge=1, description="Optimizer steps, instead of epochs.")
     global_batch: int = Field(32, ge=1, description="Rows (or packs) of one optimizer step, over all workers.")
@@ -64,11 +79,20 @@ class Optimisation(Component):
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast forward passes.")
     neftune: float | None = Field(None, gt=0, description="Noise on embeddings of this alpha (arXiv:2310.05914).")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the order of rows, of new weights and of dropout.")
+    averaging: Averaging | None = Field(None, description="Leave an average of the weights; null: the last ones.")
 
     @property
     def warmup_scheduler(self) -> str:
         """The schedule's name in transformers, where a warm-up belongs to it."""
         return "constant_with_warmup" if self.scheduler == "constant" else self.scheduler
+
+
+class Answers(Component):
+    """Answers asked of the model at each validation: how many equal the row's own, and how like they are to it."""
+
+    rows: int = Field(16, ge=1, description="Held-out rows that are asked, the first ones of the split.")
+    max_new_tokens: int = Field(64, ge=1, description="Tokens of an answer.")
+    batch: int = Field(8, ge=1, description="Prompts asked at once.")
 
 
 class Validation(Component):
@@ -79,6 +103,7 @@ class Validation(Component):
     patience: int | None = Field(None, ge=1, description="End after as many measurements without a better loss.")
     min_delta: float = Field(0.0, ge=0, description="A loss is better when it is lower by more than this.")
     keep: Literal["best", "last"] = Field("best", description="The weights that are left, if measured on the way.")
+    answers: Answers | None = Field(None, description="Answers to ask for as well; null: the loss alone.")
 
     @model_validator(mode="before")
     @classmethod
@@ -129,6 +154,9 @@ class Scale(Component):
     """Where training runs. The result does not depend on it, beyond the order of floating-point sums."""
 
     workers: int = Field(1, ge=0, description="Ray Train workers; 0: in this process, without Ray.")
+    min_workers: int | None = Field(
+        None, ge=1, description="Go on with as few workers while nodes are missing; null: wait for all."
+    )
     cpus: float = Field(1.0, gt=0, description="CPU cores for each worker.")
     gpus: float = Field(0.0, ge=0, description="GPUs for each worker.")
     micro_batch: int | None = Field(None, ge=1, description="Rows a worker takes at once; default: at most 8.")
@@ -162,17 +190,28 @@ class Scale(Component):
         found = []
         if self.zero and not self.workers:
             found.append(Problem("workers", "DeepSpeed needs a process group, but workers is 0", "use 1 or more"))
+        if self.min_workers is not None:
+            found += self._elastic_problems(self.min_workers)
         if self.activation_offload and not self.gpus:
             what = "on a CPU activations are in its memory already"
             found.append(Problem("activation_offload", what, "set it to false, or gpus to 1"))
         return found
 
+    def _elastic_problems(self, fewest: int) -> Iterator[Problem]:
+        if fewest > self.workers:
+            yield Problem("min_workers", f"{fewest} is more than workers: {self.workers}", "use fewer, or leave it out")
+        if self.deepspeed == "auto" or (self.zero and self.zero.stage):
+            what = "what ZeRO partitions fits only as many workers as wrote it"
+            yield Problem("min_workers", what, "set deepspeed: null, or leave min_workers out")
+
     def batch_problem(self, global_batch: int) -> Problem | None:
         """What is wrong with the division, with the nearest batches that divide."""
-        if self.batches(global_batch) is not None:
+        most, micro = max(1, self.workers), self.micro_batch or 1
+        counts = range(min(self.min_workers or most, most), most + 1)
+        bad = next((workers for workers in counts if self.over(workers).batches(global_batch) is None), None)
+        if bad is None:
             return None
-        workers, micro = max(1, self.workers), self.micro_batch or 1
-        unit = workers * micro
+        unit = math.lcm(*counts) * micro
         fits = [str(size) for size in (global_batch // unit * unit, (global_batch // unit + 1) * unit) if size]
-        over = f"{workers} workers" + (f" x micro batch {micro}" if self.micro_batch else "")
+        over = f"{bad} workers" + (f" x micro batch {micro}" if self.micro_batch else "")
         return Problem("", f"global batch {global_batch} is not divisible by {over}", f"use {' or '.join(fits)}")

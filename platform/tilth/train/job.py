@@ -15,6 +15,7 @@ RESULT = "result.json"
 FAILED = "failed.json"
 PROGRESS = "progress.json"
 BEST = "best"
+RANGE = "range_test.json"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Job:
     @property
     def leaves(self) -> str:
         """The objective of the model that is left: what learns from preferences is a language model."""
-        return "language_model" if self.objective in ("preference", "feedback") else self.objective
+        return "language_model" if self.objective in ("preference", "unpaired", "feedback") else self.objective
 
     @property
     def base(self) -> str:

@@ -14,7 +14,7 @@ from tilth import cluster, ui
 from tilth.data.dataset import Dataset
 from tilth.errors import StageError
 from tilth.train import fitting, tasks, trace
-from tilth.train.job import BEST, FAILED, PROGRESS, RESULT, Job
+from tilth.train.job import BEST, FAILED, PROGRESS, RANGE, RESULT, Job
 
 CHECKPOINTS = "checkpoints"
 POLL_SECONDS = 1.0
@@ -41,7 +41,7 @@ def launch(job: Job) -> Trained:
     result = _finished(job)
     if result is None:
         raise _failure(job)
-    for name in (CHECKPOINTS, BEST, trace.SEGMENTS, PROGRESS, fitting.MICRO):
+    for name in (CHECKPOINTS, BEST, trace.SEGMENTS, PROGRESS, RANGE, fitting.MICRO):
         job.out.remove(name)
     lines = trace.read(job.out)
     metrics = {**_metrics(result, lines), **job.stage.figures(result, lines)}
@@ -128,7 +128,9 @@ def _scaling(job: Job) -> Any:
 
     scale = job.stage.scale
     resources = {"CPU": scale.cpus} | ({"GPU": scale.gpus} if scale.gpus else {})
-    return ScalingConfig(num_workers=scale.workers, use_gpu=bool(scale.gpus), resources_per_worker=resources)
+    elastic = scale.min_workers is not None and scale.min_workers < scale.workers
+    workers = (scale.min_workers, scale.workers) if elastic else scale.workers
+    return ScalingConfig(num_workers=workers, use_gpu=bool(scale.gpus), resources_per_worker=resources)
 
 
 def _run_config(job: Job) -> Any:
@@ -219,7 +221,8 @@ def _metrics(result: Mapping[str, Any], lines: list[trace.Line]) -> dict[str, An
         "train_loss": lines[-1]["loss"],
         "validation_loss": result["validation_loss"],
         **_forgotten(result),
-        **{name: result[name] for name in ("best_step", "last_validation_loss") if name in result},
+        **_answered(lines),
+        **{name: result[name] for name in ("best_step", "last_validation_loss", "learning_rate") if name in result},
         "steps": result["steps"],
         "tokens": tokens,
         "tokens_per_second": round(tokens / seconds, 1) if seconds else 0.0,
@@ -227,6 +230,12 @@ def _metrics(result: Mapping[str, Any], lines: list[trace.Line]) -> dict[str, An
         **tasks.metrics(lines),
         **{name: lines[-1][name] for name in ("reward_margin", "reward_accuracy") if name in lines[-1]},
     }
+
+
+def _answered(lines: list[trace.Line]) -> dict[str, float]:
+    """How well held-out rows were answered when they were last asked."""
+    asked = [line["answers"] for line in lines if "answers" in line]
+    return {f"answers {name}": asked[-1][name] for name in ("exact_match", "rouge_l")} if asked else {}
 
 
 def _forgotten(result: Mapping[str, Any]) -> dict[str, float]:

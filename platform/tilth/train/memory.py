@@ -59,7 +59,8 @@ def footprint(weights: Weights, model: ModelConfig, optimisation: Optimisation, 
         weights.parameters + added,
         width * (weights.parameters + added) * (1 if zero >= 3 else workers),
         width * trained * (1 if zero >= 2 else workers),
-        moments * trained * (1 if zero >= 1 else workers),
+        moments * trained * (1 if zero >= 1 else workers)
+        + (FLOAT32 * trained * workers if optimisation.averaging else 0),
     )
 
 
@@ -84,7 +85,7 @@ def activation_bytes(
     kept = blocks + KEPT if scale.gradient_checkpointing else KEPT * blocks
     logits = (
         0
-        if objective not in ("language_model", "seq2seq", "preference", "feedback")
+        if objective not in ("language_model", "seq2seq", "preference", "unpaired", "feedback")
         else int(shape.get("vocab_size") or 0)
     )
     return float(max(1, scale.workers) * tokens * (number * width * kept + 2 * FLOAT32 * logits))

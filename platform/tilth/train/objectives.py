@@ -15,6 +15,8 @@ from trl import SFTConfig, SFTTrainer
 
 from tilth.data.conditioning import label_prefix
 from tilth.data.dataset import Dataset
+from tilth.train.answering import Answering
+from tilth.train.averaging import WeightAverage
 from tilth.train.chat import as_trl
 from tilth.train.checkpoint import Link
 from tilth.train.config import Batches, Optimisation, Scale, Validation
@@ -33,6 +35,7 @@ from tilth.train.watch import ROWS, TOKENS, Checkpoints, Epochs, Watch, Watched
 
 EVAL_BATCH = 8  # fixed, so that a validation loss does not depend on the micro-batch
 _INPUTS = {"input_ids", "token_type_ids", "labels", "words", "prompt_ids", "chosen_ids", "rejected_ids"}
+_INPUTS |= {"completion_ids", "KL_completion_ids", "label"}
 
 
 class WatchedTrainer(MultiTask, Watched, Trainer):  # type: ignore[misc]
@@ -68,6 +71,8 @@ class Collate:
 
 def _tokens(row: dict[str, Any]) -> int:
     """Tokens that a row puts before the model; a pair puts its prompt there twice."""
+    if "completion_ids" in row:
+        return len(row["prompt_ids"]) + len(row["completion_ids"])
     if "chosen_ids" in row:
         return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
     return len(row["input_ids"])
@@ -101,14 +106,18 @@ def build(parts: Parts, watch: Watch) -> Any:
         lay_out(trainer, parts)
     if strength := stage.forgets.l2_to_init:
         trainer.add_callback(PullToInit(trainer.model, strength))
+    if averaging := stage.optimisation.averaging:
+        trainer.average = WeightAverage(trainer.model, averaging, watch)
+        trainer.add_callback(trainer.average)
     trainer.add_callback(Checkpoints(watch))
     settings = parts.job.stage.model.freeze
     if settings and settings.thaw_steps:
         trainer.add_callback(Thaw(trainer.model, settings))
     if "tensorboard" in parts.job.stage.trackers:
         trainer.add_callback(TensorBoard(parts.job.out, parts.folder))
-    if parts.job.stage.validation:
-        trainer.add_callback(Validating(parts.job.stage.validation, watch, trainer))
+    if validation := stage.validation:
+        answering = Answering(parts, validation.answers) if validation.answers else None
+        trainer.add_callback(Validating(validation, watch, trainer, answering))
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -120,7 +129,7 @@ def _tasks(tasks: Tasks, optimisation: Optimisation, rows: datasets.Dataset) -> 
 
 
 def _maker(objective: str) -> Callable[[Parts], Any]:
-    from tilth.train import heads, preference, seq2seq  # they build on this module
+    from tilth.train import heads, preference, seq2seq, unpaired  # they build on this module
 
     return {
         "language_model": _language_model,
@@ -129,6 +138,7 @@ def _maker(objective: str) -> Callable[[Parts], Any]:
         "question_answering": heads.question_answerer,
         "seq2seq": seq2seq.seq2seq,
         "preference": preference.preference,
+        "unpaired": unpaired.unpaired,
         "masked_lm": _masked,
     }[objective]
 
@@ -247,7 +257,7 @@ def _evaluation(validation: Validation | None) -> dict[str, Any]:
 
 def _schedule(optimisation: Optimisation) -> dict[str, Any]:
     return {
-        "learning_rate": optimisation.learning_rate,
+        "learning_rate": 1.0 if optimisation.learning_rate == "auto" else optimisation.learning_rate,  # see range_test
         "num_train_epochs": optimisation.epochs,
         "max_steps": optimisation.steps or -1,
         "warmup_steps": optimisation.warmup,

@@ -25,6 +25,8 @@ TASKS = {
     "question_answering": "QUESTION_ANS",
     "language_model": "CAUSAL_LM",
     "preference": "CAUSAL_LM",
+    "unpaired": "CAUSAL_LM",
+    "feedback": "CAUSAL_LM",
     "seq2seq": "SEQ_2_SEQ_LM",
     "masked_lm": None,
 }

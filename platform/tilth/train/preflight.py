@@ -33,6 +33,7 @@ def prepare(stage: Training, out: Out, inputs: Mapping[str, Artifact]) -> Job:
     if stage.model.peft and (why := stage.model.peft.refuses.get(objective)):
         raise StageError(f"{out.stage}: {stage.model.peft.kind} cannot be trained for {objective}: {why}")
     _fitting(stage, out.stage, objective)
+    _answerable(stage, out.stage, dataset.row_type)
     _splits(stage, out.stage, dataset)
     if stage.tasks:
         stage.tasks.refuse(out.stage, _tasks(dataset.split(stage.split)))
@@ -63,6 +64,11 @@ def _fitting(stage: Training, name: str, objective: str) -> None:
             raise StageError(f"{what}, which reads no general text; leave out probes and replay")
         if stage.tasks and objective not in ("classification", "masked_lm"):
             raise StageError(f"{what}, which is not taken apart by task yet; leave out tasks")
+
+
+def _answerable(stage: Training, name: str, row_type: str) -> None:
+    if stage.validation and stage.validation.answers and row_type not in ("completion", "chat"):
+        raise StageError(f"{name}: {row_type} rows hold no prompt with an answer; leave out validation.answers")
 
 
 def _splits(stage: Training, name: str, dataset: Dataset) -> None:
@@ -97,7 +103,7 @@ def _refined(name: str, objective: str, row_type: str, folder: Path) -> str:
     """The objective for the kind of model: an encoder-decoder reads prompts and learns completions."""
     if objective == "feedback" and _config(folder).is_encoder_decoder:
         raise StageError(f"{name}: ppo needs a causal language model, not an encoder-decoder")
-    if not _config(folder).is_encoder_decoder or objective not in ("language_model", "preference"):
+    if not _config(folder).is_encoder_decoder or objective not in ("language_model", "preference", "unpaired"):
         return objective
     if row_type != "completion":
         raise StageError(f"{name}: an encoder-decoder learns completions after prompts, not {row_type} rows")

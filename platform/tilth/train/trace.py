@@ -6,7 +6,8 @@ the segments after its checkpoint again, so that the whole is that of one uninte
 A line holds step, epoch, loss, learning_rate, grad_norm, tokens, seconds, and `rows`: the ids that the step saw.
 Of several tasks also `tasks`: of each that it saw rows, items (what losses are averaged over), loss, and weight; and
 where single tasks' gradients are taken `conflict`: the tasks and the matrix of the cosines between their gradients.
-After steps at which held-out rows were looked at, also validation_loss.
+After steps at which held-out rows were looked at, also validation_loss, and where answers to them were asked for
+`answers`: exact_match, rouge_l, and the first answers by row.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from tilth.storage import Store
+from tilth.train.answering import Answering
 from tilth.train.checkpoint import upload
 from tilth.train.config import Validation
 from tilth.train.job import BEST
@@ -48,14 +49,15 @@ def measurements(state: Any) -> list[tuple[int, float]]:
 class Validating(TrainerCallback):  # type: ignore[misc]
     """Notes each measurement in the trace, saves the weights of the best, and ends training when patience is over."""
 
-    def __init__(self, settings: Validation, watch: Watch, trainer: Any) -> None:
-        self.settings, self.watch, self.trainer = settings, watch, trainer
+    def __init__(self, settings: Validation, watch: Watch, trainer: Any, answering: Answering | None) -> None:
+        self.settings, self.watch, self.trainer, self.answering = settings, watch, trainer, answering
 
     def standing(self) -> Standing:
         return standing(measurements(self.trainer.state), self.settings.min_delta)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.watch.validated(measurements(state)[-1][1])
+        answers = self.answering(self.trainer.model) if self.answering and self.watch.link.rank == 0 else None
+        self.watch.validated(measurements(state)[-1][1], answers)
         found = self.standing()
         if self.settings.keeps_best and not found.waited:
             folder = Path(args.output_dir) / BEST

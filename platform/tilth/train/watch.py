@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import socket
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from tilth.train.job import PROGRESS
 ROWS = "row_ids"
 TOKENS = "row_tokens"
 PROGRESS_SECONDS = 0.5
+#: how often Ray is asked whether a node is about to go; clouds give notice of half a minute and more
+NOTICE_SECONDS = 5.0
 #: what TRL says of preferences: the mean difference of rewards, and how often the better answer has the higher one
 EXTRA = {"rewards/margins": "reward_margin", "rewards/accuracies": "reward_accuracy"}
 
@@ -40,8 +42,11 @@ class Watch:
     diverged: dict[str, Any] | None = None
     #: what else the line of the step at hand is to hold
     extra: dict[str, Any] = field(default_factory=dict)
+    #: a node is about to go: what was learnt is to be saved at this step
+    leaving: bool = False
     _then: float = 0.0
     _shown: float = 0.0
+    _asked: float = 0.0
 
     def start(self) -> None:
         """Start the clock of the first step."""
@@ -59,8 +64,11 @@ class Watch:
 
     def step(self, step: int, total: int, epoch: float, logs: dict[str, float]) -> None:
         """Close an optimizer step: gather every rank's rows, and note whether training may go on."""
-        parts = gather_object([{"rows": self.rows, "tokens": self.tokens}])
         now = time.monotonic()
+        parts = gather_object([{"rows": self.rows, "tokens": self.tokens, "ask": now - self._asked >= NOTICE_SECONDS}])
+        self.leaving = False
+        if parts[0]["ask"]:  # by the clock of rank 0, since all have to ask together
+            self._asked, self.leaving = now, self.link.preempted()
         line = {
             "step": step, "epoch": round(epoch, 6), "loss": logs["loss"], "learning_rate": logs["learning_rate"],
             "grad_norm": logs.get("grad_norm"), "tokens": sum(part["tokens"] for part in parts),
@@ -75,10 +83,10 @@ class Watch:
         if now - self._shown >= PROGRESS_SECONDS:
             self.show(step, total)
 
-    def validated(self, loss: float) -> None:
-        """Note the loss on held-out rows after the last step."""
+    def validated(self, loss: float, answers: dict[str, Any] | None = None) -> None:
+        """Note the loss on held-out rows after the last step, and the answers to them where they were asked for."""
         if self.lines:
-            self.lines[-1]["validation_loss"] = loss
+            self.lines[-1] |= {"validation_loss": loss, **({"answers": answers} if answers else {})}
 
     def show(self, step: int, total: int) -> None:
         """Tell the driver how far training is, and who trains."""
@@ -98,6 +106,8 @@ class Watched:
     """Mixed into a transformers Trainer: takes the row ids out of its batches and closes each step."""
 
     watch: Watch
+    #: the average of the weights, where one is kept
+    average: Any = None
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         self.watch.saw(inputs.pop(ROWS), inputs.pop(TOKENS))
@@ -113,6 +123,10 @@ class Watched:
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        with self.average.applied() if self.average else nullcontext():
+            return self._evaluate(*args, **kwargs)
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
         masks: Any = getattr(self.data_collator, "inner", None)  # type: ignore[attr-defined]
         if not hasattr(masks, "epoch"):
             return super().evaluate(*args, **kwargs)  # type: ignore[misc]
@@ -131,6 +145,8 @@ class Watched:
         self.watch.step(state.global_step, state.max_steps, state.epoch, logs)
         if self.watch.diverged is not None:  # every rank sees the same mean loss, so all of them stop here
             control.should_training_stop, control.should_save, control.should_evaluate = True, False, False
+        elif self.watch.leaving and state.global_step < state.max_steps:
+            control.should_save = True
 
 
 class Checkpoints(TrainerCallback):  # type: ignore[misc]
@@ -153,7 +169,6 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
             save_learnt(kwargs["model"], folder)
         self.watch.link.commit(folder, state.global_step)
         self.watch.show(state.global_step, state.max_steps)
-        shutil.rmtree(folder)
 
 
 class Epochs(TrainerCallback):  # type: ignore[misc]

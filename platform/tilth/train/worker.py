@@ -21,8 +21,9 @@ from tilth.train.adapters import Tensors, factors, plain_lora
 from tilth.train.checkpoint import Link, RayLink, scratch, upload
 from tilth.train.config import Batches
 from tilth.train.deepspeed import without_compiled_collectives
-from tilth.train.job import FAILED, RESULT, Job
+from tilth.train.job import FAILED, RANGE, RESULT, Job
 from tilth.train.objectives import Parts
+from tilth.train.range_test import settle_rate
 from tilth.train.thaw import freeze
 from tilth.train.validating import best_weights, measurements, save_weights, standing
 from tilth.train.watch import Watch
@@ -51,8 +52,12 @@ def train(job: Job, link: Link) -> None:
     trainer = objectives.build(_parts(job, link, folder, batches), watch)
     peft = job.stage.model.peft
     principal = factors(trainer.model) if peft and peft.moves_base else {}
+    resumed = link.resume()
+    settle_rate(trainer, job, link.rank)
+    if resumed is not None and trainer.average:
+        trainer.average.load(resumed)
     try:
-        trainer.train(resume_from_checkpoint=_path(link.resume()))
+        trainer.train(resume_from_checkpoint=_path(resumed))
     except torch.OutOfMemoryError as error:
         raise fitting.shrunk(job, batches) from error
     if watch.diverged is not None:
@@ -65,6 +70,8 @@ def train(job: Job, link: Link) -> None:
             job.out.write_json(FAILED, {"fingerprint": job.fingerprint, **line})
         return
     measured = _validate(job, trainer)
+    if trainer.average:
+        trainer.average.apply()
     watch.flush(trainer.state.global_step)
     _leave(job, link, trainer, principal, {**measured, "seconds": time.monotonic() - start})
 
@@ -130,8 +137,12 @@ def _leave(job: Job, link: Link, trainer: Any, principal: Tensors, measured: dic
         measured |= retention.probe_after(job, folder)
         if (note := fitting.noted(job)) is not None:
             measured["micro_batch"] = {"rows": note["rows"], "too_many": note["first"]}
+        if stage.optimisation.learning_rate == "auto":
+            measured["learning_rate"] = trainer.args.learning_rate
+            measured["range_test"] = (job.out.read_json(RANGE) or {})["curve"]
         result = {"fingerprint": job.fingerprint, "steps": trainer.state.global_step, "workers": link.world}
         job.out.write_json(RESULT, {**result, "parameters": parameters(trainer.model), **measured})
+    link.settle()
     trainer.accelerator.wait_for_everyone()
     if trainer.args.local_process_index == 0:
         shutil.rmtree(Path(trainer.args.output_dir).parent, ignore_errors=True)

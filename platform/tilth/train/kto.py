@@ -1,0 +1,43 @@
+"""Learning from answers that are each good or bad by themselves."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tilth.errors import Problem, StageError
+from tilth.train.base import Training
+
+
+class Kto(Training):
+    """KTO by TRL (Ethayarajh et al. 2024, arXiv:2402.01306): of a preference row both answers, apart from each other.
+
+    loss: kto holds every answer against a reference point, the divergence from the reference model over `exchange`
+    answers whose prompts are exchanged, which TRL takes over a micro-batch; apo_zero (D'Oosterlinck et al. 2024,
+    arXiv:2408.06266) needs no such point. An answer whose prompt alone fills max_length is not learnt from.
+    """
+
+    beta: float = Field(0.1, gt=0, description="How much a departure from the reference costs.")
+    loss: Literal["kto", "apo_zero"] = Field("kto", description="With a reference point, or without one.")
+    exchange: int = Field(8, ge=2, description="Answers of a reference point, which are a worker's micro-batch.")
+    desirable_weight: float = Field(1.0, gt=0, description="Weight of the losses of better answers.")
+    undesirable_weight: float = Field(1.0, gt=0, description="Weight of the losses of worse answers.")
+
+    def objective_of(self, row_type: str) -> str:
+        if row_type != "preference":
+            raise StageError(f"kto needs preference rows (prompt, chosen, rejected), not {row_type} rows")
+        return "unpaired"
+
+    def check(self) -> list[Problem]:
+        found = super().check()
+        if self.model.peft and self.model.peft.moves_base:
+            what = "the reference is the model with its adapter off, which init: pissa has changed"
+            found.append(Problem("model.peft.init", what, "use init: zero"))
+        if self.tasks:
+            found.append(Problem("tasks", "answers are learnt as one task", "leave tasks out, or take stage sft"))
+        batches = self.scale.batches(self.optimisation.global_batch)
+        if self.loss == "kto" and batches and batches.micro != self.exchange:
+            what = f"{self.exchange} answers share a reference point, but a micro-batch has {batches.micro}"
+            found.append(Problem("exchange", what, f"set it to {batches.micro}, or scale.micro_batch to it"))
+        return found
