@@ -82,6 +82,13 @@ class Optimisation(Component):
     averaging: Averaging | None = Field(None, description="Leave an average of the weights; null: the last ones.")
 
     @property
+    def peak(self) -> float:
+        """The learning rate of a recipe that gives one; TypeError where it is to be found first."""
+        if self.learning_rate == "auto":
+            raise TypeError("the learning rate is not known before its range test")
+        return self.learning_rate
+
+    @property
     def warmup_scheduler(self) -> str:
         """The schedule's name in transformers, where a warm-up belongs to it."""
         return "constant_with_warmup" if self.scheduler == "constant" else self.scheduler

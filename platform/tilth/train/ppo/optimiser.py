@@ -20,10 +20,10 @@ def rate(optimisation: Optimisation, step: int, steps: int) -> float:
     """Learning rate of step number `step` (from 0) of `steps`: a warm-up, then the schedule."""
     warmup = math.ceil(optimisation.warmup * steps)
     if step < warmup:
-        return optimisation.learning_rate * (step + 1) / warmup
+        return optimisation.peak * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
     left = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
-    return optimisation.learning_rate * left[optimisation.scheduler]
+    return optimisation.peak * left[optimisation.scheduler]
 
 
 class Optimiser:

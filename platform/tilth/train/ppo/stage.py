@@ -96,6 +96,9 @@ class Ppo(Training):
             yield Problem(
                 "optimisation.neftune", "noise makes the ratio of unchanged weights differ from 1", "leave it out"
             )
+        if self.optimisation.learning_rate == "auto" or self.optimisation.averaging:
+            what = "rollouts are of the very weights that learn, at a rate that is given"
+            yield Problem("optimisation", what, "give learning_rate a number and leave out averaging")
         if self.model.freeze and self.model.freeze.thaw_steps:
             yield Problem("model.freeze.thaw_steps", "ppo freezes for good", "leave it out")
         if others := [name for name in self.trackers if name != "tensorboard"]:
