@@ -52,7 +52,7 @@ class Vllm(LocalModel):
     CPU its threads are those of the worker: OMP_NUM_THREADS, which Ray sets to `resources.cpus`, else all cores.
     """
 
-    in_flight: ClassVar[int] = 3
+    in_flight: ClassVar[int] = 8  # units, so that many small ones fill the engine too
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
