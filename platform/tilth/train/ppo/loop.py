@@ -179,7 +179,6 @@ class Loop:
             (folder / STATE).write_text(json.dumps({**plain, **own}), encoding="utf-8")
         self.link.commit(folder, self.step)
         self._show(always=True)
-        shutil.rmtree(folder, ignore_errors=True)
 
     def resume(self) -> None:
         """Take up the newest checkpoint, if there is one."""
