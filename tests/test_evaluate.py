@@ -12,12 +12,12 @@ import torch
 
 from helpers import write_dataset
 from tilth import models
+from tilth.data.bootstrap import Interval
 from tilth.data.conditioning import label_prefix
 from tilth.data.dataset import Dataset
 from tilth.data.loading import Card, load_pretrained, load_tokenizer
 from tilth.data.schema import Row, original
 from tilth.errors import ModelError, RecipeError, StageError, TilthError
-from tilth.evaluate.bootstrap import Interval
 from tilth.evaluate.predictor import Predictor, scored_spans
 from tilth.evaluate.scores import Comparison, verdict
 from tilth.evaluate.stage import Evaluate

@@ -104,13 +104,25 @@ def labelled(split: str, count: int) -> list[Row]:
     return questions(count, split)
 
 
-#: kind of model: (architecture, row type, rows, loss of a row)
-MODELS: dict[str, tuple[str, str, Callable[[str, int], list[Row]], Callable[[Loaded, Row], torch.Tensor]]] = {
-    "causal LM": ("llama", "completion", completions, causal_loss),
-    "classification": ("bert", "labelled", labelled, class_loss),
-    "token classification": ("bert", "tagged", tagged, tag_loss),
-    "extractive QA": ("bert", "qa", answered, span_loss),
-    "encoder-decoder": ("t5", "completion", completions, seq2seq_loss),
+def preferred(split: str, count: int) -> list[Row]:
+    answers = {"chosen": " yes please", "rejected": " no"}
+    return [original(f"{split}{i}", split, {"prompt": f"say {i}:", **answers}) for i in range(count)]
+
+
+def pair_loss(loaded: Loaded, row: Row) -> torch.Tensor:
+    texts = [f"{row['prompt']}{row[name]}</s>" for name in ("chosen", "rejected")]
+    chosen, rejected = (loaded.model(**loaded.tokenizer(text, return_tensors="pt")).logits[0, 0] for text in texts)
+    return -torch.nn.functional.logsigmoid(chosen - rejected)
+
+
+#: kind of model: (stage, architecture, row type, rows, loss of a row)
+MODELS: dict[str, tuple[str, str, str, Callable[[str, int], list[Row]], Callable[[Loaded, Row], torch.Tensor]]] = {
+    "causal LM": ("sft", "llama", "completion", completions, causal_loss),
+    "classification": ("sft", "bert", "labelled", labelled, class_loss),
+    "token classification": ("sft", "bert", "tagged", tagged, tag_loss),
+    "extractive QA": ("sft", "bert", "qa", answered, span_loss),
+    "encoder-decoder": ("sft", "t5", "completion", completions, seq2seq_loss),
+    "reward": ("reward", "llama", "preference", preferred, pair_loss),
 }
 #: cells that cannot be, and why
 UNSUPPORTED: dict[tuple[str, str], str] = {}
@@ -134,12 +146,12 @@ def every_cell() -> list[Any]:
 @pytest.mark.parametrize(("method", "model"), every_cell())
 def test_a_cell_trains_saves_and_loads(tmp_path: Path, bases: dict[str, Path], method: str, model: str) -> None:
     settings, names = METHODS[method]
-    kind, row_type, rows, loss = MODELS[model]
+    stage, kind, row_type, rows, loss = MODELS[model]
     [held_out] = rows("validation", 1)
     dataset(tmp_path, [*rows("train", 6), held_out], row_type)
     written = {"name": str(bases[kind]), **settings}
     optimisation = {"steps": 3, "global_batch": 4, "learning_rate": 0.05}
-    made = run_stage(tmp_path, stage_of("sft", written, optimisation, validation="validation", max_length=64))
+    made = run_stage(tmp_path, stage_of(stage, written, optimisation, validation="validation", max_length=64))
     assert all(math.isfinite(line["loss"]) for line in trace(tmp_path))
     folder = Store.at(tmp_path).sub("train").fetch("model")
     with torch.inference_mode():
@@ -147,7 +159,7 @@ def test_a_cell_trains_saves_and_loads(tmp_path: Path, bases: dict[str, Path], m
     assert found == pytest.approx(made.metrics["validation_loss"], rel=1e-3, abs=1e-4)
     changed = _changed(folder, bases[kind], made.detail)
     assert changed
-    head = r"classifier|qa_outputs|pooler"
+    head = r"classifier|qa_outputs|pooler|score"
     assert [name for name in changed if not re.search(f"{names}|{head}", name)] == []
 
 

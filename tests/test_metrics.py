@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
+from tilth.data.bootstrap import interval, mean
 from tilth.evaluate import bootstrap, metrics
 
 TRUTH = ["cat", "cat", "cat", "dog", "dog", "owl", "owl", "owl"]
@@ -72,7 +73,7 @@ def test_macro_f1_of_weighted_rows_is_scikit_learns_on_the_repeated_rows():
 
 def test_bootstrap_of_a_mean_matches_its_closed_form():
     values = np.random.default_rng(3).normal(2.0, 1.5, 400)
-    found = bootstrap.interval(metrics.mean(values), samples=20_000, seed=4)
+    found = interval(mean(values), samples=20_000, seed=4)
     half = 1.96 * values.std() / math.sqrt(len(values))
     assert found.value == pytest.approx(values.mean())
     assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.01)
@@ -81,21 +82,21 @@ def test_bootstrap_of_a_mean_matches_its_closed_form():
 def test_bootstrap_interval_matches_scipy():
     truth, guess = noisy(300, 0.6, seed=5)
     right = np.array([t == g for t, g in zip(truth, guess, strict=True)], dtype=float)
-    ours = bootstrap.interval(metrics.accuracy(truth, guess), samples=20_000, seed=6)
+    ours = interval(metrics.accuracy(truth, guess), samples=20_000, seed=6)
     theirs = stats.bootstrap((right,), np.mean, n_resamples=20_000, method="percentile", rng=7).confidence_interval
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.005)
 
 
 def test_bootstrap_is_decided_by_its_seed():
     statistic = metrics.accuracy(TRUTH, GUESS)
-    assert bootstrap.interval(statistic, 500, seed=1) == bootstrap.interval(statistic, 500, seed=1)
+    assert interval(statistic, 500, seed=1) == interval(statistic, 500, seed=1)
 
 
 def test_interval_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(8)
     covered = 0
     for trial in range(300):
-        found = bootstrap.interval(metrics.mean(rng.random(150) < 0.8), samples=400, seed=trial)
+        found = interval(mean(rng.random(150) < 0.8), samples=400, seed=trial)
         covered += found.low <= 0.8 <= found.high
     assert 0.90 <= covered / 300 <= 0.985
 
@@ -105,7 +106,7 @@ def test_paired_difference_is_tighter_than_two_separate_intervals():
     better = [t if i % 20 == 0 else g for i, (t, g) in enumerate(zip(truth, guess, strict=True))]
     model, baseline = metrics.accuracy(truth, better), metrics.accuracy(truth, guess)
     paired = bootstrap.difference(model, baseline, seed=10)
-    alone = bootstrap.interval(model, seed=10)
+    alone = interval(model, seed=10)
     assert paired.value == pytest.approx(model.point() - baseline.point())
     assert paired.high - paired.low < (alone.high - alone.low) / 2
 
@@ -114,7 +115,7 @@ def test_paired_difference_of_means_matches_the_closed_form():
     rng = np.random.default_rng(11)
     left = rng.normal(0, 1, 600)
     right = left + rng.normal(0.1, 0.3, 600)
-    found = bootstrap.difference(metrics.mean(right), metrics.mean(left), samples=20_000, seed=12)
+    found = bootstrap.difference(mean(right), mean(left), samples=20_000, seed=12)
     gap = right - left
     half = 1.96 * gap.std() / math.sqrt(len(gap))
     assert (found.low, found.high) == pytest.approx((gap.mean() - half, gap.mean() + half), abs=0.004)
@@ -148,11 +149,11 @@ def test_permutation_rejects_equal_models_as_often_as_its_level_says():
     small = 0
     for trial in range(300):
         rng = np.random.default_rng(trial)
-        one, two = (metrics.mean(rng.random(200) < 0.6) for _ in range(2))
+        one, two = (mean(rng.random(200) < 0.6) for _ in range(2))
         small += bootstrap.permutation(one, two, samples=200, seed=trial) <= 0.2
     assert 0.12 <= small / 300 <= 0.26
 
 
 def test_unequal_rows_cannot_be_paired():
     with pytest.raises(ValueError, match="same rows"):
-        bootstrap.difference(metrics.mean([1.0, 2.0]), metrics.mean([1.0]))
+        bootstrap.difference(mean([1.0, 2.0]), mean([1.0]))

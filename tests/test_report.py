@@ -6,16 +6,18 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from helpers import finished_stage, reject, write_dataset
+from tilth.data.bootstrap import Interval
 from tilth.data.schema import added, original
-from tilth.evaluate.bootstrap import Interval
 from tilth.evaluate.scores import Comparison, compared_detail, score
 from tilth.report import write_report
 from tilth.report.svg import Pictures
 from tilth.report.training import gap, gaps
 from tilth.runs import Artifact, Run
+from tilth.train.held_pairs import JudgedPairs, tell
 
 HOSTILE = "<script>alert('x')</script><img src=https://evil.example/p.png> $\\frac{ & \x07"
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -211,3 +213,21 @@ def test_held_out_loss_is_set_against_the_training_loss_since_the_measurement_be
     [picture] = gap(Pictures(), {"tuned": lines}, "Held out")
     assert "tuned: lowest validation loss 2.500 at step 4; gap from 0.500 to 2.200" in picture.description
     assert list(gap(Pictures(), {"tuned": lines[:3]}, "Held out")) == []
+
+
+def test_a_reward_model_is_drawn_with_its_calibration_and_said_in_words(run: Run) -> None:
+    rng = np.random.default_rng(0)
+    judged = JudgedPairs(
+        rng.normal(size=(80, 2, 2)), rng.integers(1, 90, size=(80, 2)).astype(float), np.arange(80) < 5
+    )
+    artifact = finished_stage(run, "reward", "reward", "model", detail={"pairs": tell(judged)})
+    artifact.store.write("trace.jsonl", b"")
+    write_report(run)
+    page = Page(run.store.read("report.html").decode())
+    assert page.faults == []
+    said = " ".join(text for _, text in page.text)
+    accuracy = tell(judged)["metrics"]["held_out_accuracy"]
+    assert "Of 80 held-out pairs, 5 of them ties, which have no right answer" in said
+    assert f"the better answer has the higher score in {accuracy:.1%}" in said
+    assert "Its 2 members disagree" in said
+    assert "Calibration of reward" in said

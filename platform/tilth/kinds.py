@@ -21,6 +21,7 @@ KINDS: dict[str, dict[str, str]] = {
         "export": "tilth.train.export:Export",
         "dpo": "tilth.train.dpo:Dpo",
         "kto": "tilth.train.kto:Kto",
+        "reward": "tilth.train.reward:RewardTraining",
         "ppo": "tilth.train.ppo.stage:Ppo",
         "evaluate": "tilth.evaluate.stage:Evaluate",
         "generate": "tilth.generate.stage:Generate",

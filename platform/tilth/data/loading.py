@@ -15,6 +15,8 @@ from tilth.errors import ModelError
 from tilth.storage import Store
 
 CARD = "tilth.json"
+#: where the further members of an ensemble lie in a model's directory, each a model by itself
+MEMBERS = "members"
 _CLASSES = {
     "classification": "AutoModelForSequenceClassification",
     "reward": "AutoModelForSequenceClassification",
@@ -43,6 +45,9 @@ class Card:
     max_length: int | None = None
     #: whether texts were trained with `label_prefix` before them
     conditioned: bool = False
+    #: of a reward model: what is taken off a score for each character of the answer beyond their mean number
+    length_slope: float = 0.0
+    length_mean: float = 0.0
 
     @staticmethod
     def read(folder: Path) -> Card:
@@ -122,7 +127,7 @@ def load_pretrained(
         refuse_unmergeable(folder, card)
         below = load_pretrained(base_folder(card), objective, labels, dtype)
         # PEFT froze what it stood on; merged, it is a model as any other
-        return Pretrained(adapted(below.model, folder).merge_and_unload().requires_grad_(True))
+        return Pretrained(_merged(below.model, folder).requires_grad_(True), below.new)
     head: dict[str, Any] = {}
     if labels:
         head = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
@@ -140,6 +145,15 @@ def load_pretrained(
     return Pretrained(
         model, _new_modules(model, {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     )
+
+
+def _merged(model: Any, folder: Path) -> Any:
+    """The model with the adapter in `folder` merged into its weights, whatever head it stood under when trained."""
+    from peft import PeftConfig, PeftModel
+
+    settings = PeftConfig.from_pretrained(folder)
+    settings.task_type = None
+    return PeftModel.from_pretrained(model, folder, config=settings).merge_and_unload()
 
 
 def refuse_unmergeable(folder: Path, card: Card) -> None:

@@ -1,32 +1,13 @@
-"""How sure a score is, and whether two models differ: intervals and tests on the same resampled rows."""
+"""Whether two models differ: tests and intervals of their difference on the same resampled rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
 
-from tilth.evaluate.metrics import Floats, Statistic
-
-_CELLS = 4_000_000  # numbers of one block of draws: 32 MB
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A score with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def interval(statistic: Statistic, samples: int = 2000, seed: int = 0) -> Interval:
-    """Percentile bootstrap over rows (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13)."""
-    draws = [statistic.of(weights) for weights in _resamples(len(statistic), samples, seed)]
-    return _percentiles(statistic.point(), np.concatenate(draws))
+from tilth.data.bootstrap import Interval, Statistic, blocks, percentiles, resamples
 
 
 def difference(model: Statistic, baseline: Statistic, samples: int = 2000, seed: int = 0) -> Interval:
@@ -35,8 +16,8 @@ def difference(model: Statistic, baseline: Statistic, samples: int = 2000, seed:
     Row i of both statistics must be the same row of the data.
     """
     _same_rows(len(model), len(baseline))
-    draws = [model.of(weights) - baseline.of(weights) for weights in _resamples(len(model), samples, seed)]
-    return _percentiles(model.point() - baseline.point(), np.concatenate(draws))
+    draws = [model.of(weights) - baseline.of(weights) for weights in resamples(len(model), samples, seed)]
+    return percentiles(model.point() - baseline.point(), np.concatenate(draws))
 
 
 def mcnemar(right: Any, baseline_right: Any) -> float:
@@ -62,32 +43,13 @@ def permutation(model: Statistic, baseline: Statistic, samples: int = 2000, seed
     seen = abs(model.point() - baseline.point())
     rng = np.random.default_rng(seed)
     extreme = 0
-    for count in _blocks(len(model), samples):
+    for count in blocks(len(model), samples):
         swap = rng.integers(0, 2, size=(count, len(model))).astype(np.float64)
         moved = np.asarray(swap @ (baseline.terms - model.terms))
         swapped = model.value(np.asarray(ones @ model.terms) + moved)
         other = baseline.value(np.asarray(ones @ baseline.terms) - moved)
         extreme += int((np.abs(swapped - other) >= seen - 1e-12).sum())
     return (extreme + 1) / (samples + 1)
-
-
-def _percentiles(value: float, draws: Floats) -> Interval:
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Interval(value, float(low), float(high))
-
-
-def _resamples(rows: int, samples: int, seed: int) -> Iterator[Floats]:
-    """Blocks (draws, rows) of how often each row is drawn when `rows` rows are drawn with replacement."""
-    rng = np.random.default_rng(seed)
-    for count in _blocks(rows, samples):
-        drawn = rng.integers(0, rows, size=(count, rows)) + np.arange(count)[:, None] * rows
-        yield np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows).astype(np.float64)
-
-
-def _blocks(rows: int, samples: int) -> Iterator[int]:
-    size = max(1, _CELLS // max(rows, 1))
-    for start in range(0, samples, size):
-        yield min(size, samples - start)
 
 
 def _same_rows(left: int, right: int) -> None:

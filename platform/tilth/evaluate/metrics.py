@@ -1,14 +1,12 @@
 """Scores on NumPy arrays: classification tables by scikit-learn, and statistics that can be resampled fast.
 
-Every score here is a function of sums over rows: accuracy of Σ right, perplexity of Σ nll and Σ tokens, macro F1
-of the true and false positives of each class. A `Statistic` holds the rows' terms and that function, so that
-thousands of resamples are one matrix product (see `bootstrap`).
+Macro F1 is a function of the true and false positives of each class, perplexity of Σ nll and Σ tokens; see
+`tilth.data.bootstrap`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,41 +14,14 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from tilth.data.bootstrap import Floats, Statistic, mean
+
 Labels = Sequence[str]
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """A score of weighted rows: `value(weights @ terms)`.
-
-    terms: (rows, k), dense or scipy.sparse; value: sums (draws, k) → scores (draws,).
-    """
-
-    terms: Any
-    value: Callable[[Floats], Floats]
-
-    def __len__(self) -> int:
-        return int(self.terms.shape[0])
-
-    def of(self, weights: Floats) -> Floats:
-        """One score for each row of `weights` (draws, rows): how often every row counts in that draw."""
-        return self.value(np.asarray(weights @ self.terms))
-
-    def point(self) -> float:
-        """The score with every row counted once."""
-        return float(self.of(np.ones((1, len(self))))[0])
 
 
 def accuracy(truth: Labels, predicted: Labels) -> Statistic:
     """Share of rows whose predicted label is the true one."""
     return mean(np.asarray(truth, dtype=object) == np.asarray(predicted, dtype=object))
-
-
-def mean(values: Any) -> Statistic:
-    """The mean of one number for each row."""
-    terms = np.column_stack([np.asarray(values, dtype=np.float64), np.ones(len(values))])
-    return Statistic(terms, lambda sums: sums[:, 0] / sums[:, 1])
 
 
 def perplexity(nll: Sequence[float], tokens: Sequence[int]) -> Statistic:

@@ -44,6 +44,8 @@ class Predictor:
         self.model: Any = self.loaded.model
         self.tokenizer: Any = self.loaded.tokenizer
         self.batch_tokens = batch_tokens
+        if self.loaded.objective == "reward":
+            raise StageError(f"{folder} is a reward model: its own stage tells what it makes of held-out pairs")
         if self.loaded.objective == "masked_lm":
             raise StageError(
                 f"{folder} is a masked language model: it has no perplexity; evaluate what is trained on it"

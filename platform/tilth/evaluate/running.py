@@ -20,7 +20,7 @@ from tilth.evaluate.predict import Predict
 from tilth.evaluate.scores import compare, compared_detail, flat, intervals, known_labels, score, shown, verdict
 
 if TYPE_CHECKING:
-    from tilth.evaluate.bootstrap import Interval
+    from tilth.data.bootstrap import Interval
     from tilth.evaluate.scores import Comparison, Scored
     from tilth.evaluate.stage import Evaluate
     from tilth.runs import Artifact, Out

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tilth.data.bootstrap import Interval, Statistic, interval
 from tilth.data.schema import Row
 from tilth.errors import StageError
 from tilth.evaluate import metrics
-from tilth.evaluate.bootstrap import Interval, difference, interval, mcnemar, permutation
-from tilth.evaluate.metrics import Statistic
+from tilth.evaluate.bootstrap import difference, mcnemar, permutation
 
 LEVEL = 0.05
 #: metrics of which less is better

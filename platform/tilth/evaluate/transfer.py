@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tilth.data.bootstrap import Interval
 from tilth.data.schema import Row
 from tilth.errors import StageError
-from tilth.evaluate.bootstrap import Interval
 from tilth.evaluate.scores import (
     LEVEL,
     LOWER_IS_BETTER,

@@ -9,7 +9,7 @@ from typing import Any
 
 from tilth.data.dataset import MANIFEST, Dataset
 from tilth.recipe import MEASURED
-from tilth.report import alignment, figures, generation, quality, tallies, training
+from tilth.report import alignment, figures, generation, quality, rewards, tallies, training
 from tilth.report.svg import Picture, Pictures
 from tilth.report.tasks import tasks, transfer
 from tilth.runs import Artifact
@@ -107,6 +107,8 @@ def _training(pictures: Pictures, artifacts: Mapping[str, Artifact]) -> Iterator
     tables = [_numbers(f"Metrics of {name}", item.metrics) for name, item in models.items() if item.metrics]
     tables += [_probes(name, item.detail) for name, item in models.items() if "probes" in item.detail]
     yield Section("training", "Training", pictures=tuple(drawn), tables=tables)
+    told = {name: item.detail["pairs"] for name, item in models.items() if "pairs" in item.detail}
+    yield from (_reward(pictures, name, pairs) for name, pairs in told.items())
     for name, artifact in models.items():
         if found := alignment.looked(artifact):
             yield _feedback(pictures, name, found)
@@ -120,6 +122,14 @@ def _feedback(pictures: Pictures, name: str, found: Sequence[alignment.Look]) ->
         tables.append(Table("Answers to the same prompts", head, rows, folded=True))
     drawn = tuple(alignment.pictures_of(pictures, found, name))
     return Section(f"feedback-{name}", f"Reward and gold: {name}", (alignment.words(found),), drawn, tables)
+
+
+def _reward(pictures: Pictures, name: str, pairs: Mapping[str, Any]) -> Section:
+    """What a reward model makes of held-out pairs."""
+    rows = rewards.members(pairs)
+    tables = [Table("Members of the ensemble", rewards.MEMBER_HEAD, rows)] if rows else []
+    drawn = tuple(rewards.calibration(pictures, name, pairs))
+    return Section(f"reward-{name}", f"Reward model: {name}", tuple(rewards.words(pairs)), drawn, tables)
 
 
 def _probes(name: str, detail: Mapping[str, Any]) -> Table:

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from tilth.runs import Artifact, Out
     from tilth.train.checkpoint import Link
     from tilth.train.job import Job
+    from tilth.train.launch import Trained
     from tilth.weights import Sized
 
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 #: what of a worker's result an artifact tells as it is
-REPORTED = ("probes", "micro_batch", "range_test")
+REPORTED = ("probes", "micro_batch", "range_test", "pairs")
 
 
 class Training(Stage):
@@ -67,6 +68,11 @@ class Training(Stage):
     def conditioned_on(self, row_type: str, objective: str) -> bool:
         """Whether texts are trained with their label before them."""
         return False
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs of a new head, where they are not the labels of the rows."""
+        return ()
 
     @property
     def splits(self) -> tuple[str, str | None]:
@@ -140,19 +146,24 @@ class Training(Stage):
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
         from tilth.data.dataset import Dataset
         from tilth.train.card import README, lineage, model_card
-        from tilth.train.launch import launch
         from tilth.train.preflight import prepare
 
         job = prepare(self, out, inputs)
         if (held := self._footprint(job)) is not None:
             method = self.model.peft.kind if self.model.peft else "freeze" if self.model.freeze else "all weights"
             ui.reporter().say(f"{out.stage}: {method}: {held}", event="footprint", **vars(held))
-        trained = launch(job)
+        trained = self.trained(job)
         made = out.artifact(metrics=trained.metrics, counts=trained.counts, detail=self._detail(job, trained.result))
         rows = lineage(Dataset.open(job.data), self.split)
         card = model_card(made, self, rows, "peft" if self.model.peft else "transformers")
         out.store.write(f"model/{README}", card.encode("utf-8", "replace"))
         return made
+
+    def trained(self, job: Job) -> Trained:
+        """Put the job on workers and wait for it."""
+        from tilth.train.launch import launch
+
+        return launch(job)
 
     def _footprint(self, job: Job) -> Footprint | None:
         """What the job will train and hold, None where the model's files do not tell."""
@@ -168,7 +179,7 @@ class Training(Stage):
         tokens = (
             (batches.micro if batches else 1)
             * self.max_length
-            * (2 if job.objective in ("preference", "unpaired") else 1)
+            * (2 if job.objective in ("preference", "unpaired", "reward") else 1)
         )
         held = footprint(weights, self.model, self.optimisation, self.scale)
         activations = activation_bytes(shape, tokens, self.optimisation, self.scale, job.objective)

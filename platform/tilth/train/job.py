@@ -32,6 +32,8 @@ class Job:
     labels: tuple[str, ...]
     conditioned: bool
     inputs: Inputs
+    #: URIs of finished jobs whose models are laid beside this one's, as the members of an ensemble
+    members: tuple[str, ...] = ()
 
     @property
     def leaves(self) -> str:

@@ -45,7 +45,7 @@ def launch(job: Job) -> Trained:
         job.out.remove(name)
     lines = trace.read(job.out)
     metrics = {**_metrics(result, lines), **job.stage.figures(result, lines)}
-    return Trained(result, metrics, _counts(job, lines))
+    return Trained(result, metrics, _counts(job, result, lines))
 
 
 def _finished(job: Job) -> Mapping[str, Any] | None:
@@ -244,10 +244,11 @@ def _forgotten(result: Mapping[str, Any]) -> dict[str, float]:
     return {f"{name} change": probes["after"][name] - value for name, value in probes["before"].items()}
 
 
-def _counts(job: Job, lines: list[trace.Line]) -> dict[str, Any]:
-    """Rows of the split, and how many of them a step saw; rows that were replayed among them, if any."""
+def _counts(job: Job, result: Mapping[str, Any], lines: list[trace.Line]) -> dict[str, Any]:
+    """Rows of the split, and how many of them a step saw; rows that were replayed among them, and pairs cut, if any."""
     rows = Dataset.open(job.data).splits()[job.stage.split]
     seen = {row for line in lines for row in line["rows"]}
     replayed = {row for row in seen if row.startswith("@")}
     more = {"replayed": len(replayed)} if job.stage.forgets.replay else {}
+    more |= {"cut": result["cut"]} if "cut" in result else {}
     return {"rows": rows, "rows_seen": len(seen - replayed), **more}

@@ -35,7 +35,7 @@ from tilth.train.watch import ROWS, TOKENS, Checkpoints, Epochs, Watch, Watched
 
 EVAL_BATCH = 8  # fixed, so that a validation loss does not depend on the micro-batch
 _INPUTS = {"input_ids", "token_type_ids", "labels", "words", "prompt_ids", "chosen_ids", "rejected_ids"}
-_INPUTS |= {"completion_ids", "KL_completion_ids", "label"}
+_INPUTS |= {"completion_ids", "KL_completion_ids", "label", "margin", "better", "weights"}
 
 
 class WatchedTrainer(MultiTask, Watched, Trainer):  # type: ignore[misc]
@@ -64,6 +64,8 @@ class Collate:
         for index, row in enumerate(rows):
             if not row["id"] and "labels" in batch:
                 batch["labels"][index] = IGNORED
+            elif not row["id"] and "weights" in batch:
+                batch["weights"][index] = 0
             elif not row["id"]:  # pairs: the better answers of the batch, then the worse ones
                 batch["completion_mask"][index :: len(rows)] = 0
         return batch
@@ -74,7 +76,7 @@ def _tokens(row: dict[str, Any]) -> int:
     if "completion_ids" in row:
         return len(row["prompt_ids"]) + len(row["completion_ids"])
     if "chosen_ids" in row:
-        return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
+        return 2 * len(row.get("prompt_ids", ())) + len(row["chosen_ids"]) + len(row["rejected_ids"])
     return len(row["input_ids"])
 
 
@@ -129,7 +131,7 @@ def _tasks(tasks: Tasks, optimisation: Optimisation, rows: datasets.Dataset) -> 
 
 
 def _maker(objective: str) -> Callable[[Parts], Any]:
-    from tilth.train import heads, preference, seq2seq, unpaired  # they build on this module
+    from tilth.train import heads, pairwise, preference, seq2seq, unpaired  # they build on this module
 
     return {
         "language_model": _language_model,
@@ -139,6 +141,7 @@ def _maker(objective: str) -> Callable[[Parts], Any]:
         "seq2seq": seq2seq.seq2seq,
         "preference": preference.preference,
         "unpaired": unpaired.unpaired,
+        "reward": pairwise.reward,
         "masked_lm": _masked,
     }[objective]
 

@@ -27,6 +27,7 @@ TASKS = {
     "preference": "CAUSAL_LM",
     "unpaired": "CAUSAL_LM",
     "feedback": "CAUSAL_LM",
+    "reward": "SEQ_CLS",
     "seq2seq": "SEQ_2_SEQ_LM",
     "masked_lm": None,
 }

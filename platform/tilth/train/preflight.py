@@ -11,6 +11,8 @@ from tilth.data.transform import Inputs
 from tilth.errors import ModelError, StageError
 from tilth.train.fitting import fitted
 from tilth.train.job import Job
+from tilth.train.prompts import PromptTuning, PTuning
+from tilth.train.reward import RewardTraining
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,9 +40,11 @@ def prepare(stage: Training, out: Out, inputs: Mapping[str, Artifact]) -> Job:
     if stage.tasks:
         stage.tasks.refuse(out.stage, _tasks(dataset.split(stage.split)))
     _general(stage, out.stage, inputs)
-    labels = _labels(out.stage, dataset, _LABELS[objective]) if objective in _LABELS else ()
+    labels = _labels(out.stage, dataset, _LABELS[objective]) if objective in _LABELS else stage.outputs
     if dataset.row_type == "chat":
         _conversations(stage, out.stage, dataset)
+    if isinstance(stage, RewardTraining):
+        _pairs(stage, out.stage, dataset, folder)
     tokenizer = _model(stage, out.stage, objective, folder)
     stage = fitted(stage, out.stage, folder)
     if dataset.row_type == "chat" and not tokenizer.chat_template:
@@ -103,8 +107,15 @@ def _refined(name: str, objective: str, row_type: str, folder: Path) -> str:
     """The objective for the kind of model: an encoder-decoder reads prompts and learns completions."""
     if objective == "feedback" and _config(folder).is_encoder_decoder:
         raise StageError(f"{name}: ppo needs a causal language model, not an encoder-decoder")
-    if not _config(folder).is_encoder_decoder or objective not in ("language_model", "preference", "unpaired"):
+    if not _config(folder).is_encoder_decoder or objective not in (
+        "language_model",
+        "preference",
+        "unpaired",
+        "reward",
+    ):
         return objective
+    if objective == "reward":
+        raise StageError(f"{name}: a reward model stands on a causal language model or an encoder, not on both in one")
     if row_type != "completion":
         raise StageError(f"{name}: an encoder-decoder learns completions after prompts, not {row_type} rows")
     return "seq2seq"
@@ -128,6 +139,25 @@ def _conversations(stage: Training, name: str, dataset: Dataset) -> None:
         for row_id, messages in zip(table["id"].to_pylist(), table["messages"].to_pylist(), strict=True):
             if len(messages or ()) < 2 or messages[-1]["role"] != "assistant":
                 raise StageError(f"{name}: conversation {row_id} does not end with an answer of the assistant")
+
+
+def _pairs(stage: RewardTraining, name: str, dataset: Dataset, folder: Path) -> None:
+    """Margins and ties must be there, and a learnt prompt must leave the last token where the head looks for it."""
+    if stage.margin or stage.ties:
+        for row in dataset.split(*filter(None, stage.splits)).rows():
+            stage.refuse(row)
+    if isinstance(stage.model.peft, PromptTuning | PTuning) and _counts_places(_config(folder)):
+        raise StageError(
+            f"{name}: {stage.model.peft.kind} moves the positions of {stage.model.name}, which are absolute, so that "
+            "the head would read padding; take lora or prefix_tuning"
+        )
+
+
+def _counts_places(config: Any) -> bool:
+    """Whether a model reads its last token and knows every token by its place, not by distances as with RoPE."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    return config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "rope_parameters", None)
 
 
 def _config(folder: Path) -> Any:

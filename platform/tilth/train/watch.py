@@ -26,7 +26,10 @@ PROGRESS_SECONDS = 0.5
 #: how often Ray is asked whether a node is about to go; clouds give notice of half a minute and more
 NOTICE_SECONDS = 5.0
 #: what TRL says of preferences: the mean difference of rewards, and how often the better answer has the higher one
-EXTRA = {"rewards/margins": "reward_margin", "rewards/accuracies": "reward_accuracy"}
+EXTRA = {
+    "rewards/margins": "reward_margin", "rewards/accuracies": "reward_accuracy",
+    "margin": "reward_margin", "accuracy": "reward_accuracy",
+}  # fmt: skip
 
 
 @dataclass

@@ -15,8 +15,9 @@ import torch
 import transformers
 from transformers import set_seed
 
-from tilth.data.loading import Card, load_pretrained, load_tokenizer
-from tilth.train import fitting, objectives, retention, trace
+from tilth.data.loading import MEMBERS, Card, load_pretrained, load_tokenizer
+from tilth.storage import Store
+from tilth.train import fitting, held_pairs, objectives, retention, trace
 from tilth.train.adapters import Tensors, factors, plain_lora
 from tilth.train.checkpoint import Link, RayLink, scratch, upload
 from tilth.train.config import Batches
@@ -131,10 +132,15 @@ def _leave(job: Job, link: Link, trainer: Any, principal: Tensors, measured: dic
         if principal:
             plain_lora(folder, principal)
         Card(job.leaves, job.labels, job.base if peft else "", peft, stage.max_length, job.conditioned).write(folder)
+        for number, url in enumerate(job.members, start=1):
+            shutil.copytree(Store(url).fetch("model"), folder / MEMBERS / str(number))
+        measured |= held_pairs.figures(job, folder)
         job.out.remove("model")
         upload(folder, job.out, "model")
         trace.merge(job.out, trainer.state.global_step)
         measured |= retention.probe_after(job, folder)
+        if "cut" in trainer.train_dataset.column_names:
+            measured["cut"] = held_pairs.cut(trainer.train_dataset)
         if (note := fitting.noted(job)) is not None:
             measured["micro_batch"] = {"rows": note["rows"], "too_many": note["first"]}
         if stage.optimisation.learning_rate == "auto":

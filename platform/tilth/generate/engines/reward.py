@@ -7,18 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from tilth.data.batching import in_batches
-from tilth.data.loading import CARD, Card, Loaded, load_pretrained, load_tokenizer, load_trained
+from tilth.data.loading import CARD, MEMBERS, Card, Loaded, load_pretrained, load_tokenizer, load_trained
 from tilth.errors import StageError
 from tilth.generate.base import Message
 from tilth.generate.judges import transcript
-
-#: where the further members of an ensemble lie in a model's directory, each a model by itself
-MEMBERS = "members"
 
 
 @dataclass(frozen=True)
@@ -42,12 +39,13 @@ class Scored:
 class RewardScorer:
     """(prompt, answer) pairs → scores, in order; a prompt is a text or a conversation. One call runs at a time.
 
-    What a stage trained reads prompt and answer as it did there, see `ended`. Others read the conversation through
+    What a stage trained reads prompt and answer as it did there, see `reading`. Others read the conversation through
     their chat template, or where they have none, with a blank line between its turns.
     """
 
     def __init__(self, folder: Path, batch_tokens: int) -> None:
-        self.trained = Card.read(folder).objective == "reward"
+        self.card = Card.read(folder)
+        self.trained = self.card.objective == "reward"
         members = [_loaded(part) for part in (folder, *sorted(folder.glob(f"{MEMBERS}/*")))]
         self.models: list[Any] = [member.model for member in members]
         self.tokenizer: Any = members[0].tokenizer
@@ -56,6 +54,8 @@ class RewardScorer:
         self.limit = members[0].max_length or min(filter(None, (self.tokenizer.model_max_length, context)))
         for model in self.models:
             model.config.pad_token_id = self.tokenizer.pad_token_id
+        adapters = getattr(self.models[0], "peft_config", {})
+        self.tokenizer.padding_side = padding_side(self.models[0], adapters.get("default"))
         self.lock = threading.Lock()
 
     def __call__(self, pairs: Sequence[tuple[Sequence[Message] | str, str]]) -> list[Scored]:
@@ -64,11 +64,17 @@ class RewardScorer:
         with self.lock:
             tokens, cut = encode(self.tokenizer, texts, self.limit, special)
             scores = in_batches(tokens, self._forward, size=self.batch_tokens, length=len)
-        return [Scored(tuple(members), short) for members, short in zip(scores, cut, strict=True)]
+        found = zip(pairs, scores, cut, strict=True)
+        return [Scored(self._corrected(members, answer), short) for (_, answer), members, short in found]
+
+    def _corrected(self, members: Sequence[float], answer: str) -> tuple[float, ...]:
+        """Without what the length of the answer explains, where the stage regressed it out."""
+        excess = self.card.length_slope * (len(answer) - self.card.length_mean)
+        return tuple(value - excess for value in members)
 
     def _text(self, prompt: Sequence[Message] | str, answer: str) -> str:
         if self.trained:
-            return ended(self.tokenizer, (prompt if isinstance(prompt, str) else transcript(prompt)) + answer)
+            return reading(self.tokenizer, prompt if isinstance(prompt, str) else transcript(prompt), answer)
         asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else map(dict, prompt)
         turns = [*asked, {"role": "assistant", "content": answer}]
         if self.tokenizer.chat_template:
@@ -84,11 +90,16 @@ class RewardScorer:
         return [[round(value, 4) for value in row] for row in logits.tolist()]
 
 
-def ended(tokenizer: Any, text: str) -> str:
-    """The text and the token that ends texts, where the tokenizer does not put one there itself, as BERT's does."""
-    if tokenizer.eos_token is None or tokenizer("a")["input_ids"][-1] in tokenizer.all_special_ids:
-        return text
-    return f"{text}{tokenizer.eos_token}"
+def reading(tokenizer: Any, prompt: str, answer: str) -> str:
+    """What a reward model reads: prompt, answer, and the token that ends texts.
+
+    A space goes between prompt and answer where neither has white space there, so that it is the same whether rows
+    were stripped or not. A tokenizer that ends texts itself, as BERT's does, needs no token more.
+    """
+    apart = prompt[-1:].isspace() or answer[:1].isspace() or not prompt
+    text = f"{prompt}{answer}" if apart else f"{prompt} {answer}"
+    ends_itself = tokenizer.eos_token is None or tokenizer("a")["input_ids"][-1] in tokenizer.all_special_ids
+    return text if ends_itself else f"{text}{tokenizer.eos_token}"
 
 
 def encode(
@@ -103,6 +114,15 @@ def encode(
         tokenizer.truncation_side = "left"
         found = tokenizer(list(texts), add_special_tokens=special, truncation=True, max_length=limit)["input_ids"]
     return found, cut
+
+
+def padding_side(model: Any, adapter: Any) -> Literal["left", "right"]:
+    """Where a batch is padded: left under a learnt prompt, for its head then reads the last place, padding or not.
+
+    `adapter` is PEFT's configuration, or None. An encoder's head reads the first place.
+    """
+    virtual = getattr(adapter, "is_prompt_learning", False) and adapter.peft_type != "PREFIX_TUNING"
+    return "left" if virtual and hasattr(model, "score") else "right"
 
 
 def _loaded(folder: Path) -> Loaded:
