@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import socket
+import subprocess
+import sys
 import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from faulty_server import FaultyServer
+from processes import alive, descendants, kill, until
+from test_generators import CITY, SMOLLM, turns
+from tilth import models
 from tilth.config import digest, identity
 from tilth.data.transform import Inputs
 from tilth.errors import StageError
 from tilth.generate.base import Answer, Generate, Prompt, SamplingParams
+from tilth.generate.hf import HuggingFace
 from tilth.generate.http import Http, Pace
 from tilth.generate.shape import Shape
 
@@ -213,3 +225,97 @@ def test_the_identity_knows_the_server_and_the_model_but_not_the_pace() -> None:
 
     assert mark() == mark(pace={"concurrency": 2}) == mark(api_key_env="SOME_KEY")
     assert len({mark(), mark(model="n"), mark(base_url="http://b/v1"), mark(guided="none")}) == 4
+
+
+# --- a real server
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def answers_at(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of `vllm serve` with SmolLM2 on this machine's CPU; ended by its process id."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    port, log = free_port(), tmp_path_factory.mktemp("vllm") / "log"
+    options = {
+        "--host": "127.0.0.1", "--port": str(port), "--served-model-name": "tiny", "--dtype": "float32",
+        "--max-model-len": "512", "--kv-cache-memory-bytes": str(2**29),
+    }  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.cli.main",
+        "serve",
+        str(models.resolve(SMOLLM)),
+        "--enforce-eager",
+    ]
+    command += [word for pair in options.items() for word in pair]
+    environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, env=environment) as server:
+        ready = until(lambda: server.poll() is not None or answers_at(f"http://127.0.0.1:{port}/health"), 240)
+        below = descendants(server.pid)
+        try:
+            assert ready, _tail(log)
+            assert server.poll() is None, _tail(log)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.terminate()
+            server.wait(60)
+            for pid in alive(below):
+                kill(pid)
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-3_000:]
+
+
+@pytest.mark.slow
+def test_a_real_server_answers_as_the_model_does(vllm_server: str) -> None:
+    def ask(**fields: Any) -> Generate:
+        sampling = SamplingParams(max_tokens=16)
+        return Http(base_url=vllm_server, model="tiny", **{"sampling": sampling, **fields}).open(Inputs())
+
+    likeliest = [Prompt(text, temperature=0.0) for text in ("The capital of France is", "Once upon a time")]
+    likeliest += [Prompt(turns("What is 2 + 2?"), temperature=0.0)]
+    here = HuggingFace(model=SMOLLM, sampling=SamplingParams(max_tokens=16)).open(Inputs())(likeliest)
+    there = ask(logprobs=True)(likeliest)
+    for a, b in zip(here, there, strict=True):
+        assert (a.first.text, a.first.finish, a.prompt_tokens) == (b.first.text, b.first.finish, b.prompt_tokens)
+        assert a.first.logprob == pytest.approx(b.first.logprob, abs=2e-3)
+        assert a.first.tokens == b.first.tokens
+
+    drawn = [Prompt(turns(f"Tell me about card {i}"), seed=i, n=4, temperature=1.5) for i in range(6)]
+    first = ask()(drawn)
+    assert [len(set(texts(answer))) for answer in first] == [4] * 6
+    assert [texts(answer) for answer in ask()(drawn)] == [texts(answer) for answer in first]
+    assert all(answer.completion_tokens == sum(c.tokens for c in answer.completions) for answer in first)
+
+    (cut,) = ask()([Prompt(turns("Tell me a very long story."), max_tokens=3)])
+    assert (cut.first.finish, cut.completion_tokens) == ("length", 3)
+    city = Prompt(turns("Name a city with stars, as JSON"), n=2, shape=Shape.of(CITY), max_tokens=200, temperature=0.3)
+    choice = Prompt(turns("Which is best?"), n=4, shape=Shape(choices=("red", "green")))
+    for guided in ("json_schema", "vllm"):
+        (found,) = ask(guided=guided)([city])
+        assert [item.finish for item in found.completions] == ["stop", "stop"]
+    assert {item.value for item in ask(guided="vllm", retries=0)([choice])[0].completions} <= {"red", "green"}
+
+    (long, fine) = ask()([Prompt("card " * 700), Prompt("card")])
+    assert long.failure is not None
+    assert long.failure.startswith("server: Error code: 400")
+    assert fine.failure is None
+    with pytest.raises(StageError, match=r"refuses model 'large': Error code: 404"):
+        Http(base_url=vllm_server, model="large").open(Inputs())([Prompt("card")])
