@@ -96,10 +96,10 @@ def _start_local(num_cpus: int | None) -> None:
     try:
         with _importable_by_workers():
             ray.init(num_cpus=num_cpus, log_to_driver=False, include_dashboard=False, logging_level="error")
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises a bare one where a node does not come up in its time
         raise ClusterError(
             f"a local Ray does not start ({error}); see that the temporary folder (RAY_TMPDIR) and /dev/shm have room "
-            "and that this user may open ports on the loopback address, or set RAY_ADDRESS to a running cluster"
+            "and the machine time to spare, and that this user may open ports on the loopback address, or set RAY_ADDRESS to a running cluster"
         ) from error
 
 
