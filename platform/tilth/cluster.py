@@ -98,8 +98,9 @@ def _start_local(num_cpus: int | None) -> None:
             ray.init(num_cpus=num_cpus, log_to_driver=False, include_dashboard=False, logging_level="error")
     except Exception as error:  # Ray raises a bare one where a node does not come up in its time
         raise ClusterError(
-            f"a local Ray does not start ({error}); see that the temporary folder (RAY_TMPDIR) and /dev/shm have room "
-            "and the machine time to spare, and that this user may open ports on the loopback address, or set RAY_ADDRESS to a running cluster"
+            f"a local Ray does not start ({error}); see that the machine has time to spare, that the temporary folder "
+            "(RAY_TMPDIR) and /dev/shm have room and that this user may open ports on the loopback address, or set "
+            "RAY_ADDRESS to a running cluster"
         ) from error
 
 
