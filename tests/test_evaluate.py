@@ -18,7 +18,8 @@ from tilth.data.dataset import Dataset
 from tilth.data.loading import Card, load_pretrained, load_tokenizer
 from tilth.data.schema import Row, original
 from tilth.errors import ModelError, RecipeError, StageError, TilthError
-from tilth.evaluate.predictor import Predictor, scored_spans
+from tilth.evaluate.heads import scored_spans
+from tilth.evaluate.predictor import Predictor
 from tilth.evaluate.scores import Comparison, verdict
 from tilth.evaluate.stage import Evaluate
 from tilth.recipe import load

@@ -103,6 +103,8 @@ def test_check_loads_nothing_heavy(recipe):
         "generator",
         "method",
         "judge",
+        "task",
+        "metric",
         "sampling",
         "weighting",
         "conflict",

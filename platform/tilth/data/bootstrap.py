@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 
 Floats = NDArray[np.float64]
 _CELLS = 4_000_000  # numbers of one block of draws: 32 MB
+_ROWS = 4096  # rows scored one by one at a time
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,19 @@ class Statistic:
     def point(self) -> float:
         """The score with every row counted once."""
         return float(self.of(np.ones((1, len(self))))[0])
+
+    def each(self) -> Floats:
+        """The score of every row by itself (rows,)."""
+        parts = (self.terms[start : start + _ROWS] for start in range(0, len(self), _ROWS))
+        return np.concatenate([self.value(part.toarray() if issparse(part) else part) for part in parts])
+
+    @property
+    def right(self) -> Floats | None:
+        """Which rows are right (rows,), where the score is the mean of zeros and ones; None elsewhere."""
+        if issparse(self.terms) or self.terms.shape[1] != 2 or not (self.terms[:, 1] == 1).all():
+            return None
+        values: Floats = self.terms[:, 0]
+        return values if np.isin(values, (0.0, 1.0)).all() else None
 
 
 @dataclass(frozen=True)

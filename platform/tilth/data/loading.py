@@ -51,15 +51,24 @@ class Card:
 
     @staticmethod
     def read(folder: Path) -> Card:
-        """The card in `folder`; of a directory without one, that of a plain language model."""
+        """The card in `folder`; of a directory without one, that of a plain language model or encoder-decoder."""
         try:
             data = json.loads((folder / CARD).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return Card()
+            return Card("seq2seq") if _encodes(folder) else Card()
         return Card(**{**data, "labels": tuple(data["labels"])})
 
     def write(self, folder: Path) -> None:
         (folder / CARD).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _encodes(folder: Path) -> bool:
+    """Whether a model as the hub publishes it is an encoder-decoder."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    return bool(config.get("is_encoder_decoder"))
 
 
 @dataclass(frozen=True)

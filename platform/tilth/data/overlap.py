@@ -65,18 +65,20 @@ class Index:
 
     def find(self, text: str, share: float = 0.0) -> Overlap | None:
         """The reference of which the text holds the largest share of runs, `share` at least and one run in any case."""
+        hits = self.hits(text, share)
+        if not hits:
+            return None
+        index, most = max(hits, key=lambda hit: hit[1])
+        return Overlap(index, int(self.sizes[index]), most)
+
+    def hits(self, text: str, share: float = 0.0) -> list[tuple[int, float]]:
+        """Every reference of whose runs the text holds `share` at least and one in any case, each with its share."""
         tokens = hashed_words(text)
         hits = [self._owners(whole(tokens))]
         hits += [self._owners(runs_of(tokens, size)) for size in np.unique(self.sizes[self.sizes > 0]).tolist()]
         found, counts = np.unique(np.concatenate(hits), return_counts=True)
-        if not len(found):
-            return None
         shares = counts / self.runs[found]
-        best = int(np.argmax(shares))
-        if shares[best] < share:
-            return None
-        index = int(found[best])
-        return Overlap(index, int(self.sizes[index]), float(shares[best]))
+        return [pair for pair in zip(found.tolist(), shares.tolist(), strict=True) if pair[1] >= share]
 
     def _owners(self, keys: Hashes) -> Owners:
         """The owners of all references' runs that are among the given ones."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,16 @@ def permutation(model: Statistic, baseline: Statistic, samples: int = 2000, seed
         other = baseline.value(np.asarray(ones @ baseline.terms) - moved)
         extreme += int((np.abs(swapped - other) >= seen - 1e-12).sum())
     return (extreme + 1) / (samples + 1)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p values corrected for their number, in the order given (Holm 1979): the chance of any false one is kept."""
+    order = sorted(range(len(ps)), key=ps.__getitem__)
+    found, highest = [0.0] * len(ps), 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(ps) - rank) * ps[place]))
+        found[place] = highest
+    return found
 
 
 def _same_rows(left: int, right: int) -> None:

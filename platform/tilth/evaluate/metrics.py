@@ -6,7 +6,7 @@ Macro F1 is a function of the true and false positives of each class, perplexity
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,27 +33,88 @@ def perplexity(nll: Sequence[float], tokens: Sequence[int]) -> Statistic:
     return Statistic(terms, lambda sums: np.exp(sums[:, 0] / sums[:, 1]))
 
 
+def bits_per_byte(nll: Sequence[float], size: Sequence[int]) -> Statistic:
+    """Σ nll / (ln 2 · Σ bytes): nll in nats of each row over its UTF-8 bytes, whatever its tokens are."""
+    terms = np.column_stack([np.asarray(nll, dtype=np.float64), np.asarray(size, dtype=np.float64)])
+    return Statistic(terms, lambda sums: sums[:, 0] / (np.log(2) * sums[:, 1]))
+
+
 def f1_macro(truth: Labels, predicted: Labels, labels: Labels | None = None) -> Statistic:
-    """Mean over classes of F1 = 2 tp / (2 tp + fp + fn); a class that a draw neither holds nor predicts is left out.
+    """Mean over classes of F1 = 2 tp / (2 tp + fp + fn), see `by_class`."""
+    return by_class("f1_macro", truth, predicted, labels or label_set(truth, predicted))
+
+
+def by_class(name: str, truth: Labels, predicted: Labels, labels: Labels) -> Statistic:
+    """f1_macro, precision_macro, recall_macro or mcc; a class that a draw neither holds nor predicts is left out.
 
     That is scikit-learn's rule for `average="macro"` with the labels taken from the data of the draw. Give the
     union of two models' `labels` to make their terms comparable column by column.
     """
-    columns = {label: column for column, label in enumerate(labels or label_set(truth, predicted))}
+    columns = {label: column for column, label in enumerate(labels)}
     is_true, is_predicted = _one_hot(truth, columns), _one_hot(predicted, columns)
-    terms = sparse.hstack([is_true.multiply(is_predicted), is_true + is_predicted], format="csr")
+    terms = sparse.hstack([is_true.multiply(is_predicted), is_true, is_predicted], format="csr")
+    score = _mcc if name == "mcc" else _MACRO[name]
 
-    def score(sums: Floats) -> Floats:
-        hits, either = np.split(sums, 2, axis=1)  # either = 2 tp + fp + fn
-        present = either > 0
-        each = np.divide(2 * hits, either, out=np.zeros_like(hits), where=present)
-        scores: Floats = each.sum(axis=1) / present.sum(axis=1)
-        return scores
+    def value(sums: Floats) -> Floats:
+        hits, true, said = np.split(sums, 3, axis=1)
+        return score(hits, true, said)
 
-    return Statistic(terms, score)
+    return Statistic(terms, value)
 
 
-def _one_hot(values: Labels, columns: dict[str, int]) -> Any:
+def _macro(hits: Floats, below: Floats, present: NDArray[np.bool_]) -> Floats:
+    each = np.divide(hits, below, out=np.zeros_like(hits), where=below > 0)
+    scores: Floats = each.sum(axis=1) / present.sum(axis=1)
+    return scores
+
+
+_MACRO: dict[str, Callable[[Floats, Floats, Floats], Floats]] = {
+    "f1_macro": lambda hits, true, said: _macro(2 * hits, true + said, true + said > 0),
+    "precision_macro": lambda hits, true, said: _macro(hits, said, true + said > 0),
+    "recall_macro": lambda hits, true, said: _macro(hits, true, true + said > 0),
+}
+
+
+def _mcc(hits: Floats, true: Floats, said: Floats) -> Floats:
+    """Covariance over both deviations (Gorodkin 2004), 0 where one side holds a single class."""
+    rows = true.sum(axis=1)
+    covariance = hits.sum(axis=1) * rows - (true * said).sum(axis=1)
+    spread = (rows**2 - (true**2).sum(axis=1)) * (rows**2 - (said**2).sum(axis=1))
+    found: Floats = np.divide(covariance, np.sqrt(spread), out=np.zeros_like(covariance), where=spread > 0)
+    return found
+
+
+def auc(positive: Sequence[bool], scores: Sequence[float], ranks: Sequence[float]) -> Statistic:
+    """Chance that a positive row has a higher score than another one, ties half; 0.5 for a draw of one kind alone.
+
+    `ranks` are all different scores, ascending, of every model that this one is compared with.
+    """
+    columns = {score: column for column, score in enumerate(ranks)}
+    at = _one_hot(scores, columns)
+    is_positive = np.asarray(positive, dtype=np.float64)[:, None]
+    terms = sparse.hstack([at.multiply(is_positive), at.multiply(1 - is_positive)], format="csr")
+
+    def value(sums: Floats) -> Floats:
+        above, below = np.split(sums, 2, axis=1)
+        won = (above * (below.cumsum(axis=1) - below / 2)).sum(axis=1)
+        pairs = above.sum(axis=1) * below.sum(axis=1)
+        found: Floats = np.divide(won, pairs, out=np.full_like(won, 0.5), where=pairs > 0)
+        return found
+
+    return Statistic(terms, value)
+
+
+def calibration(right: Sequence[bool], confidence: Sequence[float], bins: int) -> Statistic:
+    """Expected calibration error: Σ over bins of |right − confidence|, by the number of rows; bins are (low, high]."""
+    sure = np.asarray(confidence, dtype=np.float64)
+    place = np.clip(np.ceil(sure * bins).astype(np.int64) - 1, 0, bins - 1)
+    terms = np.zeros((len(sure), bins + 1))
+    terms[np.arange(len(sure)), place] = np.asarray(right, dtype=np.float64) - sure
+    terms[:, -1] = 1
+    return Statistic(terms, lambda sums: np.abs(sums[:, :-1]).sum(axis=1) / sums[:, -1])
+
+
+def _one_hot(values: Sequence[Any], columns: Mapping[Any, int]) -> Any:
     places = (np.arange(len(values)), np.array([columns[value] for value in values], dtype=np.int64))
     return sparse.csr_array((np.ones(len(values)), places), shape=(len(values), len(columns)))
 

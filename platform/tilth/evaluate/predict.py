@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from tilth.config import EXECUTION, ModelRef
+from tilth.data.schema import Row
 from tilth.data.transform import Inputs, RowsFunction, Transform
 
 if TYPE_CHECKING:
@@ -16,11 +18,14 @@ if TYPE_CHECKING:
 class Predict(Transform):
     """Adds to each row's `meta` what the model says; the rows themselves stay.
 
-    A classifier adds `prediction` (a label) and `confidence` (its probability, 0 to 1). A language model adds
-    `nll` (summed negative log-likelihood in nats), `tokens` (that it sums over) and `truncated`.
+    A classifier adds `prediction` (a label) and `confidence` (its probability, 0 to 1), a tagger `prediction` (a tag
+    for each word), a model that answers by spans `prediction` (a piece of the context, empty for no answer). A
+    language model adds `nll` (summed negative log-likelihood in nats), `tokens` and `bytes` (that it sums over). All
+    add `truncated`.
     """
 
     model: ModelRef = Field(description="The model: @stage, a hub name or a directory.")
+    stride: int | None = Field(None, ge=1, description="Tokens between windows of long texts; none: they are cut.")
     dtype: Literal["float32", "auto"] = Field(
         "float32", description="float32: the same score however rows are batched; auto: as the weights are stored."
     )
@@ -28,7 +33,21 @@ class Predict(Transform):
         2048, ge=1, json_schema_extra=EXECUTION, description="Padded tokens of one forward pass; bounds memory."
     )
 
+    def fit(self, rows: Iterable[Row], inputs: Inputs) -> Fitted:
+        """Whether some question has no answer: only then may a model give none."""
+        import numpy as np
+
+        nulls = False
+        for row in rows:
+            if row.get("answers") is None:
+                break  # no rows of questions
+            nulls = nulls or not row["answers"]
+        return {"nulls": np.array([nulls])}
+
     def load(self, inputs: Inputs, fitted: Fitted) -> RowsFunction:
         from tilth.evaluate.predictor import Predictor
 
-        return Predictor(inputs.model(self.model), batch_tokens=self.batch_tokens, dtype=self.dtype).predict
+        return Predictor(
+            inputs.model(self.model), batch_tokens=self.batch_tokens, dtype=self.dtype, stride=self.stride,
+            nulls=bool(fitted["nulls"][0]) if "nulls" in fitted else False,
+        ).predict  # fmt: skip

@@ -13,11 +13,15 @@ from tilth.data.engine import run_units
 from tilth.data.finish import finish, finished
 from tilth.data.ledger import Ledger
 from tilth.data.schema import Row
-from tilth.data.transform import Inputs
+from tilth.data.transform import Inputs, Transform
 from tilth.errors import StageError
-from tilth.evaluate import transfer
-from tilth.evaluate.predict import Predict
-from tilth.evaluate.scores import compare, compared_detail, flat, intervals, known_labels, score, shown, verdict
+from tilth.evaluate import reuse, transfer
+from tilth.evaluate.measures.base import Measure
+from tilth.evaluate.mistakes import mistakes
+from tilth.evaluate.scores import compared_detail, compared_with, flat, intervals, plain, score, shown, verdict
+from tilth.evaluate.slices import cut_by, slices
+from tilth.evaluate.tasks.base import Pass
+from tilth.evaluate.training import Neighbours, contaminated
 
 if TYPE_CHECKING:
     from tilth.data.bootstrap import Interval
@@ -25,44 +29,77 @@ if TYPE_CHECKING:
     from tilth.evaluate.stage import Evaluate
     from tilth.runs import Artifact, Out
 
+_EXAMPLES = 100  # contaminated rows that are named
+
 
 def evaluate(stage: Evaluate, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
     """Predict with every model, score, compare, say the verdict; see `Evaluate`."""
-    data = Dataset.open(inputs[stage.data]).split(stage.split)
+    source = Dataset.open(inputs[stage.data])
+    data = source.split(stage.split)
     if not len(data):
         raise StageError(
             f"{out.stage}: {stage.data} has no rows in split {stage.split!r}; it has {_splits(inputs[stage.data])}"
         )
-    predicted = {name: _predicted(name, stage, out, data, Inputs.of(inputs)) for name in stage.models}
-    scored = _scored(predicted)
+    predicted = {name: _predicted(name, stage, out, source, Inputs.of(inputs)) for name in stage.named}
+    metrics = stage.task.metrics
+    scored = score(predicted, metrics)
     drawn = stage.bootstrap.samples, stage.bootstrap.seed
     found = {name: intervals(item, *drawn) for name, item in scored.items()}
-    baseline = stage.baseline
-    compared = {
-        name: compare(item, scored[baseline], *drawn) for name, item in scored.items() if baseline and name != baseline
-    }
-    slices = transfer.slices(predicted, stage.single, *drawn)
-    verdicts = _verdicts(baseline, found, compared, scored, len(data)) + transfer.verdicts(slices, stage.single)
+    compared = compared_with(scored, stage.baseline, *drawn)
+    tasks = transfer.slices(predicted, stage.single, *drawn, metrics)
+    verdicts = _verdicts(stage.baseline, found, compared, scored, len(data)) + transfer.verdicts(tasks, stage.single)
     for line in verdicts:
         ui.reporter().say(line, event="verdict", stage=out.stage)
     detail = {
-        "split": stage.split, "rows": len(data), "baseline": baseline, "verdicts": verdicts,
-        "models": {name: {**item.detail, "intervals": _plain(found[name])} for name, item in scored.items()},
+        "split": stage.split, "rows": len(data), "baseline": stage.baseline, "verdicts": verdicts,
+        "titles": {name: item if isinstance(item, str) else item.title for name, item in stage.named.items()},
+        "models": {name: {**item.detail, "intervals": plain(found[name])} for name, item in scored.items()},
         "differences": {name: compared_detail(items) for name, items in compared.items()},
-        **(transfer.detail(slices, stage.single) if slices else {}),
+        **(transfer.detail(tasks, stage.single) if tasks else {}),
     }  # fmt: skip
-    metrics = flat(found, compared) | transfer.flat(slices)
-    return out.artifact(metrics, {"rows": len(data), "models": len(scored)}, detail)
+    seen = _looked_into(stage, inputs, predicted, scored, detail)
+    counts = {"rows": len(data), "models": len(scored)}
+    return out.artifact(flat(found, compared) | transfer.flat(tasks) | seen, counts, detail)
 
 
-def _predicted(name: str, stage: Evaluate, out: Out, data: Dataset, context: Inputs) -> list[Row]:
+def _looked_into(
+    stage: Evaluate,
+    inputs: Mapping[str, Artifact],
+    predicted: Mapping[str, list[Row]],
+    scored: Mapping[str, Scored],
+    detail: dict[str, Any],
+) -> dict[str, float]:
+    """Adds to `detail` slices, contamination and errors; the share of rows that are contaminated, where looked for."""
+    drawn = stage.bootstrap.samples, stage.bootstrap.seed
+    detail["slices"] = slices(predicted, scored, stage.slices, *drawn)
+    rows = next(iter(predicted.values()))
+    neighbours, metrics = None, {}
+    if how := stage.trained_on:
+        training = Dataset.open(inputs[how.data]).split(how.split)
+        seen = contaminated(rows, training, how)
+        detail["contamination"] = {name: asdict(item) for name, item in sorted(seen.items())[:_EXAMPLES]}
+        parts = ["seen in training" if row["id"] in seen else "not seen" for row in rows]
+        detail["slices"]["contamination"] = cut_by(parts, scored, *drawn)
+        metrics["contaminated"] = round(len(seen) / len(rows), 6)
+        neighbours = Neighbours(training, how, Inputs.of(inputs)) if how.nearest else None
+    for name, item in scored.items():
+        detail["models"][name] |= mistakes(predicted[name], item, neighbours)
+    return metrics
+
+
+def _predicted(name: str, stage: Evaluate, out: Out, source: Dataset, context: Inputs) -> list[Row]:
     """The rows with the model's predictions, from storage where an earlier attempt finished them."""
     store = out.store.sub(f"predictions/{name}")
     if (dataset := finished(store)) is None:
-        step = Predict(model=stage.models[name], dtype=stage.dtype, batch_tokens=stage.batch_tokens)
+        data, steps = source.split(stage.split), _steps(name, stage)
+        if (said := reuse.earlier(out, name)) is not None:
+            ui.reporter().say(f"{out.stage}: {name} has answered before; only what is measured is new")
+            data, steps = said, steps[1:]
         ledger = Ledger(store, f"{out.fingerprint}/{name}", cut(data))
-        work = Chain(data.store, data.row_type, (step,), context)
-        run_units(work, ledger, stage.resources, f"{out.stage}: {name}")
+        if ledger.missing():
+            fitted = tuple(step.fit(source.rows(), context) for step in steps)
+            work = Chain(data.store, data.row_type, steps, context, fitted)
+            run_units(work, ledger, stage.resources, f"{out.stage}: {name}")
         dataset = finish(ledger, data.row_type)
     for row in dataset.rejected_rows():
         raise StageError(
@@ -72,14 +109,10 @@ def _predicted(name: str, stage: Evaluate, out: Out, data: Dataset, context: Inp
     return list(dataset.rows())
 
 
-def _scored(predicted: Mapping[str, list[Row]]) -> dict[str, Scored]:
-    """Scores by model; StageError where models of two kinds are mixed, as no comparison would hold."""
-    labels = known_labels(predicted)
-    scored = {name: score(rows, labels) for name, rows in predicted.items()}
-    tasks = {name: item.detail["task"] for name, item in scored.items()}
-    if len(set(tasks.values())) > 1:
-        raise StageError(f"models of two kinds in one evaluation: {tasks}; write one evaluate stage for each kind")
-    return scored
+def _steps(name: str, stage: Evaluate) -> tuple[Transform, ...]:
+    """What a model says of each row, then what the metrics make of it."""
+    step = stage.task.step(stage.named[name], Pass(stage.dtype, stage.batch_tokens))
+    return (step, Measure(metrics=stage.task.metrics)) if stage.task.metrics else (step,)
 
 
 def _verdicts(
@@ -91,20 +124,17 @@ def _verdicts(
 ) -> list[str]:
     """A line for each comparison, or without a baseline for each model."""
     if baseline is None:
-        heads = {name: item.headline for name, item in scored.items()}
+        heads = {name: item.headline for name, item in scored.items() if item.statistics}
         return [
             f"{name}: {head.replace('_', ' ')} {shown(head, found[name][head])} at n = {rows}"
             for name, head in heads.items()
         ]
     lines = []
-    for name, (first, *_) in compared.items():
-        scores = found[name][first.metric], found[baseline][first.metric]
-        lines.append(verdict(name, baseline, *scores, first, rows))
+    for name, items in compared.items():
+        for first in items[:1]:
+            scores = found[name][first.metric], found[baseline][first.metric]
+            lines.append(verdict(name, baseline, *scores, first, rows))
     return lines
-
-
-def _plain(found: Mapping[str, Interval]) -> dict[str, Any]:
-    return {name: asdict(item) for name, item in found.items()}
 
 
 def _splits(artifact: Artifact) -> str:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tilth.data.bootstrap import Interval, Statistic, interval
 from tilth.data.schema import Row
 from tilth.errors import StageError
-from tilth.evaluate import metrics
-from tilth.evaluate.bootstrap import difference, mcnemar, permutation
+from tilth.evaluate.bootstrap import difference, holm, mcnemar, permutation
+from tilth.evaluate.measures.answers import Squad
+from tilth.evaluate.measures.base import Metric, Predicted
+from tilth.evaluate.measures.classes import Classification
+from tilth.evaluate.measures.entities import Entities
+from tilth.evaluate.measures.likelihood import Perplexity
 
 LEVEL = 0.05
 #: metrics of which less is better
-LOWER_IS_BETTER = frozenset({"perplexity"})
+LOWER_IS_BETTER = frozenset({"perplexity", "bits_per_byte", "ece"})
+#: metrics that are no share: shown as they are, with so many decimals
+_AS_IT_IS = {"perplexity": 3, "bits_per_byte": 4, "mcc": 3, "bleu": 1, "chrf": 1, "chrf+": 1, "chrf++": 1}
 
 
 @dataclass(frozen=True)
@@ -31,50 +37,81 @@ class Scored:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model against the baseline: the paired difference, its interval, and the p of no difference."""
+    """A model against the baseline: the paired difference, its interval, and the p of no difference.
+
+    `holm`: that p corrected for all models that are compared with the baseline in this metric (Holm 1979).
+    """
 
     metric: str
     difference: Interval
     p: float
     test: str
+    holm: float | None = None
+
+    @property
+    def decisive(self) -> float:
+        """The p by which a difference is called one."""
+        return self.p if self.holm is None else self.holm
 
 
-def score(rows: Sequence[Row], labels: Sequence[str]) -> Scored:
-    """Score predicted rows; `labels` are those that any of the compared models or the data knows."""
-    if "prediction" in rows[0]["meta"]:
-        return _classification(rows, labels)
-    nll, tokens = ([row["meta"][name] for row in rows] for name in ("nll", "tokens"))
-    truncated = sum(row["meta"]["truncated"] for row in rows)
-    detail = {"task": "language_model", "tokens": sum(tokens), "truncated": truncated}
-    return Scored({"perplexity": metrics.perplexity(nll, tokens)}, detail)
+def score(predicted: Predicted, metrics: Sequence[Metric] = ()) -> dict[str, Scored]:
+    """Score predicted rows of models that are compared; without metrics by those that the rows call for.
+
+    StageError where models of two kinds are mixed, as no comparison would hold, or a metric finds nothing to score.
+    """
+    kinds = {name: kind_of(rows[0]) for name, rows in predicted.items()}
+    if len(set(kinds.values())) > 1:
+        raise StageError(f"models of two kinds in one evaluation: {kinds}; write one evaluate stage for each kind")
+    first = next(iter(predicted.values()))[0]
+    chosen = tuple(metrics) or (default_metric(first),)
+    for metric in chosen:
+        if missing := [name for name in metric.reads if name not in first["meta"]]:
+            raise StageError(
+                f"{metric.kind} scores {' and '.join(metric.reads)}; of a model for {next(iter(kinds.values()))} "
+                f"rows have no {', '.join(missing)}; take another metric or task"
+            )
+    found: dict[str, dict[str, Statistic]] = {name: {} for name in predicted}
+    for metric in chosen:
+        for name, statistics in metric.statistics(predicted).items():
+            found[name] |= statistics
+    return {name: Scored(found[name], _detail(rows, kinds[name], chosen)) for name, rows in predicted.items()}
 
 
-def _classification(rows: Sequence[Row], labels: Sequence[str]) -> Scored:
-    truth, predicted = _truth(rows), [row["meta"]["prediction"] for row in rows]
-    names = metrics.label_set(truth, predicted)
-    detail = {
-        "task": "classification",
-        "truncated": sum(row["meta"]["truncated"] for row in rows),
-        "averages": metrics.averages(truth, predicted),
-        "per_class": metrics.per_class(truth, predicted),
-        "labels": names,
-        "confusion": metrics.confusion(truth, predicted, names).tolist(),
-    }
-    macro = metrics.f1_macro(truth, predicted, labels)
-    return Scored({"accuracy": metrics.accuracy(truth, predicted), "f1_macro": macro}, detail)
+def kind_of(row: Row) -> str:
+    """What a model did with a row, by what it left there."""
+    meta = row["meta"]
+    if "answers" in meta:
+        return "generation"
+    if "prediction" not in meta:
+        return "language_model"
+    if isinstance(meta["prediction"], list):
+        return "token_classification"
+    return "question_answering" if row.get("question") is not None else "classification"
 
 
-def _truth(rows: Sequence[Row]) -> list[str]:
-    for row in rows:
-        if row.get("label") is None:
-            raise StageError(f"row {row['id']} has no label; a classifier is evaluated on labelled rows")
-    return [row["label"] for row in rows]
+def default_metric(row: Row) -> Metric:
+    """The metric that a predicted row calls for; StageError for an answer that several could score."""
+    kind = kind_of(row)
+    if kind == "generation":
+        kind = "classification" if "prediction" in row["meta"] else "question_answering"
+        if kind == "question_answering" and row.get("answers") is None:
+            raise StageError("answers can be scored in many ways; set the task's metrics, such as [{kind: rouge}]")
+    metrics: dict[str, type[Metric]] = {
+        "classification": Classification, "token_classification": Entities, "question_answering": Squad,
+        "language_model": Perplexity,
+    }  # fmt: skip
+    return metrics[kind]()
 
 
-def known_labels(models: Mapping[str, Sequence[Row]]) -> list[str]:
-    """Every label that some row holds or some model predicts."""
-    pairs = ((row.get("label"), row["meta"].get("prediction")) for rows in models.values() for row in rows)
-    return sorted({label for pair in pairs for label in pair if label is not None})
+def _detail(rows: Sequence[Row], kind: str, metrics: Sequence[Metric]) -> dict[str, Any]:
+    found: dict[str, Any] = {"task": kind, "truncated": sum(row["meta"]["truncated"] for row in rows)}
+    for name in ("tokens", "withheld"):
+        if name in rows[0]["meta"]:
+            found[name] = sum(row["meta"][name] for row in rows)
+    for metric in metrics:
+        for name, value in metric.detail(rows).items():
+            found[name] = {**found[name], **value} if isinstance(value, dict) and name in found else value
+    return found
 
 
 def intervals(scored: Scored, samples: int, seed: int) -> dict[str, Interval]:
@@ -83,25 +120,43 @@ def intervals(scored: Scored, samples: int, seed: int) -> dict[str, Interval]:
 
 
 def compare(model: Scored, baseline: Scored, samples: int, seed: int) -> list[Comparison]:
-    """Paired comparisons in every metric that both have; McNemar for accuracy, randomisation for the others.
+    """Paired comparisons in every metric that both have; McNemar for what is right or wrong, else randomisation.
 
-    StageError where two language models count tokens differently: perplexity is a rate per token.
+    Perplexity is a rate per token: of two language models that count tokens differently only bits per byte compare.
     """
-    counts = [item.detail.get("tokens", 0) for item in (model, baseline)]
-    if counts[0] != counts[1]:
-        raise StageError(
-            f"the models cut the rows into {counts[0]:,} and {counts[1]:,} tokens, so their perplexities cannot be "
-            "compared; leave out baseline"
-        )
+    counts = [item.detail.get("tokens") for item in (model, baseline)]
     found = []
     for name, statistic in model.statistics.items():
+        if name == "perplexity" and counts[0] != counts[1]:
+            continue
         other = baseline.statistics[name]
         gap = difference(statistic, other, samples, seed)
-        if name == "accuracy":
-            p, test = mcnemar(statistic.terms[:, 0], other.terms[:, 0]), "McNemar, exact"
+        right, theirs = statistic.right, other.right
+        if right is not None and theirs is not None:
+            p, test = mcnemar(right, theirs), "McNemar, exact"
         else:
             p, test = permutation(statistic, other, samples, seed), "approximate randomisation"
         found.append(Comparison(name, gap, p, test))
+    return found
+
+
+def compared_with(
+    scored: Mapping[str, Scored], baseline: str | None, samples: int, seed: int
+) -> dict[str, list[Comparison]]:
+    """Every other model against the baseline, its p corrected for the number of models in each metric."""
+    if baseline is None:
+        return {}
+    others = [name for name in scored if name != baseline]
+    found = {name: compare(scored[name], scored[baseline], samples, seed) for name in others}
+    if len(others) < 2:
+        return found
+    by_metric: dict[str, list[tuple[str, int]]] = {}
+    for name, items in found.items():
+        for place, item in enumerate(items):
+            by_metric.setdefault(item.metric, []).append((name, place))
+    for places in by_metric.values():
+        for (name, place), p in zip(places, holm([found[n][i].p for n, i in places]), strict=True):
+            found[name][place] = replace(found[name][place], holm=p)
     return found
 
 
@@ -121,7 +176,14 @@ def flat(
         for item in comparisons:
             found |= _three(f"{prefix}/{item.metric}", item.difference)
             found[f"{prefix}/{item.metric}_p"] = item.p
+            if item.holm is not None:
+                found[f"{prefix}/{item.metric}_p_holm"] = item.holm
     return found
+
+
+def plain(found: Mapping[str, Interval]) -> dict[str, Any]:
+    """Intervals as plain data."""
+    return {name: asdict(item) for name, item in found.items()}
 
 
 def _three(name: str, item: Interval) -> dict[str, float]:
@@ -130,7 +192,7 @@ def _three(name: str, item: Interval) -> dict[str, float]:
 
 def compared_detail(compared: Sequence[Comparison]) -> list[dict[str, Any]]:
     """Comparisons as plain data."""
-    return [{**asdict(item), "level": LEVEL, "distinguishable": item.p < LEVEL} for item in compared]
+    return [{**asdict(item), "level": LEVEL, "distinguishable": item.decisive < LEVEL} for item in compared]
 
 
 def verdict(model: str, baseline: str, ours: Interval, theirs: Interval, comparison: Comparison, rows: int) -> str:
@@ -143,23 +205,26 @@ def verdict(model: str, baseline: str, ours: Interval, theirs: Interval, compari
     """
     name, gap = comparison.metric, comparison.difference
     better = "worse" if (gap.value < 0) != (name in LOWER_IS_BETTER) else "better"
-    word = f"{model} is {better}" if comparison.p < LEVEL else "not distinguishable"
-    unit = "" if name in LOWER_IS_BETTER else " points"
+    word = f"{model} is {better}" if comparison.decisive < LEVEL else "not distinguishable"
+    unit = "" if name in _AS_IT_IS else " points"
     low, middle, high = (_number(name, value, "+") for value in (gap.low, gap.value, gap.high))
+    corrected = "" if comparison.holm is None else " by Holm"
     return (
         f"{model} {shown(name, ours)} against {baseline} {shown(name, theirs)} {name.replace('_', ' ')}: "
-        f"difference {middle}{unit} [{low}, {high}], {p_value(comparison.p)}: {word} at n = {rows}"
+        f"difference {middle}{unit} [{low}, {high}], {p_value(comparison.decisive)}{corrected}: {word} at n = {rows}"
     )
 
 
 def shown(metric: str, item: Interval) -> str:
-    """A score with its interval: shares in per cent, perplexity as it is."""
-    percent = "" if metric in LOWER_IS_BETTER else " %"
+    """A score with its interval: shares in per cent, perplexity and the like as they are."""
+    percent = "" if metric in _AS_IT_IS else " %"
     return f"{_number(metric, item.value)}{percent} [{_number(metric, item.low)}, {_number(metric, item.high)}]"
 
 
 def _number(metric: str, value: float, sign: str = "") -> str:
-    return f"{value:{sign}.3f}" if metric in LOWER_IS_BETTER else f"{100 * value:{sign}.1f}"
+    if metric in _AS_IT_IS:
+        return f"{value:{sign}.{_AS_IT_IS[metric]}f}"
+    return f"{100 * value:{sign}.1f}"
 
 
 def p_value(p: float) -> str:

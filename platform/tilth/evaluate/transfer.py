@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tilth.data.bootstrap import Interval
-from tilth.data.schema import Row
 from tilth.errors import StageError
+from tilth.evaluate.measures.base import Metric, Predicted
 from tilth.evaluate.scores import (
     LEVEL,
     LOWER_IS_BETTER,
@@ -19,12 +19,9 @@ from tilth.evaluate.scores import (
     Scored,
     compare,
     intervals,
-    known_labels,
     score,
     verdict,
 )
-
-Predicted = Mapping[str, Sequence[Row]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,9 @@ class Slice:
     against_single: Mapping[str, Comparison]
 
 
-def slices(predicted: Predicted, single: Mapping[str, str], samples: int, seed: int) -> dict[str, Slice]:
+def slices(
+    predicted: Predicted, single: Mapping[str, str], samples: int, seed: int, metrics: Sequence[Metric] = ()
+) -> dict[str, Slice]:
     """A slice for each task, none where the rows are of fewer than two; `single`: task → its own model.
 
     StageError where `single` names a task that no row has.
@@ -47,13 +46,14 @@ def slices(predicted: Predicted, single: Mapping[str, str], samples: int, seed: 
         raise StageError(f"single names {', '.join(unknown)}; the rows are of the tasks {', '.join(tasks) or 'none'}")
     if len(tasks) < 2:
         return {}
-    return {task: _slice(task, predicted, single, samples, seed) for task in tasks}
+    return {task: _slice(task, predicted, single, samples, seed, metrics) for task in tasks}
 
 
-def _slice(task: str, predicted: Predicted, single: Mapping[str, str], samples: int, seed: int) -> Slice:
+def _slice(
+    task: str, predicted: Predicted, single: Mapping[str, str], samples: int, seed: int, metrics: Sequence[Metric]
+) -> Slice:
     mine = {name: [row for row in rows if row["task"] == task] for name, rows in predicted.items()}
-    labels = known_labels(mine)
-    scored: dict[str, Scored] = {name: score(rows, labels) for name, rows in mine.items()}
+    scored: dict[str, Scored] = score(mine, metrics)
     alone = single.get(task)
     several = [name for name in scored if alone is not None and name not in single.values()]
     against = {name: compare(scored[name], scored[str(alone)], samples, seed)[0] for name in several}
@@ -91,7 +91,7 @@ def verdicts(found: Mapping[str, Slice], single: Mapping[str, str]) -> list[str]
         for task, alone in single.items():
             part = found[task]
             item, scores = part.against_single[model], part.models
-            both = scores[model][part.metric], scores[alone][part.metric]
+            both = scores[model][item.metric], scores[alone][item.metric]
             lines.append(f"{task}: {verdict(model, alone, *both, item, part.rows)}")
         lines.append(_advice(model, harmed(found, model), len(single)))
     return lines

@@ -16,6 +16,7 @@ Flow = tuple[str, str, int]
 ACCEPTED = "accepted"
 _WIDTH = 7.6
 _LABELS = 40
+_PANELS = 4
 
 
 def flow(pictures: Pictures, flows: Sequence[Flow], title: str) -> Picture:
@@ -131,6 +132,15 @@ def _colours(number: int) -> list[str]:
 def _running_median(values: Any) -> Any:
     half = max(1, len(values) // 40)
     return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
+
+
+def forests(
+    pictures: Pictures, panels: Mapping[str, Sequence[Mapping[str, Any]]], title: str, zero: bool
+) -> list[Picture]:
+    """`forest` of few panels at a time, so that they can be read; none where there is nothing to draw."""
+    items = list(panels.items())
+    parts = [dict(items[start : start + _PANELS]) for start in range(0, len(items), _PANELS)]
+    return [forest(pictures, part, title, zero) for part in parts]
 
 
 def forest(pictures: Pictures, panels: Mapping[str, Sequence[Mapping[str, Any]]], title: str, zero: bool) -> Picture:

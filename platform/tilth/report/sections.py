@@ -9,7 +9,7 @@ from typing import Any
 
 from tilth.data.dataset import MANIFEST, Dataset
 from tilth.recipe import MEASURED
-from tilth.report import alignment, figures, generation, quality, rewards, tallies, training
+from tilth.report import alignment, errors, figures, generation, quality, rewards, tallies, training
 from tilth.report.svg import Picture, Pictures
 from tilth.report.tasks import tasks, transfer
 from tilth.runs import Artifact
@@ -29,7 +29,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page: words, pictures, tables and examples, in that order."""
+    """One part of the page: words, pictures, tables, examples and errors, in that order."""
 
     anchor: str
     title: str
@@ -37,6 +37,7 @@ class Section:
     pictures: tuple[Picture, ...] = ()
     tables: Sequence[Table] = ()
     examples: Sequence[tallies.Example] = ()
+    mistakes: Sequence[errors.Mistakes] = ()
     notes: dict[str, str] = field(default_factory=dict)
 
 
@@ -146,20 +147,22 @@ def _trace(artifact: Artifact) -> list[dict[str, Any]]:
 def _evaluation(pictures: Pictures, artifact: Artifact) -> Iterator[Section]:
     detail = artifact.detail
     models: dict[str, Any] = detail["models"]
-    drawn = [figures.forest(pictures, _by_metric(models), "Scores with 95 % intervals", zero=False)]
-    if gaps := _differences(detail):
-        title = f"Difference from {detail['baseline']}, paired by row, with 95 % intervals"
-        drawn.append(figures.forest(pictures, gaps, title, zero=True))
+    drawn = figures.forests(pictures, _by_metric(models), "Scores with 95 % intervals", zero=False)
+    title = f"Difference from {detail['baseline']}, paired by row, with 95 % intervals"
+    drawn += figures.forests(pictures, _differences(detail), title, zero=True)
     tables = [_score_table(models), *_difference_table(detail)]
     if "tasks" in detail:
         drawings, more = transfer(pictures, detail)
         drawn += drawings
         tables += [Table(*table) for table in more]
-    words = (f"{detail['rows']:,} rows of the {detail['split']} split.",)
+    tables += [Table(*table) for table in (*errors.slices(detail), *errors.beside(detail))]
+    words = (f"{detail['rows']:,} rows of the {detail['split']} split.", *errors.words(artifact.metrics, detail))
     yield Section(f"results-{artifact.stage}", f"Results: {artifact.stage}", words, tuple(drawn), tuple(tables))
     for name, model in models.items():
         if "confusion" in model:
             yield _classes(pictures, artifact.stage, name, model)
+        if found := errors.mistakes(model):
+            yield Section(f"errors-{artifact.stage}-{name}", f"Errors: {name}", mistakes=found)
 
 
 def _by_metric(models: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -189,12 +192,15 @@ def _score_table(models: Mapping[str, Any]) -> Table:
 
 def _difference_table(detail: Mapping[str, Any]) -> Iterator[Table]:
     rows = [
-        (name, item["metric"], *(item["difference"][k] for k in ("value", "low", "high")), item["p"], item["test"])
+        (
+            *(name, item["metric"], *(item["difference"][k] for k in ("value", "low", "high"))),
+            *(item["p"], item.get("holm"), item["test"]),
+        )
         for name, compared in detail["differences"].items()
         for item in compared
     ]
     if rows:
-        head = ("model", "metric", "difference", "low", "high", "p", "test")
+        head = ("model", "metric", "difference", "low", "high", "p", "p by Holm", "test")
         yield Table(f"Compared with {detail['baseline']}", head, rows)
 
 

@@ -23,12 +23,16 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Writes chat turns by the template and tokenizes. `limit` is the model's: tokens of prompt and completion."""
+    """Writes chat turns by the template and tokenizes. `limit` is the model's: tokens of prompt and completion.
+
+    `shared`: both together; of an encoder-decoder each has as many.
+    """
 
     tokenizer: Any
     limit: int
     sampling: SamplingParams
     template: str | None = None
+    shared: bool = True
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[Encoded]:
         texts = [self._text(prompt) for prompt in prompts]
@@ -64,7 +68,7 @@ class Encoder:
         if len(ids) >= self.limit:
             return Encoded(failure=f"prompt_too_long: {len(ids)} tokens, the model reads {self.limit - 1} and answers")
         most = self.sampling.max_tokens if prompt.max_tokens is None else prompt.max_tokens
-        return Encoded(ids, min(most, self.limit - len(ids)))
+        return Encoded(ids, min(most, self.limit - len(ids) if self.shared else self.limit))
 
 
 def context(config: Any, tokenizer: Any, asked: int | None) -> int:

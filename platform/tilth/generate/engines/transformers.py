@@ -1,4 +1,7 @@
-"""Causal language models by transformers' `generate`, every completion with its own random numbers and end."""
+"""Language models by transformers' `generate`, every completion with its own random numbers and end.
+
+Encoder-decoders too: their encoder reads the prompt, and the completion has room of its own.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +49,14 @@ class TransformersEngine:
         self.model, self.tokenizer = Weights.at(folder).load(self.device, dtype)
         self.ends = _ends(self.model, self.tokenizer)
         # the model's own settings (a penalty, a temperature) would be applied on top of ours
-        self.model.generation_config = GenerationConfig(eos_token_id=self.ends, pad_token_id=self.ends[0])
+        self.encodes = bool(self.model.config.is_encoder_decoder)
+        self.model.generation_config = GenerationConfig(
+            eos_token_id=self.ends,
+            pad_token_id=self.ends[0],
+            **(_decoding(self.model, self.ends) if self.encodes else {}),
+        )
         limit = context(self.model.config, self.tokenizer, config.max_model_len)
-        self.encode = Encoder(self.tokenizer, limit, config.sampling, config.chat_template)
+        self.encode = Encoder(self.tokenizer, limit, config.sampling, config.chat_template, not self.encodes)
         self.guides = Guides(self.tokenizer, self.model.get_output_embeddings().weight.shape[0], self.ends)
         self.alone = threading.Lock()
 
@@ -69,8 +77,9 @@ class TransformersEngine:
             yield Item(prompt, encoded, row_seed(prompt.seed, str(number), "sample"), temperature, stops)
 
     def _run(self, batch: list[Item]) -> list[Completion]:
-        """The completions of one batch, prompts padded on the left."""
+        """The completions of one batch, prompts padded on the left, those of an encoder on the right."""
         ids, attention = self._padded([item.encoded.ids for item in batch])
+        start = 1 if self.encodes else ids.shape[1]
         guides = [self.guides.of(item.prompt.shape) for item in batch]
         own = self.config.sampling
         draws = Draws(
@@ -80,9 +89,9 @@ class TransformersEngine:
             own.top_p,
             own.repetition_penalty,
         )
-        prompts = [item.encoded.ids for item in batch]
-        sampling = SeededSampling(draws, self.device, ids.shape[1], prompts, guides)
-        endings = Endings(batch, guides, ids.shape[1], self.tokenizer, self.ends)
+        prompts = [() if self.encodes else item.encoded.ids for item in batch]
+        sampling = SeededSampling(draws, self.device, start, prompts, guides)
+        endings = Endings(batch, guides, start, self.tokenizer, self.ends)
         made = self.model.generate(
             input_ids=ids,
             attention_mask=attention,
@@ -92,7 +101,7 @@ class TransformersEngine:
             stopping_criteria=[endings],
         )
         logs = torch.cat(sampling.logs, dim=1).double().cumsum(1).tolist()
-        texts = made[:, ids.shape[1] :].tolist()
+        texts = made[:, start:].tolist()
         return [endings.completion(row, texts[row], logs[row]) for row in range(len(batch))]
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
@@ -100,6 +109,9 @@ class TransformersEngine:
         pad = self.ends[0]
         ids = [[pad] * (width - len(row)) + list(row) for row in rows]
         mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+        if self.encodes:
+            ids = [list(row) + [pad] * (width - len(row)) for row in rows]
+            mask = [line[::-1] for line in mask]
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
 
 
@@ -146,6 +158,14 @@ def _ends(model: Any, tokenizer: Any) -> list[int]:
     own = model.generation_config.eos_token_id
     own = own if isinstance(own, list) else [own]
     return list(dict.fromkeys(token for token in (tokenizer.eos_token_id, *own) if token is not None))
+
+
+def _decoding(model: Any, ends: Sequence[int]) -> dict[str, Any]:
+    """What a decoder begins with, and that it writes no padding."""
+    start = model.generation_config.decoder_start_token_id
+    pad = model.config.pad_token_id
+    first = model.config.decoder_start_token_id if start is None else start
+    return {"decoder_start_token_id": first, "suppress_tokens": [pad] if pad is not None and pad not in ends else None}
 
 
 def _length(item: Item) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tilth.errors import ModelError
 from tilth.generate.base import Answer, Completion, Finish, Prompt
 from tilth.generate.engines.prompts import Encoded, Encoder, context
 from tilth.generate.engines.vllm_engine import Arguments, import_quietly, shared_engine
@@ -34,6 +35,8 @@ class VllmGenerate:
         from tilth.data.loading import load_tokenizer
 
         weights = Weights.at(folder)
+        if weights.objective == "seq2seq":
+            raise ModelError(f"{folder} is an encoder-decoder, which vLLM does not load; use `kind: hf` for it")
         base, adapter = weights.servable()
         tokenizer = load_tokenizer(weights.tokenizer)
         limit = context(AutoConfig.from_pretrained(base, local_files_only=True), tokenizer, config.max_model_len)

@@ -20,23 +20,25 @@ _PLAIN = {"use_dora": False, "modules_to_save": None, "bias": "none"}
 
 @dataclass(frozen=True)
 class Weights:
-    """A directory with all weights of a causal language model, an adapter on it or none, and its tokenizer's home."""
+    """A directory with all weights of a language model, an adapter on it or none, and its tokenizer's home."""
 
     base: Path
     adapter: Path | None
     tokenizer: Path
+    #: language_model, or seq2seq: an encoder reads what its decoder answers
+    objective: str = "language_model"
 
     @staticmethod
     def at(folder: Path) -> Weights:
         """What `folder` holds; ModelError where it is no language model or its base is not to be had."""
         card = Card.read(folder)
-        if card.objective != "language_model":
+        if card.objective not in ("language_model", "seq2seq"):
             raise ModelError(f"{folder} was trained for {card.objective}; a generator needs a language model")
         if not (folder / ADAPTER).is_file():
-            return Weights(folder, None, folder)
+            return Weights(folder, None, folder, card.objective)
         base = base_folder(card) if card.base else models.resolve(_settings(folder)["base_model_name_or_path"])
         own = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-        return Weights(base, folder, folder if own else base)
+        return Weights(base, folder, folder if own else base, card.objective)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -57,7 +59,7 @@ class Weights:
         import transformers
 
         transformers.logging.disable_progress_bar()
-        model = load_pretrained(self.base, "language_model", dtype=dtype).model
+        model = load_pretrained(self.base, self.objective, dtype=dtype).model
         if self.adapter is not None:
             model = adapted(model, self.adapter)
         return model.to(device).eval(), load_tokenizer(self.tokenizer)
@@ -91,7 +93,7 @@ def _merged(folder: Path) -> Path:
     pin = hashlib.sha256("\n".join([models.identity(str(weights.base)), *own]).encode()).hexdigest()[:16]
 
     def make(new: Path) -> None:
-        below = load_pretrained(weights.base, "language_model").model
+        below = load_pretrained(weights.base, weights.objective).model
         adapted(below, folder).merge_and_unload().save_pretrained(new)
         load_tokenizer(weights.tokenizer).save_pretrained(new)
 

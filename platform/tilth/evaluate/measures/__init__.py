@@ -1,0 +1,1 @@
+"""Metrics as kinds, each a thin wrapper on the library that the field scores with."""

@@ -1,0 +1,121 @@
+"""Labels right and wrong: scikit-learn's figures, ranks of probabilities, and how honest confidences are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from tilth.data.schema import Row
+from tilth.errors import StageError
+from tilth.evaluate.measures.base import Metric, Predicted, Statistics
+
+if TYPE_CHECKING:
+    from tilth.data.bootstrap import Statistic
+
+ClassFigure = Literal["accuracy", "f1_macro", "precision_macro", "recall_macro", "mcc"]
+
+
+class Classification(Metric):
+    """Accuracy, macro F1, precision and recall, and Matthews' correlation (Gorodkin 2004), as scikit-learn has them.
+
+    Macro figures leave out a class that is neither true nor predicted in any row; a class that is never predicted has
+    precision 0.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("prediction",)
+
+    show: tuple[ClassFigure, ...] = Field(
+        ("accuracy", "f1_macro"), min_length=1, description="Which, the one that counts most first."
+    )
+
+    def statistics(self, predicted: Predicted) -> dict[str, Statistics]:
+        pairs = {model: (truth_of(rows), guesses(rows)) for model, rows in predicted.items()}
+        labels = sorted({label for pair in pairs.values() for side in pair for label in side})
+        return {model: {name: _figure(name, *pair, labels) for name in self.show} for model, pair in pairs.items()}
+
+    def detail(self, rows: Sequence[Row]) -> dict[str, Any]:
+        from tilth.evaluate import metrics
+
+        truth, predicted = truth_of(rows), guesses(rows)
+        names = metrics.label_set(truth, predicted)
+        return {
+            "averages": metrics.averages(truth, predicted),
+            "per_class": metrics.per_class(truth, predicted),
+            "labels": names,
+            "confusion": metrics.confusion(truth, predicted, names).tolist(),
+        }
+
+
+def _figure(name: str, truth: list[str], predicted: list[str], labels: list[str]) -> Statistic:
+    from tilth.evaluate import metrics
+
+    if name == "accuracy":
+        return metrics.accuracy(truth, predicted)
+    return metrics.by_class(name, truth, predicted, labels)
+
+
+def truth_of(rows: Sequence[Row]) -> list[str]:
+    """The true label of each row; StageError where a row has none."""
+    found = []
+    for row in rows:
+        told = row["meta"].get("references") or [row.get("label")]
+        if told[0] is None:
+            raise StageError(f"row {row['id']} has no label; a classifier is evaluated on labelled rows")
+        found.append(str(told[0]))
+    return found
+
+
+def guesses(rows: Sequence[Row]) -> list[str]:
+    """The label that was predicted for each row."""
+    return [str(row["meta"]["prediction"]) for row in rows]
+
+
+class Auc(Metric):
+    """Area under the ROC curve of two labels (Hanley and McNeil 1982): how often the right row ranks above another.
+
+    `positive` is the label whose probability ranks the rows. Ties count half, as in scikit-learn.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("prediction", "confidence")
+
+    positive: str = Field(min_length=1, description="The label that is looked for.")
+
+    def statistics(self, predicted: Predicted) -> dict[str, Statistics]:
+        from tilth.evaluate import metrics
+
+        self._refuse_other_labels(predicted)
+        scores = {model: [self._score(row) for row in rows] for model, rows in predicted.items()}
+        ranks = sorted({score for found in scores.values() for score in found})
+        truth = {model: [label == self.positive for label in truth_of(rows)] for model, rows in predicted.items()}
+        return {model: {"auc": metrics.auc(truth[model], scores[model], ranks)} for model in predicted}
+
+    def _refuse_other_labels(self, predicted: Predicted) -> None:
+        labels = {label for rows in predicted.values() for label in (*truth_of(rows), *guesses(rows))}
+        if len(labels - {self.positive}) != 1:
+            raise StageError(
+                f"auc ranks {self.positive!r} against one other label; the rows hold {', '.join(sorted(labels))}"
+            )
+
+    def _score(self, row: Row) -> float:
+        """The probability of the positive label."""
+        confidence = float(row["meta"]["confidence"])
+        return round(confidence if row["meta"]["prediction"] == self.positive else 1 - confidence, 9)
+
+
+class Calibration(Metric):
+    """Expected calibration error (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599): bins of equal width.
+
+    The mean distance between how sure the model is and how often it is right; 0 is honest.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("prediction", "confidence")
+
+    bins: int = Field(15, ge=1, le=1000, description="Bins of confidence.")
+
+    def figures(self, rows: Sequence[Row]) -> Statistics:
+        from tilth.evaluate import metrics
+
+        right = [truth == said for truth, said in zip(truth_of(rows), guesses(rows), strict=True)]
+        return {"ece": metrics.calibration(right, [row["meta"]["confidence"] for row in rows], self.bins)}

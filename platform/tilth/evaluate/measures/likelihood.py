@@ -1,0 +1,24 @@
+"""How well a language model foresees texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from tilth.data.schema import Row
+from tilth.evaluate.measures.base import Metric, Statistics
+
+
+class Perplexity(Metric):
+    """Perplexity per token, and bits per byte, which compares models whose tokens differ (Gao et al. 2020).
+
+    Both are of the texts as far as the model read them; see the task's `stride` for texts longer than it reads.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("nll", "tokens", "bytes")
+
+    def figures(self, rows: Sequence[Row]) -> Statistics:
+        from tilth.evaluate import metrics
+
+        nll, tokens, size = ([row["meta"][name] for row in rows] for name in self.reads)
+        return {"perplexity": metrics.perplexity(nll, tokens), "bits_per_byte": metrics.bits_per_byte(nll, size)}

@@ -1,0 +1,75 @@
+"""Scores of parts of the rows: by label, length, task, origin, or whatever stands in their meta."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from tilth.data.bootstrap import Statistic, interval
+from tilth.data.schema import Row, value_at
+from tilth.data.texts import whole_text
+from tilth.evaluate.measures.base import Predicted
+from tilth.evaluate.scores import Scored
+
+#: values of a slice that are told, those with the most rows
+MOST = 24
+_BUCKETS = 4
+
+
+def slices(
+    predicted: Predicted, scored: Mapping[str, Scored], names: Sequence[str], samples: int, seed: int
+) -> dict[str, list[dict[str, Any]]]:
+    """For each slice its values, most rows first: {value, rows, models: {model: interval of its first metric}}."""
+    rows = next(iter(predicted.values()))
+    return {name: cut_by(values_of(rows, name), scored, samples, seed) for name in names}
+
+
+def cut_by(values: Sequence[str | None], scored: Mapping[str, Scored], samples: int, seed: int) -> list[dict[str, Any]]:
+    """Scores of the rows of each value; rows without one are left out."""
+    places: dict[str, list[int]] = {}
+    for place, value in enumerate(values):
+        if value is not None:
+            places.setdefault(value, []).append(place)
+    order = sorted(places, key=lambda value: (-len(places[value]), value))[:MOST]
+    return [
+        {
+            "value": value,
+            "rows": len(places[value]),
+            "models": {name: _part(item, places[value], samples, seed) for name, item in scored.items()},
+        }
+        for value in order
+    ]
+
+
+def _part(item: Scored, places: list[int], samples: int, seed: int) -> dict[str, Any]:
+    if not item.statistics:
+        return {}
+    statistic = item.statistics[item.headline]
+    part = Statistic(statistic.terms[np.array(places)], statistic.value)
+    return {"metric": item.headline, **asdict(interval(part, samples, seed))}
+
+
+def values_of(rows: Sequence[Row], name: str) -> list[str | None]:
+    """What each row falls under in a slice: label, length, task or origin, else what stands at a dotted path."""
+    if name == "length":
+        return _lengths(rows)
+    known: dict[str, Callable[[Row], Any]] = {
+        "label": lambda row: row.get("label"),
+        "task": lambda row: row["task"],
+        "origin": lambda row: "original" if row["via"] is None else f"made by {row['via']}",
+    }
+    found = [known[name](row) if name in known else value_at(row, name) for row in rows]
+    return [None if value is None else str(value) for value in found]
+
+
+def _lengths(rows: Sequence[Row]) -> list[str | None]:
+    """Quarters of the rows by the words of their text, called by their bounds."""
+    sizes = np.array([len(whole_text(row).split()) for row in rows])
+    edges = np.unique(np.quantile(sizes, np.linspace(0, 1, _BUCKETS + 1)).astype(int))
+    places = np.clip(np.searchsorted(edges, sizes, side="left"), 1, max(1, len(edges) - 1))
+    names = [f"{low + (at > 0)}–{high} words" for at, (low, high) in enumerate(pairwise(edges))]
+    return [names[place - 1] if names else f"{edges[0]} words" for place in places.tolist()]

@@ -1,0 +1,131 @@
+"""What an evaluation tells beside its scores: corrected tests, parts of the rows, contamination, errors, the report."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+import tilth
+from scripted import script
+from tilth.data.schema import original
+from tilth.evaluate import bootstrap
+from tilth.evaluate.scores import compared_with, score
+from tilth.evaluate.slices import values_of
+from tilth.report import write_report
+from tilth.runs import Artifact, Run
+
+SEEN = "please tell me where the card that I ordered three weeks ago has gone to"
+
+
+@script
+def always_card(text: str, prompt: Any) -> str:
+    return "card"
+
+
+@script
+def keywords(text: str, prompt: Any) -> str:
+    return "rate" if "rate" in text.partition("\n")[0] else "card"
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Artifact]:
+    """Two models on 24 rows, one of which is in the training rows; a stage and its run."""
+    folder = tmp_path_factory.mktemp("errors")
+    test = [{"text": f"what is the rate on day {i}?", "label": "rate"} for i in range(12)]
+    test += [{"text": f"my card number {i} is lost <b>again</b>", "label": "card"} for i in range(11)]
+    test.append({"text": f"{SEEN} today", "label": "rate"})
+    train = [{"text": f"{SEEN} again", "label": "card"}, {"text": "the rate of exchange, day by day", "label": "rate"}]
+    for name, rows in (("test", test), ("train", train)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    sources = {name: {"kind": "jsonl", "path": str(folder / f"{name}.jsonl")} for name in ("train", "test")}
+    writers = {name: {"kind": "scripted:Scripted", "script": name} for name in ("always_card", "keywords")}
+    plan = {
+        "name": "errors",
+        "stages": {
+            "data": {"kind": "data", "row": "labelled", "sources": sources},
+            "evaluate": {
+                "kind": "evaluate", "data": "@data", "task": {"kind": "generation", "generators": writers},
+                "baseline": "always_card", "slices": ["label", "length", "origin"],
+                "trained_on": {"data": "@data", "nearest": 1}, "bootstrap": {"samples": 100},
+                "resources": {"workers": 0},
+            },
+        },
+    }  # fmt: skip
+    return Run(folder / "out"), tilth.run(plan, folder / "out")["evaluate"]
+
+
+def test_parts_of_the_rows_are_scored_by_themselves(ran: tuple[Run, Artifact]):
+    slices = ran[1].detail["slices"]
+    by_label = {part["value"]: part for part in slices["label"]}
+    assert (by_label["rate"]["rows"], by_label["card"]["rows"]) == (13, 11)
+    assert by_label["rate"]["models"]["always_card"]["value"] == 0
+    assert by_label["rate"]["models"]["keywords"]["value"] == pytest.approx(12 / 13)
+    assert [part["value"] for part in slices["origin"]] == ["original"]
+    assert sum(part["rows"] for part in slices["length"]) == 24
+
+
+def test_a_row_that_was_trained_on_is_found_and_scored_apart(ran: tuple[Run, Artifact]):
+    artifact = ran[1]
+    assert artifact.metrics["contaminated"] == pytest.approx(1 / 24, abs=1e-6)
+    [seen] = artifact.detail["contamination"].values()
+    assert seen["size"] == 13
+    parts = {part["value"]: part for part in artifact.detail["slices"]["contamination"]}
+    assert (parts["seen in training"]["rows"], parts["not seen"]["rows"]) == (1, 23)
+
+
+def test_errors_stand_beside_the_training_rows_that_they_resemble(ran: tuple[Run, Artifact]):
+    model = ran[1].detail["models"]["keywords"]
+    [error] = model["errors"]
+    assert (error["said"], error["right"], error["score"]) == ("card", "rate", 0)
+    assert error["text"] == f"{SEEN} today"
+    [near] = error["nearest"]
+    assert near["text"] == f"{SEEN} again"
+    assert near["cosine"] > 0.8
+    [pair] = model["confusions"]
+    assert (pair["true"], pair["predicted"], pair["rows"]) == ("rate", "card", 1)
+    assert len(ran[1].detail["models"]["always_card"]["confusions"][0]["examples"]) == 5
+
+
+def test_the_report_shows_errors_escaped_with_their_neighbours(ran: tuple[Run, Artifact]):
+    write_report(ran[0])
+    page = ran[0].store.read("report.html").decode()
+    assert "Errors: keywords" in page
+    assert "rate taken for card: 13 rows" in page
+    assert re.search(r"Nearest training rows \(1\).*?cosine 0\.[89]\d*", page, re.DOTALL)
+    assert "By label" in page
+    assert "Rows seen in training and not" in page
+    assert "4.17% of the rows share wording" in page
+    assert "<b>again</b>" not in page
+
+
+def test_p_values_are_corrected_as_holm_wrote():
+    assert bootstrap.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert bootstrap.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert bootstrap.holm([]) == []
+
+
+def test_several_models_are_called_better_by_the_corrected_test():
+    def rows(right: int) -> list[dict[str, Any]]:
+        made = [original(f"r{i}", "test", {"text": "x", "label": "a"}) for i in range(100)]
+        said = [{"prediction": "a" if i < right else "b", "truncated": False} for i in range(100)]
+        return [{**row, "meta": meta} for row, meta in zip(made, said, strict=True)]
+
+    scored = score({"base": rows(80), "one": rows(86), "two": rows(88), "three": rows(81)})
+    found = {name: items[0] for name, items in compared_with(scored, "base", 100, 0).items()}
+    raw = [found[name].p for name in ("one", "two", "three")]
+    assert [found[name].holm for name in ("one", "two", "three")] == pytest.approx(bootstrap.holm(raw))
+    assert found["one"].p < 0.05 < found["one"].decisive
+    alone = compared_with({name: scored[name] for name in ("base", "one")}, "base", 100, 0)["one"][0]
+    assert alone.holm is None
+
+
+def test_rows_fall_under_what_their_meta_says():
+    rows = [original(f"r{i}", "test", {"text": "x"}, {"source": name}) for i, name in enumerate(("web", None, "web"))]
+    assert values_of(rows, "meta.source") == ["web", None, "web"]
+    made = {**rows[0], "via": "eda", "parent": "p"}
+    assert values_of([rows[0], made], "origin") == ["original", "made by eda"]
+    sized = [original(f"n{n}", "test", {"text": "w " * n}) for n in (1, 2, 3, 4, 8, 9, 20, 30)]
+    assert values_of(sized, "length")[0] == values_of(sized, "length")[1] != values_of(sized, "length")[-1]
