@@ -44,6 +44,15 @@ def test_every_aspect_of_every_answer_is_asked_with_its_own_description():
     assert all("why?" in prompt.messages[-1]["content"] and prompt.temperature == 0 for prompt in asked)
 
 
+def test_a_rubric_says_what_each_of_five_marks_means():
+    marks = ("useless", "poor", "fair", "good", "excellent")
+    judge = Aspects(generator=Reader(), aspects={"clear": "It is clear."}, rubric=marks)
+    assert "1: useless\n2: poor" in judge.prompts(Contest(user("q"), ("x",)))[0].messages[-1]["content"]
+    assert judge.check() == []
+    [problem] = Aspects(generator=Reader(), rubric=marks[:3]).check()
+    assert str(problem) == "rubric: says what 3 marks mean; there are five, from 1 to 5"
+
+
 @pytest.fixture(scope="module")
 def reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model with one output: MiniLM with a head that nobody trained."""

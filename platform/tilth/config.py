@@ -51,6 +51,10 @@ class ModelRefStr(Ref):
     wants = "model"
 
 
+class ReportRefStr(Ref):
+    wants = "report"
+
+
 class ModelName(str):
     """A model by hub name or local directory; its content, not its path, is its identity."""
 
@@ -69,6 +73,12 @@ def _dataset_ref(text: str) -> Ref:
     return DatasetRefStr(text)
 
 
+def _report_ref(text: str) -> Ref:
+    if not text.startswith("@") or len(text) < 2:
+        raise PydanticCustomError("ref", 'must name a stage that leaves a report, written "@stage"')
+    return ReportRefStr(text)
+
+
 def _model(text: str) -> str:
     if not text.strip():
         raise PydanticCustomError("model", "must be a hub name, a directory or a stage written @stage")
@@ -83,6 +93,7 @@ def _function(text: str) -> str:
 
 
 DatasetRef = Annotated[str, AfterValidator(_dataset_ref)]
+ReportRef = Annotated[str, AfterValidator(_report_ref)]
 ModelRef = Annotated[str, AfterValidator(_model)]
 FunctionRef = Annotated[str, AfterValidator(_function)]
 DataFiles = Annotated[str, Field(min_length=1), AfterValidator(DataPath)]

@@ -24,6 +24,7 @@ KINDS: dict[str, dict[str, str]] = {
         "reward": "tilth.train.reward:RewardTraining",
         "ppo": "tilth.train.ppo.stage:Ppo",
         "evaluate": "tilth.evaluate.stage:Evaluate",
+        "judge": "tilth.evaluate.judging.stage:JudgeAnswers",
         "generate": "tilth.generate.stage:Generate",
     },
     "source": {

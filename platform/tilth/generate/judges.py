@@ -13,13 +13,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from tilth.config import EXECUTION, Component, ModelRef
 from tilth.data.schema import row_seed
 from tilth.data.transform import Inputs
+from tilth.errors import Problem
 from tilth.generate.base import Answer, Generator, Message, Prompt
 from tilth.generate.shape import Shape
 
@@ -66,6 +67,9 @@ JudgeFunction = Callable[[Sequence[Contest]], list[Judgement]]
 
 class Judge(Component, family="judge"):
     """Scores answers. A kind writes `load`."""
+
+    #: whether it compares answers, so that a score means nothing beside those of another contest
+    compares: ClassVar[bool] = False
 
     @property
     def title(self) -> str:
@@ -125,6 +129,8 @@ class Pairwise(Asked):
     place), `unjudged` (an order without a usable answer).
     """
 
+    compares: ClassVar[bool] = True
+
     instruction: str = Field(
         "Judge which answer serves the user better. Do not let their order or their length decide.",
         description="What the judge is told.",
@@ -171,6 +177,12 @@ class Aspects(Asked):
     """
 
     aspects: dict[str, str] = Field(ASPECTS, min_length=1, description="Aspect: what deserves full marks in it.")
+    rubric: tuple[str, ...] = Field((), description="What marks 1 to 5 mean; none: 1 very poor, 5 excellent.")
+
+    def check(self) -> list[Problem]:
+        if len(self.rubric) in (0, 5):
+            return []
+        return [Problem("rubric", f"says what {len(self.rubric)} marks mean", "there are five, from 1 to 5")]
 
     def prompts(self, contest: Contest) -> list[Prompt]:
         return [
@@ -180,9 +192,11 @@ class Aspects(Asked):
         ]
 
     def _prompt(self, contest: Contest, number: int, name: str, what: str) -> Prompt:
+        marks = "\n".join(f"{mark}: {meaning}" for mark, meaning in enumerate(self.rubric, 1))
         text = (
             f"[Question]\n{contest.question}\n\n[Answer]\n{contest.candidates[number]}\n\n"
-            f"Mark the answer for {name.replace('_', ' ')}: {what}\n1 is very poor, 5 is excellent. Say the mark alone."
+            f"Mark the answer for {name.replace('_', ' ')}: {what}\n"
+            f"{marks or '1 is very poor, 5 is excellent.'} Say the mark alone."
         )
         seed = row_seed(contest.seed, f"{number}.{name}", "aspects")
         return Prompt(({"role": "user", "content": text},), seed, shape=_MARK, temperature=0)

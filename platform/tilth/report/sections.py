@@ -9,7 +9,7 @@ from typing import Any
 
 from tilth.data.dataset import MANIFEST, Dataset
 from tilth.recipe import MEASURED
-from tilth.report import alignment, errors, figures, generation, quality, rewards, tallies, training
+from tilth.report import alignment, errors, figures, generation, judging, quality, rewards, tallies, training
 from tilth.report.svg import Picture, Pictures
 from tilth.report.tasks import tasks, transfer
 from tilth.runs import Artifact
@@ -46,11 +46,15 @@ def sections(artifacts: Mapping[str, Artifact]) -> list[Section]:
     pictures = Pictures()
     reports = [a for a in artifacts.values() if "models" in a.detail]
     datasets = [a for a in artifacts.values() if a.store.exists(MANIFEST)]
+    judged = [a for a in artifacts.values() if "judges" in a.detail]
     found = [part for artifact in reports for part in _evaluation(pictures, artifact)]
+    found += [_judging(pictures, artifact) for artifact in judged]
     found += [_data(pictures, artifact) for artifact in datasets]
     found += [part for artifact in datasets for part in _quality(pictures, artifact)]
     found += _training(pictures, artifacts)
-    told = {a.stage for a in (*reports, *datasets)} | {a.stage for a in artifacts.values() if a.produces == "model"}
+    told = {a.stage for a in (*reports, *judged, *datasets)} | {
+        a.stage for a in artifacts.values() if a.produces == "model"
+    }
     found += [_other(artifact) for name, artifact in artifacts.items() if name not in told and artifact.metrics]
     return found
 
@@ -163,6 +167,14 @@ def _evaluation(pictures: Pictures, artifact: Artifact) -> Iterator[Section]:
             yield _classes(pictures, artifact.stage, name, model)
         if found := errors.mistakes(model):
             yield Section(f"errors-{artifact.stage}-{name}", f"Errors: {name}", mistakes=found)
+
+
+def _judging(pictures: Pictures, artifact: Artifact) -> Section:
+    detail = artifact.detail
+    words = f"Answers of {', '.join(detail['judged_models'])} to {detail['rows']:,} questions."
+    drawn = tuple(judging.pictures_of(pictures, detail))
+    tables = [Table(*table) for table in judging.tables(detail)]
+    return Section(f"judged-{artifact.stage}", f"Judged: {artifact.stage}", (words,), drawn, tables)
 
 
 def _by_metric(models: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:

@@ -1,0 +1,86 @@
+"""Stage `judge`: models' answers judged by other models, with intervals, and the judges judged by people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from tilth.config import EXECUTION, DatasetRef, ReportRef
+from tilth.data.memory import held
+from tilth.data.transform import Resources
+from tilth.errors import Problem
+from tilth.evaluate.judging.people import People
+from tilth.evaluate.stage import Bootstrap
+from tilth.evaluate.tasks.prompting import template_problems
+from tilth.generate.judges import Judge
+from tilth.recipe import Stage
+
+if TYPE_CHECKING:
+    from tilth.runs import Artifact, Out
+    from tilth.weights import Sized
+
+
+class JudgeAnswers(Stage):
+    """Judges score the answers of several models, or compare them in both orders, every row once.
+
+    The answers are those of an evaluation with the task `generation`, or stand in the rows of a dataset. Each judge
+    gives marks or outcomes of pairs; told are mean marks, win rates over a baseline, plain and at equal length,
+    Bradley-Terry ratings of all models on Elo's scale, and what may be wrong with the judge: how often the place of an
+    answer decided, how often the longer one won, how far it favours its own model. Where people judged the same
+    answers, agreement with them stands beside theirs with each other.
+    """
+
+    produces: ClassVar[str] = "report"
+
+    answers: ReportRef | None = Field(None, description='The evaluation whose answers are judged, as "@stage".')
+    data: DatasetRef | None = Field(None, description="Or the dataset whose rows hold the answers.")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="Model → column or dotted path of its answers in that dataset."
+    )
+    split: str = Field("test", pattern="^(train|validation|test)$", description="The split of that dataset.")
+    question: str | None = Field(
+        None, description="Jinja template of what was asked, over the row's columns and meta; none: by the row's type."
+    )
+    judges: dict[str, Judge] = Field(min_length=1, description="Name in the report → who judges.")
+    baseline: str | None = Field(None, description="The model over which win rates are told.")
+    people: People | None = Field(None, description="People's judgements of the same answers.")
+    seed: int = Field(0, ge=0, description="Seed of judges that draw; each row derives its own from it.")
+    bootstrap: Bootstrap = Field(default_factory=Bootstrap, description="How intervals are drawn.")
+    resources: Resources = Field(
+        default_factory=Resources, json_schema_extra=EXECUTION, description="Where judges run."
+    )
+
+    def check(self) -> list[Problem]:
+        return [*self._sources(), *self._models(), *template_problems(self.question)]
+
+    def _sources(self) -> Iterator[Problem]:
+        if (self.answers is None) == (self.data is None):
+            yield Problem("answers", "needs exactly one of answers and data", "name an evaluation, or a dataset")
+        if (self.data is None) == bool(self.columns):
+            yield Problem("columns", "goes with data: it says where each model's answers stand", "give both or neither")
+        for name in self.judges:
+            if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+                yield Problem(
+                    f"judges.{name}", "holds a character that a directory's name cannot", "use letters, digits"
+                )
+
+    def _models(self) -> Iterator[Problem]:
+        """Models that are named must be among those of the columns; those of an evaluation are known when it runs."""
+        named = {"baseline": [self.baseline] if self.baseline else []}
+        if self.people:
+            named["people.ratings"] = list(self.people.ratings)
+            named["people.verdicts.models"] = list(self.people.verdicts.models) if self.people.verdicts else []
+        for where, models in named.items():
+            if self.columns and (unknown := [model for model in models if model not in self.columns]):
+                yield Problem(where, f"{unknown[0]!r} is none of the models", f"use one of: {', '.join(self.columns)}")
+
+    def memory(self, sized: Sized) -> float | None:
+        return held(self, sized, self.resources)
+
+    def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
+        """Ask every judge, then count; StageError where an answer is missing or no judge could say anything."""
+        from tilth.evaluate.judging.running import judge
+
+        return judge(self, out, inputs)

@@ -1,0 +1,210 @@
+"""From judged rows to figures: marks, win rates, ratings, biases of the judge, and how far it agrees with others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from tilth.data.bootstrap import Statistic, interval, mean
+from tilth.data.schema import Row
+from tilth.evaluate.bootstrap import mcnemar
+from tilth.evaluate.judging.agreement import agree, among, spearman
+from tilth.evaluate.judging.people import People, Verdicts, majority
+from tilth.evaluate.judging.ranking import Won, elo, length_controlled
+
+Pair = tuple[str, str, str]  # row id, first model, second model
+Outcomes = dict[Pair, float]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one judge said of the rows: outcomes of pairs, and scores where it gave any."""
+
+    models: tuple[str, ...]
+    rows: Sequence[Row]
+
+    @property
+    def scores(self) -> list[Mapping[str, float]]:
+        """For each row what each model's answer was given; empty where the judge compares."""
+        return [row["meta"]["judged"].get("scores", {}) for row in self.rows]
+
+    def outcomes(self) -> Outcomes:
+        """The first model's share of a win in each pair; of scores the higher one wins."""
+        found: Outcomes = {}
+        for row, scores in zip(self.rows, self.scores, strict=True):
+            for one, other, share, *_ in row["meta"]["judged"].get("pairs", ()):
+                found[row["id"], one, other] = float(share)
+            for one, other in combinations(self.models, 2):
+                if one in scores and other in scores:
+                    found[row["id"], one, other] = float(np.sign(scores[one] - scores[other])) / 2 + 0.5
+        return found
+
+    def lengths(self) -> dict[tuple[str, str], int]:
+        """Characters of each answer, by row and model."""
+        pairs = ((row, model) for row in self.rows for model in self.models)
+        return {(row["id"], model): len(row["meta"]["candidates"][model]) for row, model in pairs}
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How intervals are drawn."""
+
+    samples: int = 2000
+    seed: int = 0
+
+    def of(self, statistic: Statistic) -> dict[str, Any]:
+        """A figure with its interval and the rows that it is of."""
+        return {**asdict(interval(statistic, self.samples, self.seed)), "n": len(statistic)}
+
+    def mean(self, values: Sequence[float]) -> dict[str, Any] | None:
+        return self.of(mean(values)) if values else None
+
+
+def tally(judged: Judged, baseline: str | None, draws: Draws) -> dict[str, Any]:
+    """All figures of one judge; a figure is {value, low, high, n}."""
+    outcomes = judged.outcomes()
+    found: dict[str, Any] = {"rows": len(judged.rows), "failures": _failures(judged.rows)}
+    if any(judged.scores):
+        found["marks"] = {model: draws.mean(marks) for model, marks in _marks(judged).items() if marks}
+    if baseline is not None:
+        others = [model for model in judged.models if model != baseline]
+        found["against"] = {model: against(judged, outcomes, model, baseline, draws) for model in others}
+    if len(judged.models) > 1 and outcomes:
+        places = {row["id"]: place for place, row in enumerate(judged.rows)}
+        games: list[Won] = [(places[row], one, other, share) for (row, one, other), share in outcomes.items()]
+        strengths = elo(games, judged.models, len(judged.rows))
+        found["elo"] = {model: draws.of(statistic) for model, statistic in strengths.items()}
+    return found | {"biases": biases(judged, outcomes, draws)}
+
+
+def _marks(judged: Judged) -> dict[str, list[float]]:
+    return {model: [scores[model] for scores in judged.scores if model in scores] for model in judged.models}
+
+
+def _failures(rows: Sequence[Row]) -> int:
+    return sum(len(row["meta"]["judged"]["failures"]) for row in rows)
+
+
+def against(judged: Judged, outcomes: Outcomes, model: str, baseline: str, draws: Draws) -> dict[str, Any]:
+    """Win rate of a model over the baseline, plain and at equal length, and the p of no difference (sign test)."""
+    rows, shares = [], []
+    for (row, one, other), share in outcomes.items():
+        if {one, other} == {model, baseline}:
+            rows.append(row)
+            shares.append(share if one == model else 1 - share)
+    if not shares:
+        return {"n": 0}
+    sizes = judged.lengths()
+    long, short = ([float(sizes[row, name]) for row in rows] for name in (model, baseline))
+    won = np.array(shares)
+    return {
+        "win_rate": draws.of(mean(shares)),
+        "lc_win_rate": Draws(min(draws.samples, 300), draws.seed).of(length_controlled(shares, long, short)),
+        "ties": float((won == 0.5).mean()),
+        "p": mcnemar(won > 0.5, won < 0.5),
+        "length": [float(np.mean(long)), float(np.mean(short))],
+    }
+
+
+def biases(judged: Judged, outcomes: Outcomes, draws: Draws) -> dict[str, Any]:
+    """How often the place decided, for the first one of those, and how often the longer of two answers won."""
+    pairs = [pair for row in judged.rows for pair in row["meta"]["judged"].get("pairs", ())]
+    sizes = judged.lengths()
+    longer = []
+    for (row, one, other), share in outcomes.items():
+        gap = sizes[row, one] - sizes[row, other]
+        if gap and share != 0.5:
+            longer.append(float((gap > 0) == (share > 0.5)))
+    found = {
+        "position": draws.mean([float(flipped) for *_, flipped, _ in pairs]),
+        "first_place": draws.mean([float(first) for *_, flipped, first in pairs if flipped]),
+        "longer_wins": draws.mean(longer),
+    }
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def agreements(judges: Mapping[str, Judged], people: People | None) -> dict[str, Any]:
+    """Judges with each other and with people, and people among themselves, which no judge can be held to exceed."""
+    outcomes = {name: judged.outcomes() for name, judged in judges.items()}
+    found: dict[str, Any] = {
+        "judges": {
+            f"{one} and {other}": agree(outcomes[one], outcomes[other]) for one, other in combinations(outcomes, 2)
+        }
+    }
+    first = next(iter(judges.values()))
+    if people and people.verdicts:
+        persons, most = _said(first.rows, people.verdicts, first.models)
+        found["people"] = among(persons)
+        found["with_people"] = {
+            name: {"majority": agree(own, most), "each": _with_each(own, persons)} for name, own in outcomes.items()
+        }
+    if people and people.ratings:
+        found["ratings"] = {name: _rated(judged, people) for name, judged in judges.items() if any(judged.scores)}
+    return found
+
+
+def _said(rows: Sequence[Row], verdicts: Verdicts, models: Sequence[str]) -> tuple[list[Outcomes], Outcomes]:
+    """The outcomes of each person, and what most of them said; pairs in the order in which judges name them."""
+    persons: list[Outcomes] = [{} for _ in verdicts.columns]
+    most: Outcomes = {}
+    swapped = models.index(verdicts.models[0]) > models.index(verdicts.models[1])
+    pair = verdicts.models[::-1] if swapped else verdicts.models
+    for row in rows:
+        said = [share if share is None or not swapped else 1 - share for share in verdicts.of(row)]
+        for person, share in zip(persons, said, strict=True):
+            if share is not None:
+                person[row["id"], pair[0], pair[1]] = share
+        if (share := majority(said)) is not None:
+            most[row["id"], pair[0], pair[1]] = share
+    return persons, most
+
+
+def _with_each(own: Outcomes, persons: Sequence[Outcomes]) -> dict[str, Any]:
+    found = [agree(own, person) for person in persons]
+    known = [item for item in found if item["kappa"] is not None]
+    return {
+        "pairs": sum(item["pairs"] for item in found),
+        "same": float(np.mean([item["same"] for item in found if item["same"] is not None])),
+        "kappa": float(np.mean([item["kappa"] for item in known])) if known else None,
+    }
+
+
+def _rated(judged: Judged, people: People) -> dict[str, Any]:
+    """Rank correlation of the judge's scores with people's ratings, over all answers that both saw."""
+    pairs = [
+        (scores[model], rating)
+        for row, scores in zip(judged.rows, judged.scores, strict=True)
+        for model in judged.models
+        if model in scores and (rating := people.rating(row, model)) is not None
+    ]
+    return spearman([score for score, _ in pairs], [rating for _, rating in pairs])
+
+
+def self_preference(judges: Mapping[str, Judged], own: Mapping[str, str]) -> dict[str, Any]:
+    """How much oftener a judge lets its own model's answers win than the other judges do; `own`: judge → its model.
+
+    Panickssery et al. 2024, arXiv:2404.13076. Only of several judges can one say so: its own answers may be better.
+    """
+    shares = {name: {model: _win_share(judged, model) for model in judged.models} for name, judged in judges.items()}
+    found = {}
+    for judge, model in own.items():
+        others = [value for name, wins in shares.items() if name != judge and (value := wins.get(model)) is not None]
+        mine = shares[judge].get(model)
+        if mine is not None and others:
+            gap = mine - float(np.mean(others))
+            found[judge] = {"model": model, "own": mine, "others": float(np.mean(others)), "excess": gap}
+    return found
+
+
+def _win_share(judged: Judged, model: str) -> float | None:
+    """A model's share of its comparisons won."""
+    won = [
+        share if one == model else 1 - share
+        for (_, one, other), share in judged.outcomes().items()
+        if model in (one, other)
+    ]
+    return float(np.mean(won)) if won else None

@@ -1,0 +1,84 @@
+"""What a report shows of judges: whose answers won, how sure that is, and how far the judges can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tilth.report import figures
+from tilth.report.svg import Picture, Pictures
+
+#: caption, head, rows
+Plain = tuple[str, tuple[str, ...], Sequence[Sequence[Any]]]
+_BIASES = {
+    "position": "pairs that the place decided",
+    "first_place": "of these for the first place",
+    "longer_wins": "decided pairs that the longer answer won",
+}
+_ENDS = ("value", "low", "high", "n")
+
+
+def pictures_of(pictures: Pictures, detail: Mapping[str, Any]) -> Iterator[Picture]:
+    """Ratings and win rates with their intervals, a panel for each judge."""
+    for key, title in (("elo", "Bradley-Terry ratings on Elo's scale"), ("marks", "Mean marks")):
+        if panels := {name: _lines(item[key]) for name, item in detail["judges"].items() if item.get(key)}:
+            yield from figures.forests(pictures, panels, f"{title}, with 95 % intervals", zero=False)
+
+
+def _lines(found: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    return [{"name": model, **item} for model, item in sorted(found.items(), key=lambda pair: -pair[1]["value"])]
+
+
+def tables(detail: Mapping[str, Any]) -> Iterator[Plain]:
+    """Win rates, ratings and marks, biases, agreement."""
+    judges: Mapping[str, Any] = detail["judges"]
+    if lines := list(_against(judges)):
+        head = ("judge", "model", "win rate", "low", "high", "at equal length", "low", "high", "ties", "p", "n")
+        yield f"Wins over {detail['baseline']}", head, lines
+    for key, caption in (("elo", "Ratings"), ("marks", "Marks")):
+        lines = [
+            (name, model, *(item[end] for end in _ENDS))
+            for name, told in judges.items()
+            for model, item in told.get(key, {}).items()
+        ]
+        if lines:
+            yield caption, ("judge", "model", *_ENDS), lines
+    biases = [
+        (name, what, *(told["biases"][key][end] for end in _ENDS))
+        for name, told in judges.items()
+        for key, what in _BIASES.items()
+        if key in told["biases"]
+    ]
+    if biases:
+        yield "What else decided", ("judge", "share of", *_ENDS), biases
+    yield from _trust(detail)
+
+
+def _against(judges: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    for name, told in judges.items():
+        for model, item in told.get("against", {}).items():
+            if "win_rate" in item:
+                rates = (item[key][end] for key in ("win_rate", "lc_win_rate") for end in _ENDS[:3])
+                yield (name, model, *rates, item["ties"], item["p"], item["win_rate"]["n"])
+
+
+def _trust(detail: Mapping[str, Any]) -> Iterator[Plain]:
+    """Agreement with people and among judges, beside that of people with each other; judges of their own answers."""
+    agreement = detail["agreement"]
+    lines = [
+        (f"{name} and the majority of people", item["majority"]) for name, item in _items(agreement, "with_people")
+    ]
+    lines += [(f"{name} and each person, mean", item["each"]) for name, item in _items(agreement, "with_people")]
+    lines += [("people with each other, mean", agreement["people"])] if "people" in agreement else []
+    lines += list(_items(agreement, "judges"))
+    if lines:
+        shown = [(who, item["pairs"], item["same"], item["kappa"]) for who, item in lines]
+        yield "Agreement", ("who", "pairs", "say the same", "Cohen's kappa"), shown
+    if rated := [(name, item["n"], item["rho"], item["p"]) for name, item in _items(agreement, "ratings")]:
+        yield "Scores beside people's ratings", ("judge", "answers", "Spearman's rho", "p"), rated
+    if own := [(name, *item.values()) for name, item in detail["self_preference"].items()]:
+        yield "Judges of their own answers", ("judge", "its model", "own wins", "by other judges", "excess"), own
+
+
+def _items(found: Mapping[str, Any], key: str) -> Sequence[tuple[str, Any]]:
+    return list(found.get(key, {}).items())

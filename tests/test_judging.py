@@ -1,0 +1,226 @@
+"""Judges as an evaluation: outcomes counted, biases named, agreement with people, ratings against plain references."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import cohen_kappa_score
+
+import tilth
+from scripted import script
+from tilth.errors import RecipeError, StageError
+from tilth.evaluate.judging.people import Verdicts, majority
+from tilth.evaluate.judging.ranking import length_controlled, ratings
+from tilth.evaluate.judging.tally import Judged, self_preference
+from tilth.report import write_report
+from tilth.runs import Run
+
+READER = "test_preferences:Reader"
+PEOPLE = ["annotator1", "annotator2", "annotator3"]
+
+
+def pairwise(habit: str = "length") -> dict[str, Any]:
+    return {"kind": "pairwise", "generator": {"kind": READER, "habit": habit}}
+
+
+def recipe(folder: Path, rows: list[dict[str, Any]], judges: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """Rows with two models' answers in them, and judges of those, in this process."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    carry = sorted({name for row in rows for name in row} - {"text"})
+    source = {"kind": "jsonl", "path": str(folder / "rows.jsonl"), "carry": carry}
+    stage = {
+        "kind": "judge", "data": "@data", "columns": {"one": "meta.response1", "two": "meta.response2"},
+        "judges": judges, "bootstrap": {"samples": 100}, "resources": {"workers": 0}, **fields,
+    }  # fmt: skip
+    data = {"kind": "data", "row": "text", "sources": {"test": source}, "clean": {"duplicates": "keep"}}
+    return {"name": "judged", "stages": {"data": data, "judged": stage}}
+
+
+@pytest.fixture(scope="module")
+def judgements(shared: Path) -> list[dict[str, Any]]:
+    """PandaLM's pairs, 150 of them, each judged by three people."""
+    rows = json.loads((shared / "data/pandalm/pandalm_testset-v1.json").read_text(encoding="utf-8"))[:150]
+    kept = ("response1", "response2", *PEOPLE)
+    return [
+        {"text": f"{row['idx']}. {row['instruction']}\n{row['input']}", **{name: row[name] for name in kept}}
+        for row in rows
+        if all(row[name].strip() and "\n\n" not in row[name] for name in ("response1", "response2"))
+    ]
+
+
+def test_a_judge_that_counts_letters_is_found_out_by_people_and_length(
+    judgements: list[dict[str, Any]], tmp_path: Path
+):
+    people = {"verdicts": {"columns": [f"meta.{name}" for name in PEOPLE], "models": ["two", "one"]}}
+    people["verdicts"]["codes"] = {"1": "second", "2": "first", "0": "tie"}  # the models are named the other way round
+    plan = recipe(
+        tmp_path, judgements, {"length": pairwise(), "first": pairwise("first")}, baseline="one", people=people
+    )
+    artifact = tilth.run(plan, tmp_path / "out")["judged"]
+    told = artifact.detail["judges"]["length"]
+
+    share = {True: 1.0, False: 0.0}
+    own = [
+        0.5 if len(row["response1"]) == len(row["response2"]) else share[len(row["response1"]) > len(row["response2"])]
+        for row in judgements
+    ]
+    win_rate = told["against"]["two"]["win_rate"]
+    assert win_rate["value"] == pytest.approx(1 - np.mean(own))
+    assert win_rate["low"] < win_rate["value"] < win_rate["high"]
+    assert win_rate["n"] == len(judgements)
+    assert told["biases"]["longer_wins"]["value"] == 1
+    assert told["biases"]["position"]["value"] == 0
+
+    said = [[{1: 1.0, 2: 0.0, 0: 0.5}[row[name]] for name in PEOPLE] for row in judgements]
+    most = [Counter(votes).most_common(1)[0][0] if max(Counter(votes).values()) > 1 else 0.5 for votes in said]
+    as_text = [list(map(str, column)) for column in (own, most, *zip(*said, strict=True))]
+    agreed = artifact.detail["agreement"]
+    assert agreed["with_people"]["length"]["majority"]["kappa"] == pytest.approx(cohen_kappa_score(*as_text[:2]))
+    assert agreed["with_people"]["length"]["majority"]["same"] == pytest.approx(
+        np.mean(np.array(own) == np.array(most))
+    )
+    among = [cohen_kappa_score(one, other) for one, other in combinations(as_text[2:], 2)]
+    assert agreed["people"]["kappa"] == pytest.approx(np.mean(among))
+    assert artifact.metrics["length/kappa_people"] < agreed["people"]["kappa"], "letters are not what people count"
+
+    placed = artifact.detail["judges"]["first"]
+    assert (placed["biases"]["position"]["value"], placed["biases"]["first_place"]["value"]) == (1, 1)
+    assert placed["against"]["two"]["win_rate"]["value"] == 0.5, "what the place decides is a tie"
+
+
+@script
+def long_winded(text: str, prompt: Any) -> str:
+    return f"{text} well, well"
+
+
+@script
+def curt(text: str, prompt: Any) -> str:
+    return "ok"
+
+
+@script
+def middling(text: str, prompt: Any) -> str:
+    return "okay"
+
+
+def test_models_of_an_evaluation_are_judged_and_ranked(tmp_path: Path):
+    rows = [{"prompt": f"Say {i}.", "completion": "x"} for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    writers = {name: {"kind": "scripted:Scripted", "script": name} for name in ("curt", "middling", "long_winded")}
+    here = {"resources": {"workers": 0}, "bootstrap": {"samples": 100}}
+    task = {"kind": "generation", "metrics": [{"kind": "exact_match"}], "generators": writers}
+    judges = {"pairs": pairwise(), "marks": {"kind": "aspects", "generator": {"kind": READER}}}
+    plan = {
+        "name": "ranked",
+        "stages": {
+            "data": {
+                "kind": "data", "row": "completion",
+                "sources": {"test": {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl")}},
+            },
+            "evaluate": {"kind": "evaluate", "data": "@data", "task": task, **here},
+            "judged": {"kind": "judge", "answers": "@evaluate", "judges": judges, **here},
+        },
+    }  # fmt: skip
+    found = tilth.run(plan, tmp_path / "out")
+    detail = found["judged"].detail
+    for judge in ("pairs", "marks"):
+        elo = detail["judges"][judge]["elo"]
+        assert elo["long_winded"]["value"] > elo["middling"]["value"] > elo["curt"]["value"]
+        assert np.mean([item["value"] for item in elo.values()]) == pytest.approx(1000)
+        assert elo["curt"]["n"] == 12
+    assert detail["judges"]["marks"]["marks"]["middling"]["value"] == 4
+    assert detail["agreement"]["judges"]["pairs and marks"] == {"pairs": 36, "same": 1.0, "kappa": None}
+    assert detail["verdicts"][0].startswith("pairs: long_winded ")
+    write_report(Run(tmp_path / "out"))
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "Bradley-Terry ratings on Elo" in page
+    assert "decided pairs that the longer answer won" in page
+
+
+def test_answers_that_nobody_wrote_cannot_be_judged(tmp_path: Path):
+    plan = recipe(tmp_path, [{"text": "q", "response1": "a", "response2": None}], {"j": pairwise()})
+    with pytest.raises(StageError, match=r"no answer of two in meta\.response2"):
+        tilth.run(plan, tmp_path / "out")
+
+
+def test_a_judge_that_says_nothing_of_use_ends_the_stage(tmp_path: Path):
+    rows = [{"text": f"q{i}", "response1": "a", "response2": "bb"} for i in range(3)]
+    with pytest.raises(StageError, match="j could judge no row"):
+        tilth.run(recipe(tmp_path, rows, {"j": pairwise("mute")}), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"answers": "@data"}, "needs exactly one of answers and data"),
+        ({"baseline": "three"}, "'three' is none of the models; use one of: one, two"),
+        ({"people": {}}, "say nothing"),
+        ({"question": "{{ missing }}"}, "names missing"),
+    ],
+)
+def test_what_cannot_be_judged_is_said_before_anything_starts(tmp_path: Path, fields: dict[str, Any], says: str):
+    rows = [{"text": "q", "response1": "a", "response2": "b"}]
+    with pytest.raises(RecipeError, match=says):
+        tilth.load(recipe(tmp_path, rows, {"j": pairwise()}, **fields))
+
+
+def test_ratings_are_the_most_likely_ones():
+    wins = np.array([[0, 7, 9], [3, 0, 5.5], [1, 4.5, 0]])
+
+    def unlikely(strengths: Any) -> float:
+        logits = strengths[:, None] - strengths[None, :]
+        return float(-(wins * np.log(expit(logits))).sum() + strengths.sum() ** 2)
+
+    best = minimize(unlikely, np.zeros(3), tol=1e-12).x
+    expected = 1000 + 400 / np.log(10) * (best - best.mean())
+    assert ratings(wins[None], prior=0)[0] == pytest.approx(expected, abs=0.05)
+
+
+def test_a_model_that_never_wins_has_a_rating():
+    found = ratings(np.array([[[0, 10], [0, 0]]], float))[0]
+    assert np.isfinite(found).all()
+    assert found[0] > found[1]
+
+
+def test_the_win_rate_at_equal_length_is_that_of_a_logistic_model():
+    rng = np.random.default_rng(0)
+    long, short = rng.normal(300, 80, 400), rng.normal(200, 50, 400)
+    apart = np.tanh((long - short) / (long - short).std())
+    won = (rng.random(400) < expit(2 * apart)).astype(float)
+    model = LogisticRegression(C=1e8, tol=1e-10).fit(apart[:, None], won)
+    found = length_controlled(won, long, short)
+    assert found.point() == pytest.approx(float(expit(model.intercept_[0])), abs=1e-4)
+    assert abs(found.point() - 0.5) < won.mean() - 0.5, "what length won is taken off"
+    shuffled = rng.permutation(400)
+    assert length_controlled(1 - won[shuffled], short[shuffled], long[shuffled]).point() == pytest.approx(
+        1 - found.point()
+    )
+
+
+def test_verdicts_that_nobody_knows_are_refused_and_majorities_may_be_ties():
+    assert [majority(v) for v in ([1.0, 1.0, 0.0], [1.0, 0.0], [None, None], [None, 0.0])] == [1.0, 0.5, None, 0.0]
+    verdicts = Verdicts(columns=("meta.a",), models=("x", "y"))
+    assert verdicts.of({"id": "r", "meta": {"a": 2}}) == [0.0]
+    with pytest.raises(StageError, match="'3' is no verdict"):
+        verdicts.of({"id": "r", "meta": {"a": "3"}})
+
+
+def test_a_judge_that_favours_its_own_model_is_told_by_the_others():
+    def judged(shares: list[float]) -> Judged:
+        rows = [
+            {"id": f"r{i}", "meta": {"judged": {"pairs": [["mine", "other", s, False, False]]}, "candidates": {}}}
+            for i, s in enumerate(shares)
+        ]
+        return Judged(("mine", "other"), rows)
+
+    found = self_preference({"me": judged([1, 1, 1, 0]), "a": judged([0, 1, 0, 0.5])}, {"me": "mine"})
+    assert found == {"me": {"model": "mine", "own": 0.75, "others": 0.375, "excess": 0.375}}
