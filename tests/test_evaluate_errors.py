@@ -128,4 +128,16 @@ def test_rows_fall_under_what_their_meta_says():
     made = {**rows[0], "via": "eda", "parent": "p"}
     assert values_of([rows[0], made], "origin") == ["original", "made by eda"]
     sized = [original(f"n{n}", "test", {"text": "w " * n}) for n in (1, 2, 3, 4, 8, 9, 20, 30)]
-    assert values_of(sized, "length")[0] == values_of(sized, "length")[1] != values_of(sized, "length")[-1]
+    lengths = [
+        "1–2 words",
+        "1–2 words",
+        "3–6 words",
+        "3–6 words",
+        "7–11 words",
+        "7–11 words",
+        "12–30 words",
+        "12–30 words",
+    ]
+    assert values_of(sized, "length") == lengths
+    same = [original(f"s{n}", "test", {"text": "w " * n}) for n in (7, 7, 7, 7, 7, 16)]
+    assert values_of(same, "length") == ["7 words"] * 5 + ["8–16 words"]

@@ -85,6 +85,10 @@ def test_generators_are_scored_compared_and_kept_row_by_row(tmp_path: Path):
         assert row["meta"]["terms"]["rouge"] == [float(row["meta"]["answers"][0] == row["completion"])]
 
 
+ASKED: list[str] = []
+LIMIT = {"left": 0}
+
+
 def test_another_metric_asks_nobody_again(tmp_path: Path):
     def scores(metrics: list[dict[str, Any]], **answers: Any) -> dict[str, Any]:
         task = {
@@ -105,10 +109,6 @@ def test_another_metric_asks_nobody_again(tmp_path: Path):
     assert len(ASKED) == 40, "what is asked otherwise is asked anew"
 
 
-ASKED: list[str] = []
-LIMIT = {"left": 0}
-
-
 @script
 def dies_once(text: str, prompt: Any) -> str:
     """Answers as long as there is something left of its limit."""
@@ -122,6 +122,7 @@ def dies_once(text: str, prompt: Any) -> str:
 def test_what_was_answered_before_an_endpoint_died_is_not_asked_again(tmp_path: Path):
     task = {"kind": "generation", "metrics": [{"kind": "exact_match"}], "generators": {"m": scripted("dies_once")}}
     plan = recipe(tmp_path, completions(64), "completion", task)
+    ASKED.clear()
     LIMIT["left"] = 40
     with pytest.raises(StageError, match="the endpoint is gone"):
         tilth.run(plan, tmp_path / "out")

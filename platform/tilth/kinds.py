@@ -25,6 +25,7 @@ KINDS: dict[str, dict[str, str]] = {
         "ppo": "tilth.train.ppo.stage:Ppo",
         "evaluate": "tilth.evaluate.stage:Evaluate",
         "judge": "tilth.evaluate.judging.stage:JudgeAnswers",
+        "harness": "tilth.evaluate.harness:Harness",
         "generate": "tilth.generate.stage:Generate",
     },
     "source": {

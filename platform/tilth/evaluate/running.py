@@ -53,7 +53,7 @@ def evaluate(stage: Evaluate, out: Out, inputs: Mapping[str, Artifact]) -> Artif
     detail = {
         "split": stage.split, "rows": len(data), "baseline": stage.baseline, "verdicts": verdicts,
         "titles": {name: item if isinstance(item, str) else item.title for name, item in stage.named.items()},
-        "models": {name: {**item.detail, "intervals": plain(found[name])} for name, item in scored.items()},
+        "models": {name: {**item.detail, "intervals": plain(found[name], item)} for name, item in scored.items()},
         "differences": {name: compared_detail(items) for name, items in compared.items()},
         **(transfer.detail(tasks, stage.single) if tasks else {}),
     }  # fmt: skip

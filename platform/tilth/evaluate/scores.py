@@ -181,9 +181,9 @@ def flat(
     return found
 
 
-def plain(found: Mapping[str, Interval]) -> dict[str, Any]:
-    """Intervals as plain data."""
-    return {name: asdict(item) for name, item in found.items()}
+def plain(found: Mapping[str, Interval], scored: Scored) -> dict[str, Any]:
+    """Intervals as plain data, each with the number of rows that it is of."""
+    return {name: {**asdict(item), "n": len(scored.statistics[name])} for name, item in found.items()}
 
 
 def _three(name: str, item: Interval) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -69,7 +68,8 @@ def values_of(rows: Sequence[Row], name: str) -> list[str | None]:
 def _lengths(rows: Sequence[Row]) -> list[str | None]:
     """Quarters of the rows by the words of their text, called by their bounds."""
     sizes = np.array([len(whole_text(row).split()) for row in rows])
-    edges = np.unique(np.quantile(sizes, np.linspace(0, 1, _BUCKETS + 1)).astype(int))
-    places = np.clip(np.searchsorted(edges, sizes, side="left"), 1, max(1, len(edges) - 1))
-    names = [f"{low + (at > 0)}–{high} words" for at, (low, high) in enumerate(pairwise(edges))]
-    return [names[place - 1] if names else f"{edges[0]} words" for place in places.tolist()]
+    highest = np.unique(np.quantile(sizes, np.arange(1, _BUCKETS + 1) / _BUCKETS).astype(int))
+    lowest = [int(sizes.min()), *(highest[:-1] + 1)]
+    bounds = zip(lowest, highest.tolist(), strict=True)
+    names = [f"{low} words" if low == high else f"{low}–{high} words" for low, high in bounds]
+    return [names[place] for place in np.searchsorted(highest, sizes, side="left").tolist()]

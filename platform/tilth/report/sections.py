@@ -195,11 +195,11 @@ def _differences(detail: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 def _score_table(models: Mapping[str, Any]) -> Table:
     rows = [
-        (name, metric, item["value"], item["low"], item["high"])
+        (name, metric, item["value"], item["low"], item["high"], item.get("n"))
         for name, model in models.items()
         for metric, item in model["intervals"].items()
     ]
-    return Table("Scores", ("model", "metric", "value", "low", "high"), rows)
+    return Table("Scores", ("model", "metric", "value", "low", "high", "n"), rows)
 
 
 def _difference_table(detail: Mapping[str, Any]) -> Iterator[Table]:

@@ -1,0 +1,91 @@
+"""lm-evaluation-harness on models of ours, and our own ranking of choices against it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import tilth
+from tilth.data.loading import Card, load_pretrained
+from tilth.errors import RecipeError, StageError
+from tiny import model_folder
+
+pytest.importorskip("lm_eval")
+CHOICES = ["blue", "a deep shade of green", "red", "yellowish"]
+
+
+def questions(count: int) -> list[dict[str, Any]]:
+    return [{"question": f"What colour is thing {i}?", "choices": CHOICES, "gold": i % 4} for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tiny models, a task of multiple choice as the harness reads it, and its rows."""
+    root = tmp_path_factory.mktemp("harness")
+    for seed, name in enumerate(("one", "two")):
+        model_folder(root / name, "llama")
+        torch.manual_seed(seed)
+        model = load_pretrained(root / name, "language_model").model
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, std=0.3)
+        model.save_pretrained(root / name)
+        Card(max_length=200).write(root / name)
+    lines = "".join(json.dumps(row) + "\n" for row in questions(24))
+    (root / "rows.jsonl").write_text(lines, encoding="utf-8")
+    task = {
+        "task": "colours", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(root / "rows.jsonl")}},
+        "output_type": "multiple_choice", "test_split": "test", "doc_to_text": "{{question}}", "target_delimiter": " ",
+        "doc_to_choice": "{{choices}}", "doc_to_target": "{{gold}}",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }  # fmt: skip
+    (root / "tasks").mkdir()
+    (root / "tasks/colours.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+    return root
+
+
+def recipe(folder: Path, **fields: Any) -> dict[str, Any]:
+    models = {name: str(folder / name) for name in ("one", "two")}
+    source = {"kind": "jsonl", "path": str(folder / "rows.jsonl"), "columns": {"text": "question"}}
+    here = {"bootstrap": {"samples": 100}, "resources": {"workers": 0}, "models": models}
+    ours = {
+        "kind": "evaluate", "data": "@data", **here,
+        "task": {"kind": "choices", "prompt": "{{ text }}", "choices": "meta.choices", "reference": "meta.gold"},
+    }  # fmt: skip
+    asked = {"kind": "harness", "tasks": ["colours"], "include": str(folder / "tasks/*.yaml"), "baseline": "one"}
+    return {
+        "name": "harnessed",
+        "stages": {
+            "data": {"kind": "data", "row": "text", "sources": {"test": {**source, "carry": ["choices", "gold"]}}},
+            "harness": {**asked, **here, **fields},
+            "by_length": ours,
+            "plain": {**ours, "task": {**ours["task"], "length": "none"}},
+        },
+    }
+
+
+def test_its_accuracies_are_those_of_our_own_ranking_and_have_intervals(folder: Path, tmp_path: Path):
+    found = tilth.run(recipe(folder), tmp_path)
+    theirs, detail = found["harness"].metrics, found["harness"].detail
+    for name in ("one", "two"):
+        assert theirs[f"{name}/colours/acc"] == found["plain"].metrics[f"{name}/accuracy"]
+        assert theirs[f"{name}/colours/acc_norm"] == found["by_length"].metrics[f"{name}/accuracy"]
+        assert theirs[f"{name}/colours/acc_low"] <= theirs[f"{name}/colours/acc"] <= theirs[f"{name}/colours/acc_high"]
+    assert detail["differences"]["two"][0]["test"] == "McNemar, exact"
+    stored = Path(found["harness"].store.url.removeprefix("file://")) / "harness/one/colours.json"
+    assert json.loads(stored.read_text())["figures"]["colours/acc"] == theirs["one/colours/acc"]
+
+
+@pytest.mark.slow  # the harness reads all of its thousands of tasks first
+def test_a_task_that_nobody_defined_is_named(folder: Path, tmp_path: Path):
+    with pytest.raises(StageError, match="knows no task 'no_such_task'"):
+        tilth.run(recipe(folder, tasks=["no_such_task"]), tmp_path)
+
+
+def test_a_baseline_must_be_one_of_the_models(folder: Path):
+    with pytest.raises(RecipeError, match="'three' is none of the models; use one of: one, two"):
+        tilth.load(recipe(folder, baseline="three"))
