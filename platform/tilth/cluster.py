@@ -18,6 +18,8 @@ from tilth.storage import Store
 
 #: how long a cluster's head may take to answer
 ANSWER_SECONDS = 10.0
+#: times that a local Ray is started before it counts as one that cannot
+STARTS = 3
 _session: list[Store] = []
 # our own progress speaks; libraries read these while they are imported, here and in workers
 QUIET = {
@@ -90,18 +92,26 @@ def _attach(address: str) -> None:
 
 
 def _start_local(num_cpus: int | None) -> None:
-    """A local Ray; ClusterError where this machine cannot start one."""
+    """A local Ray; ClusterError where this machine cannot start one.
+
+    Ray gives a node half a minute to come up, which on a busy machine it may miss the first time.
+    """
     import ray
 
-    try:
-        with _importable_by_workers():
-            ray.init(num_cpus=num_cpus, log_to_driver=False, include_dashboard=False, logging_level="error")
-    except Exception as error:  # Ray raises a bare one where a node does not come up in its time
-        raise ClusterError(
-            f"a local Ray does not start ({error}); see that the machine has time to spare, that the temporary folder "
-            "(RAY_TMPDIR) and /dev/shm have room and that this user may open ports on the loopback address, or set "
-            "RAY_ADDRESS to a running cluster"
-        ) from error
+    for left in reversed(range(STARTS)):
+        try:
+            with _importable_by_workers():
+                ray.init(num_cpus=num_cpus, log_to_driver=False, include_dashboard=False, logging_level="error")
+            return
+        except Exception as error:  # Ray raises a bare one where a node does not come up in its time
+            ray.shutdown()
+            if left and "timed out" in str(error):
+                continue
+            raise ClusterError(
+                f"a local Ray does not start ({error}); see that the machine has time to spare, that the temporary "
+                "folder (RAY_TMPDIR) and /dev/shm have room and that this user may open ports on the loopback "
+                "address, or set RAY_ADDRESS to a running cluster"
+            ) from error
 
 
 def ray_ready(num_cpus: int | None = None) -> Any:
