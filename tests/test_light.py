@@ -55,6 +55,7 @@ LAYERS = (
     ("data",),
     ("generate",),
     ("augment", "train", "evaluate", "search"),
+    ("annotate",),
     ("report", "planning"),
     ("cli", "__main__", "__init__"),
 )
@@ -111,6 +112,7 @@ def test_check_loads_nothing_heavy(recipe):
         "advantage",
         "rollouts",
         "reward",
+        "form",
     ],
 )
 def test_every_built_in_kind_is_light_to_name(family):

@@ -1,4 +1,4 @@
-"""The command line: check, plan, run, show. It does not grow flags; a recipe and dotted overrides say the rest.
+"""The command line: check, plan, run, show, annotate. It grows no flags; a recipe and dotted overrides say the rest.
 
 Exit codes: 0 done, 1 failed, 2 bad recipe.
 """
@@ -117,6 +117,10 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--out", required=name == "run", metavar="URI", help="run directory: a path or s3://…")
     sub = command("show", "Show a run: stages, metrics, the lineage of a row.", "RUN", "a run directory")
     sub.add_argument("--row", metavar="ID", help="where this row came from, what became of it, and its children")
+    about = "Ask people to judge a run's answers, in the browser."
+    sub = command("annotate", about, "SOURCE", "a run directory, or a file of items (.jsonl)")
+    sub.add_argument("file", nargs="?", metavar="ANNOTATION", help="what is asked, of whom and where (YAML)")
+    sub.add_argument("--port", type=int, help="where to listen on this machine")
     return parser
 
 
@@ -176,7 +180,13 @@ def _show(options: argparse.Namespace) -> dict[str, Any]:
     return summary
 
 
-_COMMANDS = {"check": _check, "plan": _plan, "run": _run, "show": _show}
+def _annotate(options: argparse.Namespace) -> dict[str, Any]:
+    from tilth.annotate.serve import annotate
+
+    return annotate(options.source, options.file, options.port)
+
+
+_COMMANDS = {"check": _check, "plan": _plan, "run": _run, "show": _show, "annotate": _annotate}
 
 if __name__ == "__main__":
     sys.exit(main())

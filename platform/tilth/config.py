@@ -67,6 +67,14 @@ class DataPath(str):
     """A path, glob or URI of data files; their content, not their path, is their identity."""
 
 
+class Content(str):
+    """A place outside the recipe that tells by itself what it holds; that, not where it is, is its identity."""
+
+    def content(self) -> str:
+        """A hash of what the place holds now."""
+        raise TypeError(f"{type(self).__name__} must define content()")
+
+
 def _dataset_ref(text: str) -> Ref:
     if not text.startswith("@") or len(text) < 2:
         raise PydanticCustomError("ref", 'must name a stage that produces a dataset, written "@stage"')
@@ -239,9 +247,9 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 def identity(value: Any, content: Callable[[str], Any]) -> Any:
     """What of `value` decides the result, as plain data: no execution fields, no paths.
 
-    `content` gives the identity of a Ref, ModelName, DataPath or FunctionName (its content's hash).
+    `content` gives the identity of a Ref, ModelName, DataPath, FunctionName or Content (its content's hash).
     """
-    if isinstance(value, Ref | ModelName | DataPath | FunctionName):
+    if isinstance(value, Ref | ModelName | DataPath | FunctionName | Content):
         return content(value)
     if isinstance(value, Component):
         cls = type(value)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tilth.config import DataPath, FunctionName, ModelName
+from tilth.config import Content, DataPath, FunctionName, ModelName
 from tilth.errors import StorageError
 from tilth.paths import filesystem, local_files, no_match, reaching, remote_files
 
@@ -24,7 +24,9 @@ def cache_dir() -> Path:
 
 
 def identity_of(value: str) -> Any:
-    """The content identity of a ModelName, DataPath or FunctionName."""
+    """The content identity of a ModelName, DataPath, FunctionName or Content."""
+    if isinstance(value, Content):
+        return value.content()
     if isinstance(value, DataPath):
         return files_identity(value)
     if isinstance(value, ModelName):

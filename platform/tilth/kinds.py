@@ -27,6 +27,7 @@ KINDS: dict[str, dict[str, str]] = {
         "judge": "tilth.evaluate.judging.stage:JudgeAnswers",
         "harness": "tilth.evaluate.harness:Harness",
         "generate": "tilth.generate.stage:Generate",
+        "feedback": "tilth.annotate.stage:Feedback",
     },
     "source": {
         "jsonl": "tilth.data.source:Jsonl",
@@ -154,6 +155,10 @@ KINDS: dict[str, dict[str, str]] = {
         "judge": "tilth.train.rewards:Judged",
         "code": "tilth.train.rewards:PassesTests",
         "sum": "tilth.train.rewards:WeightedSum",
+    },
+    "form": {
+        "direct": "tilth.annotate.forms:Direct",
+        "pairwise": "tilth.annotate.forms:Pairwise",
     },
     "generator": {
         "vllm": "tilth.generate.vllm:Vllm",

@@ -1,0 +1,92 @@
+"""`tilth annotate`: a campaign over a run or a file, served until it is stopped."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from tilth import ui
+from tilth.annotate import people
+from tilth.annotate.app import create_app
+from tilth.annotate.book import Book
+from tilth.annotate.config import Annotation, load_annotation
+from tilth.annotate.forms import Form
+from tilth.annotate.items import campaign
+from tilth.annotate.judgements import judgements
+from tilth.annotate.quality import figures
+from tilth.errors import StorageError
+from tilth.storage import Store
+
+#: what the report of a run reads, below the run
+RESULTS = "annotation/{name}.json"
+
+
+def annotate(source: str, file: str | None, port: int | None) -> dict[str, Any]:
+    """Serve a campaign until SIGINT or SIGTERM; its figures as they are then."""
+    settings = load_annotation(file, port)
+    name = Path(file).stem if file else "answers"
+    form, items = campaign(source, settings)
+    book = Book(settings.store or _beside(source, name))
+    try:
+        book.begin(form, items, settings.seed)
+        with book.writing() as session:
+            token = people.manager(session)
+        _serve(book, settings, form, token)
+        with book.reading() as session:
+            found = figures(judgements(session))
+    finally:
+        book.close()
+    _keep(source, name, found)
+    return {"store": book.url, **found}
+
+
+def _beside(source: str, name: str) -> str:
+    """Where answers are kept unless it is said: in the run, or beside the file of items."""
+    if Path(source).is_file():
+        return f"{source}.{name}.db"
+    store = Store.at(source)
+    if not store.is_local:
+        raise StorageError(f"{source} is no local directory; set `store` to a path or a database's URL")
+    return str(store.local(f"annotation/{name}.db"))
+
+
+def _keep(source: str, name: str, found: dict[str, Any]) -> None:
+    """Leave the figures where the run's report finds them."""
+    if not Path(source).is_file() and found["answers"]:
+        Store.at(source).write_json(RESULTS.format(name=name), found)
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it does."""
+
+    link = ""
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        if not self.servers:
+            return
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        host = "localhost" if self.config.host in ("127.0.0.1", "localhost", "0.0.0.0", "::", "::1") else host
+        scheme = "https" if self.config.is_ssl else "http"
+        link = f"{scheme}://{host}:{port}{self.link}"
+        ui.reporter().say(f"manage the campaign at {link}", event="serving", url=link)
+
+
+def _serve(book: Book, settings: Annotation, form: Form, token: str) -> None:
+    where = settings.serving
+    config = uvicorn.Config(
+        create_app(book, settings, form), host=where.host, port=where.port, log_level="warning", access_log=False,
+        ssl_certfile=where.certificate, ssl_keyfile=where.key, proxy_headers=False, server_header=False,
+    )  # fmt: skip
+    server = _Server(config)
+    server.link = f"/login/{token}"
+    # uvicorn stops at a signal and then raises it once more, before anything is written down
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server.run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

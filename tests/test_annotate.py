@@ -1,0 +1,402 @@
+"""People judge answers in the browser: what is asked, what counts, what is kept out, and what comes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+import tilth
+from campaign import Browser, Campaign, write_items
+from helpers import finished_stage, write_dataset
+from serving import Served
+from tilth.annotate.book import Book
+from tilth.annotate.config import load_annotation
+from tilth.annotate.items import campaign
+from tilth.annotate.judgements import judgements
+from tilth.annotate.text import shown
+from tilth.data.dataset import Dataset
+from tilth.data.schema import original
+from tilth.errors import RecipeError, StorageError
+from tilth.runs import Run
+
+SCRIPT = "<script>alert(1)</script>"
+MARKS = {"fluency": "70", "coherence": "50", "relevance": "90"}
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Campaign:
+    """Three pairs, each for two people."""
+    return Campaign(write_items(tmp_path / "items.jsonl", 3), overlap=2)
+
+
+def exported(browser: Browser, name: str) -> list[dict]:
+    return [json.loads(line) for line in browser.get(f"/manage/export/{name}.jsonl").text.splitlines()]
+
+
+def counted(campaign: Campaign) -> list:
+    with campaign.book.reading() as session:
+        return judgements(session)
+
+
+def test_from_an_invitation_to_preference_rows_that_dpo_reads(pairs: Campaign, tmp_path: Path) -> None:
+    manager = pairs.manager()
+    people = [pairs.annotator(name, manager) for name in ("Ann", "Ben", "Cem")]
+    for number, person in enumerate(people):
+        while "Which answer is better?" in person.get("/work").text:
+            person.prefer("red" if number < 2 else "blue")
+    answers = exported(manager, "answers")
+    assert len(answers) == 3 * 2, "every item has two people, who are done when it does"
+    assert all(count == 2 for count in Counter(line["item"] for line in answers).values())
+    assert "Thank you" in people[0].get("/work").text
+    store = tmp_path / "answers.jsonl"
+    store.write_text("".join(json.dumps(line) + "\n" for line in answers if line["person"] != 4))
+    recipe = {"name": "f", "stages": {"feedback": {"kind": "feedback", "answers": str(store)}}}
+    artifact = tilth.run(recipe, tmp_path / "run")["feedback"]
+    rows = list(Dataset.open(artifact).rows())
+    assert {row["chosen"].split()[0] for row in rows} == {"Red"}
+    assert {row["rejected"].split()[0] for row in rows} == {"Blue"}
+    assert (
+        {row["root"] for row in rows}
+        == {f"q{n}" for n in range(len(rows))}
+        == {row["prompt"][9] and row["root"] for row in rows}
+    )
+    assert artifact.metrics["red/wins"] == 1
+
+
+def test_marks_become_scores_and_pairs_of_their_models(tmp_path: Path) -> None:
+    done = Campaign(write_items(tmp_path / "items.jsonl", 2), form={"kind": "direct"}, overlap=2)
+    manager = done.manager()
+    for name in ("Ann", "Ben"):
+        person = done.annotator(name, manager)
+        while "The answer" in (page := person.get("/work").text):
+            good = "Red says" in page
+            person.answer(**dict.fromkeys(MARKS, "90" if good else "20"))
+    lines = {tuple(line["models"]): line["scores"] for line in exported(manager, "scores")}
+    assert lines["red",] == dict.fromkeys(MARKS, 90.0)
+    found = exported(manager, "preferences")
+    assert [(pair["chosen"][:3], pair["reason"]) for pair in found] == [("Red", None)] * 2
+    assert found[0]["meta"]["margin"] == 2.0, "of marks with two values one standard deviation lies on each side"
+
+
+def test_nobody_sees_models_or_what_others_answered(pairs: Campaign) -> None:
+    ann, ben = pairs.annotator("Ann"), pairs.annotator("Ben")
+    page = ann.get("/work").text
+    assert 'value="red"' not in page
+    assert "blue" not in page.replace("Blue says", "")
+    for path in ("/manage", "/manage/export/answers.jsonl"):
+        assert ann.get(path).status_code == 403
+        assert "Ben" not in ann.get(path).text
+    mine = ann.fields(page, "/answer")
+    foreign = {**ben.fields(ben.get("/work").text, "/answer"), "assignment": mine["assignment"], "choice": "A"}
+    assert ben.client.post("/answer", data=foreign).status_code == 404
+    assert counted(pairs) == []
+
+
+def test_sides_are_drawn_for_each_person_and_item(tmp_path: Path) -> None:
+    many = Campaign(write_items(tmp_path / "items.jsonl", 12), overlap=3)
+    for name in "abc":
+        person = many.annotator(name)
+        for _ in range(12):
+            person.prefer("red")
+    sides = Counter(item.value["choice"] for item in counted(many))
+    assert sides["A"] + sides["B"] == 36
+    assert 8 < sides["A"] < 28
+    by_item: dict[str, set] = {}
+    for item in counted(many):
+        by_item.setdefault(item.item, set()).add(item.value["choice"])
+    assert sum(len(sides) == 2 for sides in by_item.values()) > 4, "not the same for everybody"
+
+
+def test_twice_sent_is_counted_once(pairs: Campaign) -> None:
+    ann = pairs.annotator("Ann")
+    first, second = (ann.fields(ann.get("/work").text, "/answer") for _ in range(2))
+    assert first["assignment"] == second["assignment"], "two tabs show the same item"
+    for _ in range(3):
+        assert ann.client.post("/answer", data={**first, "choice": "A"}).status_code == 200
+    other = ann.client.post("/answer", data={**second, "choice": "B"})
+    assert "another window" in other.text
+    (only,) = counted(pairs)
+    assert only.value["choice"] == "A"
+
+
+def test_tabs_at_once_count_once(pairs: Campaign) -> None:
+    ann = pairs.annotator("Ann")
+    forms = [ann.fields(ann.get("/work").text, "/answer") for _ in range(4)]
+    threads = [
+        threading.Thread(target=ann.client.post, args=("/answer",), kwargs={"data": {**form, "choice": "A"}})
+        for form in forms
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(counted(pairs)) == 1
+
+
+def test_undo_brings_the_last_item_back_as_it_was_answered(pairs: Campaign) -> None:
+    ann = pairs.annotator("Ann")
+    before = ann.fields(ann.get("/work").text, "/answer")["assignment"]
+    ann.answer(choice="B", comment="hm")
+    page = ann.get("/work").text
+    undo = ann.fields(page, "/undo")
+    back = ann.client.post("/undo", data=undo).text
+    assert ann.fields(back, "/answer")["assignment"] == before
+    assert 'value="B" required checked' in back
+    assert "hm</textarea>" in back
+    assert counted(pairs) == []
+    assert "nothing to undo" in ann.client.post("/undo", data=undo).text, "sent twice it takes back one"
+    ann.answer(choice="A")
+    assert [item.value["choice"] for item in counted(pairs)] == ["A"]
+
+
+def test_a_form_from_elsewhere_is_refused(pairs: Campaign) -> None:
+    ann = pairs.annotator("Ann")
+    form = {**ann.fields(ann.get("/work").text, "/answer"), "choice": "A"}
+    for wrong in ({**form, "csrf": "0" * 64}, {key: value for key, value in form.items() if key != "csrf"}):
+        assert ann.client.post("/answer", data=wrong).status_code == 403
+    for headers in ({"origin": "https://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}):
+        assert ann.client.post("/answer", data=form, headers=headers).status_code == 403
+    assert ann.client.get("/work", headers={"host": "evil.example"}).status_code == 400
+    assert counted(pairs) == []
+    assert ann.client.post("/answer", data=form, headers={"origin": "http://localhost"}).status_code == 200
+    assert len(counted(pairs)) == 1
+
+
+def test_who_is_not_signed_in_sees_nothing(pairs: Campaign) -> None:
+    stranger = pairs.browser()
+    for path in ("/", "/work", "/manage", "/manage/export/answers.jsonl"):
+        assert stranger.get(path).url.path == "/login"
+    ann = pairs.annotator("Ann")
+    ann.send("/work", "/logout")
+    assert ann.get("/work").url.path == "/login"
+
+
+def test_an_invitation_is_for_one_person(pairs: Campaign) -> None:
+    manager = pairs.manager()
+    link = manager.send("/manage", "/manage/invite", note="").text.partition('value="http://localhost/join/')[2]
+    path = f"/join/{link.partition(chr(34))[0]}"
+    pairs.browser().send(path, path, name="Ann")
+    assert pairs.browser().get(path).status_code == 404
+
+
+def test_guessing_tokens_is_slowed_down(pairs: Campaign) -> None:
+    stranger = pairs.browser()
+    codes = [stranger.send("/login", "/login", token="x" * 43).status_code for _ in range(12)]
+    assert codes == [401] * 10 + [429] * 2
+    assert stranger.client.get("/join/whatever").status_code == 429
+
+
+def test_too_many_requests_are_refused(tmp_path: Path) -> None:
+    small = Campaign(write_items(tmp_path / "items.jsonl", 2), serving={"per_minute": 10})
+    ann = small.annotator("Ann")
+    codes = [ann.get("/work").status_code for _ in range(12)]
+    assert codes[-1] == 429
+    assert codes.count(200) <= 10
+
+
+def test_no_text_runs_in_the_browser(tmp_path: Path) -> None:
+    hostile = f"{SCRIPT} [x](javascript:alert(1)) ![p](https://evil.example/p.png) `{SCRIPT}`"
+    items = tmp_path / "items.jsonl"
+    answers = {"red": hostile, "blue": f"```\n{SCRIPT}\n```"}
+    items.write_text(json.dumps({"prompt": hostile, "answers": answers}))
+    page = Campaign(items, instructions=hostile).annotator(SCRIPT).get("/work")
+    assert SCRIPT not in page.text
+    assert "javascript:" not in page.text.replace("(javascript:alert(1))", "")
+    assert "<img" not in page.text
+    assert page.text.count("<script") == 1, "our own file"
+    policy = page.headers["content-security-policy"]
+    assert "script-src 'self'" in policy
+    assert "unsafe" not in policy
+    assert page.headers["cache-control"] == "no-store"
+
+
+def test_markdown_and_code_are_shown() -> None:
+    html = shown("**bold**\n\n```python\nprint(1 < 2)\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |")
+    assert "<strong>bold</strong>" in html
+    assert "print(1 &lt; 2)" in html
+    assert "<table>" in html
+    assert shown("**plain** <b>", "text") == '<pre class="plain">**plain** &lt;b&gt;</pre>'
+
+
+def test_checks_tell_who_does_not_read(tmp_path: Path) -> None:
+    known = write_items(tmp_path / "known.jsonl", 8, expected="red")
+    checks = {"known": str(known), "known_every": 2, "attention_every": 3}
+    campaign = Campaign(write_items(tmp_path / "items.jsonl", 8), overlap=2, checks=checks)
+    manager = campaign.manager()
+    careful, careless = campaign.annotator("careful", manager), campaign.annotator("careless", manager)
+    for _ in range(9):
+        page = careful.get("/work").text
+        if "check of attention" in page:
+            side = "A" if page.index("Please choose <strong>this") < page.index("Please do not") else "B"
+            careful.answer(choice=side)
+        else:
+            careful.prefer("red")
+        careless.answer(choice="A")
+    fates = Counter((item.person, item.kind, item.passed) for item in counted(campaign) if item.kind != "work")
+    assert {key for key in fates if key[0] == 2} == {(2, "known", True), (2, "attention", True)}
+    assert sum(n for key, n in fates.items() if key[0] == 3 and key[2] is False) >= 2
+    assert "of attention" not in str(exported(manager, "preferences")), "checks are nothing to learn from"
+
+
+def test_who_is_left_out_counts_for_nothing_and_their_items_go_to_others(pairs: Campaign) -> None:
+    manager = pairs.manager()
+    ann, ben, cem = (pairs.annotator(name, manager) for name in ("Ann", "Ben", "Cem"))
+    for person in (ann, ben):
+        for _ in range(3):
+            person.prefer("red")
+    assert "Thank you" in cem.get("/work").text
+    manager.send("/manage", "/manage/people/2")
+    assert "Which answer" in cem.get("/work").text
+    assert {item.person for item in counted(pairs)} == {3}
+
+
+def test_answers_to_another_text_are_not_mixed(tmp_path: Path) -> None:
+    items = write_items(tmp_path / "items.jsonl", 2)
+    begun = Campaign(items)
+    begun.annotator("Ann").prefer("red")
+    items.write_text(items.read_text().replace("Red says 1", "Red shouts 1"))
+    with pytest.raises(StorageError, match=r"q1.*another text.*store"):
+        Campaign(items)
+    with pytest.raises(StorageError, match="answers to another form"):
+        begun.book.begin(tilth.annotate.forms.Pairwise(ties=False), begun.items, 0)
+
+
+def test_a_commit_waits_for_the_disk(pairs: Campaign) -> None:
+    with pairs.book.writing() as session:
+        assert session.scalar(text("PRAGMA journal_mode")) == "wal"
+        assert session.scalar(text("PRAGMA synchronous")) == 2, "FULL"
+
+
+def test_items_of_a_run_are_the_answers_of_its_models(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    rows = [original(f"r{n}", "test", {"prompt": f"Why {n}?", "completion": "So."}) for n in range(3)]
+    write_dataset(finished_stage(run, "data").store, rows, "completion")
+    form, items = campaign(tmp_path, load_annotation(None))
+    assert (form.kind, [item.prompt for item in items if item.kind == "work"]) == (
+        "direct",
+        [r["prompt"] for r in rows],
+    )
+    evaluated = finished_stage(run, "evaluate", "evaluate", "report").store
+    for model in ("sft", "dpo"):
+        said = [{**row, "meta": {"answers": [f"{model} says {row['id']}"]}} for row in rows]
+        write_dataset(evaluated.sub(f"predictions/{model}"), said, "completion")
+    form, items = campaign(tmp_path, load_annotation(None))
+    work = [item for item in items if item.kind == "work"]
+    assert form.kind == "pairwise"
+    assert {(item.root, item.split, *item.models) for item in work} == {
+        (f"r{n}", "test", "dpo", "sft") for n in range(3)
+    }
+    assert dict(work[0].answers)["sft"] == f"sft says {work[0].root}"
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("serving: {host: 0.0.0.0}", "0.0.0.0 is reached from other machines.*plain_http"),
+        ("serving: {certificate: /no.pem}", "belong together"),
+        ("overlap: 0", "overlap"),
+        ("form: {kind: pairwize}", "form.*pairwise"),
+        ("form: {kind: direct, criteria: [{name: a, question: q}, {name: a, question: r}]}", "stands twice"),
+    ],
+)
+def test_a_faulty_campaign_is_refused_before_it_starts(tmp_path: Path, written: str, said: str) -> None:
+    file = tmp_path / "annotation.yaml"
+    file.write_text(written)
+    with pytest.raises(RecipeError, match=said):
+        load_annotation(file)
+
+
+def test_the_example_holds(root: Path) -> None:
+    for file in sorted((root / "examples/annotation").glob("*.yaml")):
+        assert load_annotation(file).form is not None
+
+
+def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    """Killed while eight people answer as fast as they can; then served again from the same database."""
+    items, settings = write_items(tmp_path / "items.jsonl", 400), tmp_path / "settings.yaml"
+    settings.write_text("overlap: 8\nserving: {per_minute: 100000}\nchecks: {attention_every: 0}\n")
+    acknowledged: list[tuple[str, str]] = []
+    with Served(items, settings) as served:
+        manager = Browser(httpx.Client(base_url=served.base, follow_redirects=True))
+        manager.send(f"/login/{served.token}", "/login", token=served.token)
+        browsers = [_joined(served.base, manager, f"p{n}") for n in range(8)]
+        threads = [threading.Thread(target=_answer_on, args=(browser, acknowledged)) for browser in browsers]
+        for thread in threads:
+            thread.start()
+        while len(acknowledged) < 60:
+            threading.Event().wait(0.05)
+        served.kill()
+        for thread in threads:
+            thread.join()
+    book = Book(f"{items}.settings.db")
+    with book.reading() as session:
+        kept = [
+            (str(row.assignment_id), row.key.partition("/")[2]) for row in session.execute(text("SELECT * FROM answer"))
+        ]
+    book.close()
+    assert set(acknowledged) <= set(kept)
+    assert len({number for number, _ in kept}) == len(kept), "none counts twice"
+    with Served(items, settings) as again:
+        assert httpx.get(f"{again.base}/healthz").json() == {"status": "ok"}
+        assert again.stop() == 0
+
+
+def _joined(base: str, manager: Browser, name: str) -> Browser:
+    page = manager.send("/manage", "/manage/invite", note=name).text
+    path = "/join/" + page.partition("/join/")[2].partition('"')[0]
+    browser = Browser(httpx.Client(base_url=base, follow_redirects=True))
+    browser.send(path, path, name=name)
+    return browser
+
+
+def _answer_on(browser: Browser, acknowledged: list[tuple[str, str]]) -> None:
+    """Answer until the server is gone; what it said yes to is noted."""
+    try:
+        while "Which answer" in (page := browser.get("/work").text):
+            form = browser.fields(page, "/answer")
+            answer = browser.client.post("/answer", data={**form, "choice": "A"}, follow_redirects=False)
+            if answer.status_code == 303:
+                acknowledged.append((form["assignment"], form["key"]))
+    except httpx.HTTPError:
+        return
+
+
+@pytest.mark.slow
+def test_fifty_people_at_once_lose_no_answer(tmp_path: Path) -> None:
+    items, settings = write_items(tmp_path / "items.jsonl", 100), tmp_path / "settings.yaml"
+    settings.write_text("overlap: 5\nserving: {per_minute: 100000}\nchecks: {attention_every: 0}\n")
+    acknowledged: list[tuple[str, str]] = []
+    with Served(items, settings) as served:
+        manager = Browser(httpx.Client(base_url=served.base, follow_redirects=True, timeout=60))
+        manager.send(f"/login/{served.token}", "/login", token=served.token)
+        browsers = [_joined(served.base, manager, f"p{n}") for n in range(50)]
+        threads = [threading.Thread(target=_answer_on, args=(browser, acknowledged)) for browser in browsers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        answers = exported(manager, "answers")
+    assert len(acknowledged) == len(answers) == 500
+    assert set(Counter(line["item"] for line in answers).values()) == {5}
+
+
+def test_a_check_of_a_recipe_loads_nothing_of_it(tmp_path: Path) -> None:
+    store = tmp_path / "answers.jsonl"
+    store.write_text("")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"name: f\nstages:\n  feedback: {{kind: feedback, answers: {store}}}\n")
+    code = (
+        f"from tilth.cli import main; assert main(['check', {str(recipe)!r}]) == 0; import sys;"
+        "print([name for name in ('fastapi', 'sqlalchemy', 'uvicorn', 'numpy', 'pyarrow') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
