@@ -102,18 +102,18 @@ def test_nobody_sees_models_or_what_others_answered(pairs: Campaign) -> None:
 
 
 def test_sides_are_drawn_for_each_person_and_item(tmp_path: Path) -> None:
-    many = Campaign(write_items(tmp_path / "items.jsonl", 12), overlap=3)
-    for name in "abc":
+    many = Campaign(write_items(tmp_path / "items.jsonl", 12), overlap=2)
+    for name in "ab":
         person = many.annotator(name)
         for _ in range(12):
             person.prefer("red")
     sides = Counter(item.value["choice"] for item in counted(many))
-    assert sides["A"] + sides["B"] == 36
-    assert 8 < sides["A"] < 28
+    assert sides["A"] + sides["B"] == 24
+    assert 4 < sides["A"] < 20
     by_item: dict[str, set] = {}
     for item in counted(many):
         by_item.setdefault(item.item, set()).add(item.value["choice"])
-    assert sum(len(sides) == 2 for sides in by_item.values()) > 4, "not the same for everybody"
+    assert sum(len(sides) == 2 for sides in by_item.values()) > 2, "not the same for everybody"
 
 
 def test_twice_sent_is_counted_once(pairs: Campaign) -> None:
@@ -320,6 +320,7 @@ def test_the_example_holds(root: Path) -> None:
         assert load_annotation(file).form is not None
 
 
+@pytest.mark.slow
 def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     """Killed while eight people answer as fast as they can; then served again from the same database."""
     items, settings = write_items(tmp_path / "items.jsonl", 400), tmp_path / "settings.yaml"

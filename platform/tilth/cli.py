@@ -183,7 +183,13 @@ def _show(options: argparse.Namespace) -> dict[str, Any]:
 def _annotate(options: argparse.Namespace) -> dict[str, Any]:
     from tilth.annotate.serve import annotate
 
-    return annotate(options.source, options.file, options.port)
+    found = annotate(options.source, options.file, options.port)
+    if not Path(options.source).is_file():
+        from tilth.report import write_report
+        from tilth.runs import Run
+
+        ui.reporter().say(f"report: {write_report(Run(options.source))}")
+    return found
 
 
 _COMMANDS = {"check": _check, "plan": _plan, "run": _run, "show": _show, "annotate": _annotate}

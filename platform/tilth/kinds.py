@@ -36,6 +36,9 @@ KINDS: dict[str, dict[str, str]] = {
         "parquet": "tilth.data.source:Parquet",
         "hf": "tilth.data.source:HuggingFace",
         "inline": "tilth.data.source:Inline",
+        "ultrafeedback": "tilth.data.collected:UltraFeedback",
+        "argilla": "tilth.data.collected:Argilla",
+        "label_studio": "tilth.data.collected:LabelStudio",
     },
     "transform": {
         "back_translation": "tilth.augment.back_translation:BackTranslation",

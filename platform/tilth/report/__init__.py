@@ -14,7 +14,8 @@ REPORT = "report.html"
 def write_report(run: Run) -> str:
     """Write RUN/report.html from what the last plan has finished; returns its URL. Unfinished stages are named."""
     from tilth.planning import show
-    from tilth.report.sections import sections
+    from tilth.report.people import campaigns
+    from tilth.report.sections import campaign, sections
 
     artifacts = run.current()
     page = _template().render(
@@ -23,7 +24,7 @@ def write_report(run: Run) -> str:
         summary=show(run),
         artifacts=artifacts,
         versions=_versions(artifacts),
-        sections=sections(artifacts),
+        sections=[*sections(artifacts), *(campaign(*found) for found in campaigns(run))],
     )
     run.store.write(REPORT, page.encode("utf-8", "replace"))
     return run.store.at_url(REPORT)

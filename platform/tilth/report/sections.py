@@ -9,7 +9,18 @@ from typing import Any
 
 from tilth.data.dataset import MANIFEST, Dataset
 from tilth.recipe import MEASURED
-from tilth.report import alignment, errors, figures, generation, judging, quality, rewards, tallies, training
+from tilth.report import (
+    alignment,
+    errors,
+    figures,
+    generation,
+    judging,
+    people,
+    quality,
+    rewards,
+    tallies,
+    training,
+)
 from tilth.report.svg import Picture, Pictures
 from tilth.report.tasks import tasks, transfer
 from tilth.runs import Artifact
@@ -52,11 +63,18 @@ def sections(artifacts: Mapping[str, Artifact]) -> list[Section]:
     found += [_data(pictures, artifact) for artifact in datasets]
     found += [part for artifact in datasets for part in _quality(pictures, artifact)]
     found += _training(pictures, artifacts)
+    found += [campaign(a.stage, a.detail["campaign"]) for a in artifacts.values() if "campaign" in a.detail]
     told = {a.stage for a in (*reports, *judged, *datasets)} | {
         a.stage for a in artifacts.values() if a.produces == "model"
     }
     found += [_other(artifact) for name, artifact in artifacts.items() if name not in told and artifact.metrics]
     return found
+
+
+def campaign(name: str, found: Mapping[str, Any]) -> Section:
+    """What people said, of a stage or of a campaign."""
+    tables = [Table(*lines) for lines in people.tables(found) if lines[-1]]
+    return Section(f"people-{name}", f"People: {name}", (people.words(found),), tables=tables)
 
 
 def _data(pictures: Pictures, artifact: Artifact) -> Section:

@@ -1,0 +1,88 @@
+"""Both forms in a real browser, from the invitation to the export, on a desk and on a phone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from campaign import LINK, Campaign, write_items
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium in PATH: apt-get install chromium, or set CHROMIUM"),
+]
+SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def listening() -> Iterator[Any]:
+    """Serves a campaign from this process; gives its address."""
+    servers: list[uvicorn.Server] = []
+
+    def serve(campaign: Campaign) -> str:
+        server = uvicorn.Server(uvicorn.Config(campaign.app, port=0, log_level="warning"))
+        servers.append(server)
+        threading.Thread(target=server.run, daemon=True).start()
+        while not server.started:
+            time.sleep(0.02)
+        return f"http://localhost:{server.servers[0].sockets[0].getsockname()[1]}"
+
+    yield serve
+    for server in servers:
+        server.should_exit = True
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", ["pairwise", "direct"])
+def test_from_the_invitation_to_the_export(kind: str, size: str, chromium: Any, listening: Any, tmp_path: Path) -> None:
+    campaign = Campaign(write_items(tmp_path / "items.jsonl", 2), form={"kind": kind}, overlap=1)
+    base = listening(campaign)
+    invited = campaign.manager().send("/manage", "/manage/invite", note="Ann").text
+    width, height = SIZES[size]
+    page = chromium.new_context(viewport={"width": width, "height": height}).new_page()
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    page.goto(base + LINK.search(invited).group(2))
+    page.get_by_role("button", name="Join").click()
+    page.get_by_role("link", name="Begin").click()
+    while page.locator("#answer").count():
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut off at the side"
+        before = page.locator("input[name=assignment]").input_value()
+        if kind == "pairwise":
+            page.keyboard.press("a")
+            assert page.get_by_role("radio", name="A is better").is_checked()
+        else:
+            page.get_by_role("slider").first.focus()
+            for key in "753":
+                page.keyboard.press(key)
+        page.keyboard.press("Enter")
+        page.wait_for_function(f"document.querySelector('input[name=assignment]')?.value !== '{before}'")
+    assert "Thank you" in page.inner_text("h1")
+    manager = chromium.new_context().new_page()
+    manager.goto(f"{base}/login/{campaign.manager_token}")
+    manager.get_by_role("button", name="Sign in").click()
+    with manager.expect_download() as download:
+        manager.get_by_role("link", name="answers.jsonl").click()
+    lines = Path(download.value.path()).read_text().splitlines()
+    assert len(lines) == (2 if kind == "pairwise" else 4)
+    assert faults == []
