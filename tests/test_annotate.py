@@ -53,6 +53,9 @@ def test_from_an_invitation_to_preference_rows_that_dpo_reads(pairs: Campaign, t
     for number, person in enumerate(people):
         while "Which answer is better?" in person.get("/work").text:
             person.prefer("red" if number < 2 else "blue")
+    told = manager.get("/manage").text
+    assert "6 of 6 answers" in told
+    assert "3 of 3 items" in told
     answers = exported(manager, "answers")
     assert len(answers) == 3 * 2, "every item has two people, who are done when it does"
     assert all(count == 2 for count in Counter(line["item"] for line in answers).values())
