@@ -64,7 +64,7 @@ class Feedback(Stage):
 
         judged = self._judged()
         dataset = finished(out.store) or write(out, judged.preferences)
-        told: dict[str, Any] = {"row_type": "preference", "people": judged.figures}
+        told: dict[str, Any] = {"row_type": "preference", "campaign": judged.figures}
         return out.artifact(judged.metrics, dataset.counts, told)
 
     def _judged(self) -> Any:
