@@ -26,23 +26,21 @@ def cohen(labels: Labels, weights: Literal["quadratic"] | None = None) -> float 
     """Mean of Cohen's kappa over all pairs of people, each by the items that both judged (Cohen 1960)."""
     from sklearn.metrics import cohen_kappa_score
 
-    kappas, shared = [], []
+    found: list[tuple[float, int]] = []
     names = sorted(set(labels[labels >= 0].tolist()))
     for left, right in _pairs(labels, labels >= 0):
         if len(set(left) | set(right)) > 1:
-            kappas.append(float(cohen_kappa_score(left, right, labels=names, weights=weights)))
-            shared.append(len(left))
-    return _weighted(kappas, shared)
+            found.append((float(cohen_kappa_score(left, right, labels=names, weights=weights)), len(left)))
+    return _weighted(found)
 
 
 def pearson(marks: Marks) -> float | None:
     """Mean correlation over all pairs of people, each by the items that both judged; three at least."""
-    found, shared = [], []
+    found: list[tuple[float, int]] = []
     for left, right in _pairs(marks, ~np.isnan(marks)):
         if (value := correlation(left, right)) is not None:
-            found.append(value)
-            shared.append(len(left))
-    return _weighted(found, shared)
+            found.append((value, len(left)))
+    return _weighted(found)
 
 
 def correlation(left: Marks, right: Marks) -> float | None:
@@ -59,8 +57,9 @@ def _pairs(values: NDArray[Any], given: NDArray[np.bool_]) -> Iterator[tuple[Any
             yield values[both, one], values[both, other]
 
 
-def _weighted(values: list[float], weights: list[int]) -> float | None:
-    known = [(value, weight) for value, weight in zip(values, weights, strict=True) if math.isfinite(value)]
+def _weighted(found: list[tuple[float, int]]) -> float | None:
+    """The mean of values by their weights."""
+    known = [(value, weight) for value, weight in found if math.isfinite(value)]
     total = sum(weight for _, weight in known)
     return sum(value * weight for value, weight in known) / total if total else None
 

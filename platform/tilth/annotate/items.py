@@ -145,7 +145,8 @@ def _chosen(artifacts: Mapping[str, Artifact], items: Items) -> Artifact:
         raise StorageError("the run holds no answers yet: no evaluation with predictions and no dataset is finished")
     if items.stage is not None:
         return fits[items.stage]
-    evaluated = [found for found in fits.values() if found.store.list("predictions")]
+    # a judge leaves predictions too, but what it says is no answer of a model
+    evaluated = [found for found in fits.values() if found.store.list("predictions") and "judges" not in found.detail]
     return (evaluated or list(fits.values()))[-1]
 
 

@@ -136,7 +136,9 @@ def _direct(grid: Grid) -> dict[str, Any]:
     from tilth.annotate import agreement
 
     criteria = list(dict.fromkeys(name for cell in grid.cells.values() for name in cell.value["scores"]))
-    lines, models, standard = [], [], []
+    lines: list[dict[str, Any]] = []
+    models: list[dict[str, Any]] = []
+    standard: list[Marks] = []
     for criterion in criteria:
         marks = grid.marks(criterion)
         z = agreement.standardised(marks)
@@ -174,7 +176,7 @@ def _with_others(standard: Sequence[Marks]) -> list[float | None]:
     from tilth.annotate.agreement import correlation
 
     every = np.concatenate(standard)
-    found = []
+    found: list[float | None] = []
     for person in range(every.shape[1]):
         others = np.delete(every, person, axis=1)
         shared = ~np.isnan(every[:, person]) & (~np.isnan(others)).any(axis=1)
@@ -190,9 +192,10 @@ def _marked(grid: Grid, criterion: str, marks: Marks, z: Marks) -> list[dict[str
     lines = []
     for model in dict.fromkeys(shown.values()):
         mine = [at for at, item in enumerate(grid.items) if shown[item] == model and not np.isnan(marks[at]).all()]
-        means, low_high = np.nanmean(marks[mine], axis=1), interval(np.nanmean(marks[mine], axis=1).tolist())
+        means = np.nanmean(marks[mine], axis=1)
+        low, high = interval(means.tolist())
         lines.append({
-            "model": model, "of": criterion, "value": float(means.mean()), "low": low_high[0], "high": low_high[1],
+            "model": model, "of": criterion, "value": float(means.mean()), "low": low, "high": high,
             "weighed": float(np.nanmean(z[mine], axis=1).mean()), "items": len(mine),
         })  # fmt: skip
     return lines

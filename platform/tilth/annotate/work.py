@@ -81,7 +81,7 @@ def _turn(seed: int, person: Person, kind: str, stretch: int, every: int) -> int
     return row_seed(seed, f"{person.id}\x00{kind}\x00{stretch}", "check") % every
 
 
-def _wanted(person: Person, campaign: Annotation) -> Select[tuple[Shown, int]]:
+def _wanted(person: Person, campaign: Annotation) -> Select[Shown, int]:
     """Items that too few people have judged or hold, with how many `people` do."""
     fresh = Assignment.given > now() - 60 * campaign.lease_minutes
     live = select(Assignment.item_id, func.count().label("people")).join(Person, Person.id == Assignment.person_id)
@@ -128,7 +128,7 @@ def answer(session: Session, person: Person, assignment: Assignment, key: str, v
     return "counted"
 
 
-def _counting(assignment: Assignment) -> Select[tuple[Answer]]:
+def _counting(assignment: Assignment) -> Select[Answer]:
     return select(Answer).where(Answer.assignment_id == assignment.id, Answer.withdrawn.is_(None))
 
 

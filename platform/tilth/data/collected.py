@@ -94,8 +94,10 @@ class LabelStudio(Collected):
     def _votes(self, result: Mapping[str, Any]) -> list[str]:
         if self.tag not in (None, result.get("from_name")):
             return []
-        said = {"pairwise": lambda v: v["selected"], "choices": lambda v: v["choices"][0]}.get(result.get("type", ""))
-        return [] if said is None else [self.choices.get(given := str(said(result["value"])), given)]
+        value = result["value"]
+        said = {"pairwise": value.get("selected"), "choices": next(iter(value.get("choices", ())), None)}
+        given = said.get(result.get("type", ""))
+        return [] if given is None else [self.choices.get(given, str(given))]
 
 
 class Argilla(Collected):
