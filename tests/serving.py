@@ -13,15 +13,19 @@ from typing import Any
 URL = re.compile(r"https?://\S+")
 
 
+def beside_us() -> dict[str, str]:
+    """The environment in which another process imports what we import."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
 class Served:
     """A running campaign: its address and the manager's token."""
 
     def __init__(self, source: Path, settings: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self.log = source.with_suffix(".log")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tilth", "annotate", str(source), str(settings), "--port", "0"],
-            stdout=self.log.open("w"), stderr=subprocess.STDOUT, env=environment,
+            stdout=self.log.open("w"), stderr=subprocess.STDOUT, env=beside_us(),
         )  # fmt: skip
         self.base, _, self.token = self._link().rpartition("/login/")
 

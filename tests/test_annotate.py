@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,7 +17,8 @@ from sqlalchemy import text
 import tilth
 from campaign import Browser, Campaign, write_items
 from helpers import finished_stage, write_dataset
-from serving import Served
+from serving import Served, beside_us
+from tilth.annotate import people
 from tilth.annotate.book import Book
 from tilth.annotate.config import load_annotation
 from tilth.annotate.items import campaign
@@ -204,6 +205,8 @@ def test_too_many_requests_are_refused(tmp_path: Path) -> None:
     codes = [ann.get("/work").status_code for _ in range(12)]
     assert codes[-1] == 429
     assert codes.count(200) <= 10
+    strangers = [small.browser().client.get("/login", headers={"cookie": f"tilth={n}"}) for n in range(12)]
+    assert strangers[-1].status_code == 429, "a new cookie each time is still the same address"
 
 
 def test_no_text_runs_in_the_browser(tmp_path: Path) -> None:
@@ -323,6 +326,41 @@ def test_the_example_holds(root: Path) -> None:
         assert load_annotation(file).form is not None
 
 
+def test_an_answer_that_was_committed_outlives_its_process(tmp_path: Path) -> None:
+    campaign = Campaign(write_items(tmp_path / "items.jsonl", 500), overlap=1)
+    with campaign.book.writing() as session:
+        people.join(session, people.invite(session, ""), "Ann")
+    writer = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("answer_and_die.py")), str(tmp_path / "items.db")],
+        stdout=subprocess.PIPE, text=True, env=beside_us(),
+    )  # fmt: skip
+    said = [writer.stdout.readline().strip() for _ in range(40)]
+    writer.kill()
+    said += writer.stdout.read().split()
+    writer.wait()
+    with campaign.book.reading() as session:
+        kept = [key.partition("/")[2] for (key,) in session.execute(text("SELECT key FROM answer"))]
+    assert said[0] == "answer-1"
+    assert set(said) <= set(kept)
+    assert len(kept) - len(said) <= 1, "at most the one whose word was on its way"
+
+
+@pytest.mark.slow
+def test_it_speaks_tls(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(f"serving: {{host: 0.0.0.0, certificate: {certificate}, key: {key}}}")
+    with Served(write_items(tmp_path / "items.jsonl", 2), settings) as served:
+        assert served.base.startswith("https://localhost:")
+        page = httpx.get(f"{served.base}/login", verify=ssl.create_default_context(cafile=certificate))
+        assert "secure" in page.headers["set-cookie"].lower()
+
+
 @pytest.mark.slow
 def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     """Killed while eight people answer as fast as they can; then served again from the same database."""
@@ -402,5 +440,5 @@ def test_a_check_of_a_recipe_loads_nothing_of_it(tmp_path: Path) -> None:
         f"from tilth.cli import main; assert main(['check', {str(recipe)!r}]) == 0; import sys;"
         "print([name for name in ('fastapi', 'sqlalchemy', 'uvicorn', 'numpy', 'pyarrow') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=beside_us())
     assert done.stdout.splitlines()[-1] == "[]", done.stderr

@@ -35,6 +35,8 @@ class Site:
     form: Form
     secret: str
     templates: Environment
+    #: browsers that were seen to be signed in, by the hash of their cookie
+    known: set[str] = field(default_factory=set)
     guesses: Limiter = field(default_factory=lambda: Limiter(GUESSES))
 
     def __post_init__(self) -> None:
@@ -74,9 +76,9 @@ def _templates(campaign: Annotation) -> Environment:
 
 async def _guarded(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
     site = site_of(request)
-    cookie = request.cookies.get(COOKIE, "")
-    known = cookie and not request.url.path.startswith("/static")
-    name = f"visit {people.hashed(cookie)}" if known else f"address {address(request)}"
+    visit = people.hashed(request.cookies.get(COOKIE, ""))
+    # a cookie that nobody is signed in with could be another one each time
+    name = f"visit {visit}" if visit in site.known else f"address {address(request)}"
     if not request.url.path.startswith("/static") and not site.requests.allow(name):
         response: Response = page(request, "message.html.j2", {"title": "Too many requests",
             "words": "Please wait a minute and go on."}, status=429)  # fmt: skip
@@ -136,9 +138,12 @@ async def posted(request: Request) -> Fields:
 
 def signed_in(request: Request) -> Person:
     """Who asks; who is not signed in is sent to do so."""
-    with site_of(request).book.reading() as session:
-        person = people.signed_in(session, request.cookies.get(COOKIE, ""))
-    if person is None:
+    site, cookie = site_of(request), request.cookies.get(COOKIE, "")
+    with site.book.reading() as session:
+        person = people.signed_in(session, cookie)
+    if person is not None:
+        site.known.add(people.hashed(cookie))
+    else:
         raise HTTPException(303, "Please sign in.", {"Location": "/login"})
     return person
 
