@@ -204,7 +204,7 @@ def test_too_many_requests_are_refused(tmp_path: Path) -> None:
     ann = small.annotator("Ann")
     codes = [ann.get("/work").status_code for _ in range(12)]
     assert codes[-1] == 429
-    assert codes.count(200) <= 10
+    assert 9 <= codes.count(200) <= 11
     strangers = [small.browser().client.get("/login", headers={"cookie": f"tilth={n}"}) for n in range(12)]
     assert strangers[-1].status_code == 429, "a new cookie each time is still the same address"
 

@@ -141,10 +141,9 @@ def signed_in(request: Request) -> Person:
     site, cookie = site_of(request), request.cookies.get(COOKIE, "")
     with site.book.reading() as session:
         person = people.signed_in(session, cookie)
-    if person is not None:
-        site.known.add(people.hashed(cookie))
-    else:
+    if person is None:
         raise HTTPException(303, "Please sign in.", {"Location": "/login"})
+    site.known.add(people.hashed(cookie))
     return person
 
 
