@@ -68,7 +68,7 @@ def row_of(pair: Preference) -> Row:
     return {**original(pair.id, pair.split, payload, pair.meta), "root": pair.root, "reason": pair.reason}
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Pairs:
     """The books of one small dataset, see `tilth.data.finish.Books`."""
 

@@ -36,8 +36,8 @@ def tables(found: Mapping[str, Any]) -> Iterator[Lines]:
     head = ("model", "of", value, "low", "high", weighed, "items")
     yield "Models, with 95 % intervals over items", head, _rows(found["models"], _SCORES)
     yield "Agreement", ("of", "figure", "value"), _rows(found["agreement"], ("of", "figure", "value"))
-    head = ("person", "answers", "seconds", "speed", "checks", "failed", "agreement", "competence")
-    yield "People", head, _rows(found["people"], _PEOPLE)
+    people = ("person", "answers", "seconds", "speed", "checks", "failed", "agreement", "competence")
+    yield "People", people, _rows(found["people"], _PEOPLE)
 
 
 def _rows(lines: list[Mapping[str, Any]], names: tuple[str, ...]) -> list[list[Any]]:
