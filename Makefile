@@ -5,6 +5,8 @@
 
 PYTHON ?= python3
 RUN := .venv/bin/python
+# two processes share the tests
+SHARED := -n 2
 export TOKENIZERS_PARALLELISM := false
 # without bytecode on disk every worker process compiles torch and transformers anew: ten seconds each
 unexport PYTHONDONTWRITEBYTECODE
@@ -17,7 +19,7 @@ demo: install
 	$(RUN) -m tilth run examples/quickstart.yaml --out runs/demo
 
 test: install
-	$(RUN) -m pytest -m "not slow and not gpu"
+	$(RUN) -m pytest -m "not slow and not gpu" $(SHARED)
 
 test-slow: install
 	$(RUN) -m pytest -m "not gpu"

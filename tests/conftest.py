@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).parents[1]
+#: what the tests of a module name that start a Ray, a vLLM or a whole run
+STARTING = ("ray_session", "engines.vllm", '"tilth", "run"')
+
+
+class ByModule(LoadScopeScheduling):
+    """A module's tests share one process and its fixtures, and all that start a Ray share one: never two at once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        return "ray" if _starts_ray(ROOT / module) else module
+
+
+@lru_cache
+def _starts_ray(module: Path) -> bool:
+    text = module.read_text(encoding="utf-8")
+    return any(word in text for word in STARTING)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModule:
+    return ByModule(config, log)
 
 
 @pytest.fixture(scope="session")
