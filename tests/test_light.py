@@ -35,10 +35,11 @@ stages:
 # from the bottom up: what stands in one row may import its own row and those above it in this table
 LAYERS = (
     ("errors", "kinds"),
-    ("config", "yaml12", "problems"),
+    ("config", "yaml12", "problems", "changes"),
     (
         "paths",
         "recipe",
+        "overrides",
         "runs",
         "trials",
         "storage",
@@ -113,6 +114,10 @@ def test_check_loads_nothing_heavy(recipe):
         "rollouts",
         "reward",
         "form",
+        "space",
+        "searcher",
+        "scheduler",
+        "runner",
     ],
 )
 def test_every_built_in_kind_is_light_to_name(family):

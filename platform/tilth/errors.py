@@ -3,7 +3,8 @@
 TilthError
 ├── RecipeError     the recipe is wrong; nothing was started            exit code 2
 ├── StageError      a stage failed; what was finished before it stays   exit code 1
-│   └── QuarantineError   more rows were unreadable than the recipe allows
+│   ├── QuarantineError   more rows were unreadable than the recipe allows
+│   └── StageStopped      a stage was asked to end before its time
 ├── StorageError    a directory or object store refused or is damaged   exit code 1
 │   └── RunLocked   another run holds this directory
 ├── ClusterError    RAY_ADDRESS names a cluster that does not answer    exit code 1
@@ -50,6 +51,10 @@ class StageError(TilthError):
 
 class QuarantineError(StageError):
     """More rows were unreadable or poisonous than `max_quarantined` allows."""
+
+
+class StageStopped(StageError):  # noqa: N818 - states what happened, at the wish of who ran the stage
+    """A stage was asked to end before its time, and did."""
 
 
 class StorageError(TilthError):

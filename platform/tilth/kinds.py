@@ -26,6 +26,7 @@ KINDS: dict[str, dict[str, str]] = {
         "evaluate": "tilth.evaluate.stage:Evaluate",
         "judge": "tilth.evaluate.judging.stage:JudgeAnswers",
         "harness": "tilth.evaluate.harness:Harness",
+        "search": "tilth.search.stage:Search",
         "generate": "tilth.generate.stage:Generate",
         "feedback": "tilth.annotate.stage:Feedback",
     },
@@ -162,6 +163,30 @@ KINDS: dict[str, dict[str, str]] = {
     "form": {
         "direct": "tilth.annotate.forms:Direct",
         "pairwise": "tilth.annotate.forms:Pairwise",
+    },
+    "space": {
+        "choice": "tilth.search.space:Choice",
+        "uniform": "tilth.search.space:Uniform",
+        "loguniform": "tilth.search.space:LogUniform",
+        "integers": "tilth.search.space:Integers",
+        "simplex": "tilth.search.space:Simplex",
+    },
+    "searcher": {
+        "random": "tilth.search.searchers:Random",
+        "grid": "tilth.search.searchers:Grid",
+        "tpe": "tilth.search.searchers:Tpe",
+        "bohb": "tilth.search.searchers:Bohb",
+    },
+    "scheduler": {
+        "asha": "tilth.search.schedulers:Asha",
+        "median": "tilth.search.schedulers:Median",
+        "hyperband": "tilth.search.schedulers:Hyperband",
+        "pbt": "tilth.search.schedulers:Pbt",
+    },
+    "runner": {
+        "one_by_one": "tilth.search.runners:OneByOne",
+        "packed": "tilth.search.runners:Packed",
+        "tune": "tilth.search.runners:Tune",
     },
     "generator": {
         "vllm": "tilth.generate.vllm:Vllm",

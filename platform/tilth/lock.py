@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,12 +29,26 @@ from tilth.storage import Store
 LOCK = "LOCK"
 RENEW_SECONDS = 20.0
 LEASE_SECONDS = 90.0
+WAIT_SECONDS = 0.5
 
 
 @contextmanager
 def exclusive(store: Store) -> Iterator[None]:
     """Hold `store` for this process; RunLocked when another live run holds it."""
     with _flock(store) if store.is_local else _lease(store):
+        yield
+
+
+@contextmanager
+def in_turn(store: Store) -> Iterator[None]:
+    """Hold `store` for this process, once no other does."""
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(exclusive(store))
+                break
+            except RunLocked:
+                time.sleep(WAIT_SECONDS)
         yield
 
 

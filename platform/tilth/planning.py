@@ -31,6 +31,8 @@ def plan(recipe: Recipe, out: str | Path | None, probe: bool = False) -> list[di
         estimate = _estimate(run, step, rows)
         if not step.reused and (held := step.stage.memory(lambda model: _sized(model, steps))) is not None:
             estimate.setdefault("gib", held / 2**30)
+        if not step.reused and (again := step.stage.runs_again(recipe)):
+            estimate |= _repeated(run, again)
         rows[step.name] = estimate.get("rows", 0)
         table.append({
             "stage": step.name, "kind": step.stage.kind, "reused": step.reused, "why": step.why,
@@ -52,6 +54,15 @@ def _estimate(run: Run, step: Step, rows: dict[str, float]) -> dict[str, float]:
     if (earlier := run.artifacts(step.name)) and "seconds" not in found:
         before = earlier[-1].counts.get("inputs", 0)
         found["seconds"] = earlier[-1].seconds * (upstream / before if upstream and before else 1)
+    return found
+
+
+def _repeated(run: Run, again: Mapping[str, int]) -> dict[str, float]:
+    """The cost of a stage that runs others again: as long each time as they took last, where all of them have run."""
+    found: dict[str, float] = {"trials": max(again.values())}
+    took = {name: run.artifacts(name) for name in again}
+    if all(took.values()):
+        found["seconds"] = sum(times * took[name][-1].seconds for name, times in again.items())
     return found
 
 
@@ -80,8 +91,9 @@ def plan_table(rows: list[dict[str, Any]]) -> Table:
     table = Table("stage", "kind", "will", "why", "rows", "tokens", "cost", "time", "memory")
     for row in rows:
         cost = row["estimate"]
+        trials = f" {cost['trials']:,} trials" if "trials" in cost else ""
         table.add_row(
-            row["stage"], escape(row["kind"]), "reuse" if row["reused"] else "run", escape(row["why"]),
+            row["stage"], escape(row["kind"]), "reuse" if row["reused"] else f"run{trials}", escape(row["why"]),
             _number(cost.get("rows")), _number(cost.get("tokens")), _number(cost.get("cost")),
             _time(cost.get("seconds")), _memory(cost.get("gib")),
         )  # fmt: skip

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, ValidationError
 
 from tilth import yaml12
-from tilth.config import Component
+from tilth.config import Component, Ref
 from tilth.errors import Problem, RecipeError
+from tilth.overrides import overridden
 from tilth.problems import nearest, problems
 
 if TYPE_CHECKING:
     from tilth.runs import Artifact, Out
+    from tilth.storage import Store
     from tilth.trials import Judge, Outcome, Packs, Trial
     from tilth.weights import Sized
 
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 PROBE = "probe.json"
 #: and this beside its result: what was measured of it, which may be measured anew
 MEASURED = "quality.json"
+#: a running stage that tells figures ends with StageStopped when this appears in its directory
+STOP = "stop.json"
+#: figures of one step of a running stage, by name
+Figures = tuple[int, dict[str, float]]
 
 
 class Stage(Component, family="stage"):
@@ -74,6 +80,33 @@ class Stage(Component, family="stage"):
         """
         raise TypeError(f"{cls.__name__} must define pack()")
 
+    @property
+    def stands_for(self) -> Ref | None:
+        """The stage in whose stead this one leaves a product of the same kind; None: one as `produces` says."""
+        return None
+
+    def check_within(self, recipe: Recipe) -> list[Problem]:
+        """Faults that show only beside the other stages of the recipe."""
+        return []
+
+    def runs_again(self, recipe: Recipe) -> dict[str, int]:
+        """Other stages of the recipe that it runs with other settings: name, and how often."""
+        return {}
+
+    @property
+    def demand(self) -> dict[str, float]:
+        """What it takes of a cluster while it runs, as Ray names resources."""
+        return {"CPU": 1.0}
+
+    @property
+    def tells(self) -> tuple[str, ...]:
+        """Names of the figures that it measures on the way."""
+        return ()
+
+    def course(self, store: Store) -> Sequence[Figures]:
+        """What the stage that runs, or ran, under `store` measured on the way: steps in order."""
+        return ()
+
 
 # a directory of the run and a step of a dotted path
 StageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -92,6 +125,23 @@ class Recipe(Component):
         graph = {name: [ref.stage for _, ref in stage.refs()] for name, stage in self.stages.items()}
         return [name for name in TopologicalSorter(graph).static_order() if name in self.stages]
 
+    def part(self, names: Iterable[str]) -> Recipe:
+        """The recipe of these stages and of all that they build on."""
+        kept, open_ = set(), list(names)
+        while open_:
+            if (name := open_.pop()) not in kept:
+                kept.add(name)
+                open_ += [ref.stage for _, ref in self.stages[name].refs()]
+        return self.model_copy(update={"stages": {name: self.stages[name] for name in self.stages if name in kept}})
+
+    def produces(self, name: str) -> str:
+        """What the stage of this name leaves: "dataset", "model" or "report"."""
+        stage, seen = self.stages[name], {name}
+        while (other := stage.stands_for) is not None and other.stage in self.stages.keys() - seen:
+            seen.add(other.stage)
+            stage = self.stages[other.stage]
+        return stage.produces
+
     def check(self, unbuilt: Collection[str] = ()) -> list[Problem]:
         """Every fault: references, cycles, and what each component finds in itself.
 
@@ -102,6 +152,9 @@ class Recipe(Component):
             found += [_under(f"stages.{name}", problem) for problem in stage.check()]
             for path, child in stage.children():
                 found += [_under(f"stages.{name}.{path}", problem) for problem in child.check()]
+        if not found and not unbuilt:
+            for name, stage in self.stages.items():
+                found += [_under(f"stages.{name}", problem) for problem in stage.check_within(self)]
         return found
 
     def _reference_problems(self, unbuilt: Collection[str]) -> Iterator[Problem]:
@@ -114,9 +167,9 @@ class Recipe(Component):
                 if target is None:
                     named = [*self.stages, *unbuilt]
                     yield Problem(where, f"no stage is named {ref.stage!r}", nearest(ref.stage, named, "@"))
-                elif ref.wants not in ("any", target.produces):
-                    what = f"needs a {ref.wants}, but {ref} ({target.kind}) produces a {target.produces}"
-                    fits = [f"@{n}" for n, s in self.stages.items() if s.produces == ref.wants and n != name]
+                elif ref.wants not in ("any", produced := self.produces(ref.stage)):
+                    what = f"needs a {ref.wants}, but {ref} ({target.kind}) produces a {produced}"
+                    fits = [f"@{other}" for other in self.stages if self.produces(other) == ref.wants and other != name]
                     yield Problem(where, what, f"stages that fit: {', '.join(fits) or 'none yet'}")
         try:
             self.order()
@@ -141,7 +194,7 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[st
     else:
         data, lines = yaml12.parse(_text(source), str(source))
         _importable(Path(source).resolve().parent)
-    refused = list(_overridden(data, overrides))
+    refused = list(overridden(data, overrides))
     try:
         recipe = Recipe.model_validate(data)
         found = recipe.check()
@@ -177,57 +230,6 @@ def _text(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError([Problem(str(path), f"cannot be read: {error}")]) from error
-
-
-def _overridden(data: dict[str, Any], overrides: Sequence[str]) -> Iterator[Problem]:
-    """Set every override that can be set; what is wrong with the others."""
-    for override in overrides:
-        try:
-            _override(data, override)
-        except RecipeError as error:
-            yield from error.problems
-
-
-def _override(data: dict[str, Any], text: str) -> None:
-    """Set one dotted path; mappings on the way are made, list items are taken by number."""
-    path, equals, value = text.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise RecipeError([Problem(text, "is not an override", "write a.b.c=value")])
-    _known_stage(data, keys, text)
-    here: Any = data
-    for key in keys[:-1]:
-        here = _entered(here, key) if isinstance(here, dict) else _item(here, key, text)
-    if isinstance(here, list):
-        _item(here, keys[-1], text)
-        here[int(keys[-1])] = yaml12.scalar(value)
-    elif isinstance(here, dict):
-        here[keys[-1]] = yaml12.scalar(value)
-    else:
-        raise RecipeError([Problem(path, f"{keys[-2]} is {here!r}, which has no keys")])
-
-
-def _known_stage(data: dict[str, Any], keys: Sequence[str], text: str) -> None:
-    """A field of a stage that is not there is a slip, unless it is its kind, which begins a new one."""
-    stages = data.get("stages")
-    if keys[0] != "stages" or len(keys) < 3 or not isinstance(stages, dict):
-        return
-    if keys[1] not in stages and keys[2] != "kind":
-        raise RecipeError([Problem(text, f"no stage is named {keys[1]!r}", nearest(keys[1], stages))])
-
-
-def _entered(here: dict[str, Any], key: str) -> Any:
-    """The mapping under `key`, made where there is none yet or null."""
-    if here.get(key) is None:
-        here[key] = {}
-    return here[key]
-
-
-def _item(here: Any, key: str, text: str) -> Any:
-    if isinstance(here, list) and key.isdigit() and int(key) < len(here):
-        return here[int(key)]
-    what = f"has items 0 to {len(here) - 1}, not {key!r}" if isinstance(here, list) else f"is {here!r}, no mapping"
-    raise RecipeError([Problem(text, what)])
 
 
 def _under(prefix: str, problem: Problem) -> Problem:

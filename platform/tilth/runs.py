@@ -13,7 +13,7 @@ inputs and models, the version of its code. Workers, devices, micro-batches and 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from tilth import content, ui
+from tilth.changes import changes
 from tilth.config import Ref, digest, identity
 from tilth.errors import StageError, StorageError
-from tilth.lock import exclusive
+from tilth.lock import exclusive, in_turn
 from tilth.recipe import MEASURED, PROBE, Recipe, Stage, load
 from tilth.storage import Store
 
@@ -80,6 +81,9 @@ class Out:
     fingerprint: str
     identity: dict[str, Any]
     store: Store
+    #: what the stage stands in, for one that runs others of the same recipe
+    recipe: Recipe | None = None
+    run: Run | None = None
 
     def artifact(
         self,
@@ -89,7 +93,12 @@ class Out:
     ) -> Artifact:
         """The artifact to return from `Stage.run`."""
         return Artifact(
-            **vars(self),
+            self.stage,
+            self.kind,
+            self.produces,
+            self.fingerprint,
+            self.store,
+            self.identity,
             metrics=dict(metrics or {}),
             counts=dict(counts or {}),
             detail=dict(detail or {}),
@@ -107,12 +116,23 @@ class Step:
     reused: bool
     why: str
     store: Store
+    recipe: Recipe
+    run: Run
     #: it was finished and something of it is gone: what is left must not be taken for the whole
     damaged: bool = False
 
     @property
     def out(self) -> Out:
-        return Out(self.name, self.stage.kind, self.stage.produces, self.fingerprint, self.identity, self.store)
+        return Out(
+            self.name,
+            self.stage.kind,
+            self.recipe.produces(self.name),
+            self.fingerprint,
+            self.identity,
+            self.store,
+            self.recipe,
+            self.run,
+        )
 
 
 class Run:
@@ -125,21 +145,25 @@ class Run:
         """Every stage in order, with whether it is reused and why. Reads, never writes."""
         steps: dict[str, Step] = {}
         for name in recipe.order():
-            steps[name] = self._step(name, recipe.stages[name], steps)
+            steps[name] = self._step(recipe, name, steps)
         return list(steps.values())
 
-    def _step(self, name: str, stage: Stage, before: Mapping[str, Step]) -> Step:
+    def _step(self, recipe: Recipe, name: str, before: Mapping[str, Step]) -> Step:
         def known(value: str) -> Any:
             return {value: before[value.stage].fingerprint} if isinstance(value, Ref) else content.identity_of(value)
 
+        def step(reused: bool, why: str, damaged: bool = False) -> Step:
+            return Step(name, stage, fingerprint, parts, reused, why, store, recipe, self, damaged)
+
+        stage = recipe.stages[name]
         parts: dict[str, Any] = identity(stage, known)
         fingerprint = digest(parts)
         store = self.store.sub(f"stages/{name}/{fingerprint[:16]}")
         if (artifact := Artifact.read(store)) is not None:
             if damage := artifact.damage():
-                return Step(name, stage, fingerprint, parts, False, f"it was finished, but {damage}", store, True)
-            return Step(name, stage, fingerprint, parts, True, "its fingerprint matches a finished stage", store)
-        return Step(name, stage, fingerprint, parts, False, self._why(name, parts, store), store)
+                return step(False, f"it was finished, but {damage}", damaged=True)
+            return step(True, "its fingerprint matches a finished stage")
+        return step(False, self._why(name, parts, store))
 
     def _why(self, name: str, parts: dict[str, Any], store: Store) -> str:
         if set(store.list()) - {PROBE}:
@@ -147,7 +171,7 @@ class Run:
         if not (earlier := self.artifacts(name)):
             return "it has not run here yet"
         # what sets it apart from the finished version that is most like it
-        nearest = min((list(_changes(item.identity, parts)) for item in reversed(earlier)), key=len)
+        nearest = min((list(changes(item.identity, parts)) for item in reversed(earlier)), key=len)
         return "; ".join(dict.fromkeys(nearest)) or "code changed"
 
     def artifact(self, step: Step, ref: Ref) -> Artifact | None:
@@ -170,22 +194,36 @@ class Run:
             self._record(recipe, steps)
             done: dict[str, Artifact] = {}
             for step in steps:
-                inputs = {str(ref): done[ref.stage] for _, ref in step.stage.refs()}
-                done[step.name] = (self._reuse if step.reused else self._execute)(step, inputs)
+                if step.reused:
+                    ui.reporter().say(f"{step.name}: reused", event="reused", stage=step.name)
+                done[step.name] = self._take(step, done)
             return done
+
+    def build(self, recipe: Recipe, names: Iterable[str]) -> dict[str, Artifact]:
+        """The artifacts of these stages and of all that they build on; runs what is not done.
+
+        For a stage that runs others while its own run holds the directory: that run's recipe and plan stay what they
+        are, and where two want the same stage at once, it runs once.
+        """
+        done: dict[str, Artifact] = {}
+        for step in self.plan(recipe.part(names)):
+            with in_turn(self.store.sub(f"locks/{step.name}-{step.fingerprint[:16]}")):
+                done[step.name] = self._take(step, done)
+        return done
+
+    def _take(self, step: Step, done: Mapping[str, Artifact]) -> Artifact:
+        """The step's artifact, from storage if it lies there whole by now."""
+        inputs = {str(ref): done[ref.stage] for _, ref in step.stage.refs()}
+        artifact = Artifact.read(step.store)
+        if artifact is None or (step.damaged and artifact.damage()):
+            return self._execute(step, inputs)
+        step.stage.judge(artifact, inputs)
+        return artifact
 
     def _record(self, recipe: Recipe, steps: Sequence[Step]) -> None:
         self.store.write("recipe.yaml", recipe.dump_yaml().encode())
         rows = [{"stage": s.name, "fingerprint": s.fingerprint, "reused": s.reused, "why": s.why} for s in steps]
         self.store.write_json("plan.json", rows)
-
-    def _reuse(self, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
-        ui.reporter().say(f"{step.name}: reused", event="reused", stage=step.name)
-        artifact = Artifact.read(step.store)
-        if artifact is None:
-            raise StorageError(f"{step.store.url}: artifact.json vanished while the run was planned; run again")
-        step.stage.judge(artifact, inputs)
-        return artifact
 
     def _execute(self, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
         ui.reporter().say(f"{step.name}: {step.stage.kind} ({step.why})", event="start", stage=step.name)
@@ -193,12 +231,15 @@ class Run:
             step.store.remove(ARTIFACT)
             step.store.remove()
         start = time.monotonic()
-        artifact = step.stage.run(step.out, inputs)
+        return self.finish(step, step.stage.run(step.out, inputs), time.monotonic() - start)
+
+    def finish(self, step: Step, artifact: Artifact, seconds: float) -> Artifact:
+        """Make what the stage of a step returned its finished artifact."""
         if artifact.fingerprint != step.fingerprint:
             raise StageError(f"{step.name}: run() must return out.artifact(…)")
         measured = {
             "created": datetime.now(UTC).isoformat(timespec="microseconds"),
-            "seconds": round(time.monotonic() - start, 2),
+            "seconds": round(seconds, 2),
             "versions": _versions(),
             "files": _left(step.store),
         }
@@ -253,24 +294,3 @@ def _mappings(value: Any) -> Iterator[dict[str, Any]]:
         yield value
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _mappings(item)
-
-
-def _changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """What differs between two identities, one phrase for each dotted path."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        if len(old) == 1 and old.keys() == new.keys() and next(iter(old)).startswith("@"):
-            if old != new:
-                yield f"{next(iter(old))} changed"
-            return
-        for key in [*new, *(key for key in old if key not in new)]:
-            yield from _changes(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for index, (left, right) in enumerate(zip(old, new, strict=True)):
-            yield from _changes(left, right, f"{path}.{index}")
-    elif old != new:
-        yield f"{path}: {_short(old)} → {_short(new)}"
-
-
-def _short(value: Any) -> str:
-    text = "unset" if value is None else str(value)
-    return text if len(text) <= 40 else text[:39] + "…"

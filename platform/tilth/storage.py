@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import posixpath
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -158,6 +159,19 @@ class Store:
         else:
             self._put(name, lambda: self.fs.put_file(str(file), self.path(name)))
             file.unlink()
+
+    def copy(self, name: str, source: Store) -> None:
+        """Take over the file `name` of another directory of the same filesystem; on a local disk as a hard link."""
+        if not self.is_local:
+            self._put(name, lambda: self.fs.copy(source.path(name), self.path(name)))
+            return
+        target = self.local(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            target.hardlink_to(source.local(name))
+        except OSError:  # a disk without hard links
+            self.write_with(name, lambda handle: shutil.copyfileobj(source.open(name), handle))
 
     def scratch(self) -> Path:
         """A new local directory for files in the making; on the same disk as the store where it is local."""

@@ -18,6 +18,7 @@ from tilth.report import (
     people,
     quality,
     rewards,
+    search,
     tallies,
     training,
 )
@@ -60,6 +61,7 @@ def sections(artifacts: Mapping[str, Artifact]) -> list[Section]:
     judged = [a for a in artifacts.values() if "judges" in a.detail]
     found = [part for artifact in reports for part in _evaluation(pictures, artifact)]
     found += [_judging(pictures, artifact) for artifact in judged]
+    found += [_search(pictures, artifact) for artifact in artifacts.values() if "search" in artifact.detail]
     found += [_data(pictures, artifact) for artifact in datasets]
     found += [part for artifact in datasets for part in _quality(pictures, artifact)]
     found += _training(pictures, artifacts)
@@ -241,6 +243,14 @@ def _classes(pictures: Pictures, stage: str, name: str, model: Mapping[str, Any]
     classes = Table("Every class", head, [[row[key] for key in head] for row in model["per_class"]], folded=True)
     mixed = Table("Mixed up most often", ("true", "predicted", "rows"), tallies.confused(counts, labels))
     return Section(f"classes-{stage}-{name}", f"Classes: {name}", (), (drawn,), (mixed, classes))
+
+
+def _search(pictures: Pictures, artifact: Artifact) -> Section:
+    told, stage = artifact.detail["search"], artifact.stage
+    counted = f"{artifact.counts['trials']} trials, {artifact.counts['pruned']} ended early, "
+    words = (*told["verdicts"], f"{counted}{artifact.counts['failed']} failed.")
+    drawn = tuple(search.pictures_of(pictures, told, stage))
+    return Section(f"search-{stage}", f"Search: {stage}", words, drawn, [Table(*item) for item in search.tables(told)])
 
 
 def _other(artifact: Artifact) -> Section:

@@ -13,7 +13,7 @@ from pydantic import Field
 from tilth import ui
 from tilth.config import EXECUTION, DatasetRef
 from tilth.errors import Problem
-from tilth.recipe import Stage
+from tilth.recipe import Figures, Stage
 from tilth.train.config import Checkpointing, ModelConfig, Optimisation, Scale, Validation
 from tilth.train.forgetting import Forgetting, Probe
 from tilth.train.memory import Footprint, activation_bytes, footprint, training_bytes
@@ -21,6 +21,7 @@ from tilth.train.tasks import Tasks
 
 if TYPE_CHECKING:
     from tilth.runs import Artifact, Out
+    from tilth.storage import Store
     from tilth.train.checkpoint import Link
     from tilth.train.job import Job
     from tilth.train.launch import Trained
@@ -142,6 +143,26 @@ class Training(Stage):
     @property
     def made_from(self) -> str:
         return self.model.name
+
+    @property
+    def demand(self) -> dict[str, float]:
+        each = {"CPU": self.scale.cpus} | ({"GPU": self.scale.gpus} if self.scale.gpus else {})
+        return {name: amount * max(1, self.scale.workers) for name, amount in each.items()}
+
+    @property
+    def tells(self) -> tuple[str, ...]:
+        return ("validation_loss",) if self.validation and self.validation.every_steps else ()
+
+    def course(self, store: Store) -> Sequence[Figures]:
+        """While it runs the losses on held-out rows; once it is done those of every step too."""
+        from tilth.train import trace
+        from tilth.train.job import PROGRESS
+
+        if (progress := store.read_json(PROGRESS)) is not None:
+            return [(step, {"validation_loss": loss}) for step, loss in progress.get("measured", ())]
+        lines = trace.read(store) if store.exists(trace.TRACE) else []
+        names = ("loss", "validation_loss")
+        return [(line["step"], {name: line[name] for name in names if name in line}) for line in lines]
 
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
         from tilth.data.dataset import Dataset

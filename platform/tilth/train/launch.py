@@ -12,7 +12,8 @@ from typing import Any
 
 from tilth import cluster, ui
 from tilth.data.dataset import Dataset
-from tilth.errors import StageError
+from tilth.errors import StageError, StageStopped
+from tilth.recipe import STOP
 from tilth.train import fitting, tasks, trace
 from tilth.train.job import BEST, FAILED, PROGRESS, RANGE, RESULT, Job
 
@@ -32,7 +33,8 @@ class Trained:
 def launch(job: Job) -> Trained:
     """Train, or continue what was begun; StageError when workers fail for good or the loss is no number."""
     if _finished(job) is None:
-        job.out.remove(FAILED)
+        for name in (FAILED, STOP):
+            job.out.remove(name)
         with _progress(job):
             if job.stage.scale.workers:
                 _on_ray(job)
@@ -41,7 +43,7 @@ def launch(job: Job) -> Trained:
     result = _finished(job)
     if result is None:
         raise _failure(job)
-    for name in (CHECKPOINTS, BEST, trace.SEGMENTS, PROGRESS, RANGE, fitting.MICRO):
+    for name in (CHECKPOINTS, BEST, trace.SEGMENTS, PROGRESS, RANGE, fitting.MICRO, STOP):
         job.out.remove(name)
     lines = trace.read(job.out)
     metrics = {**_metrics(result, lines), **job.stage.figures(result, lines)}
@@ -56,6 +58,8 @@ def _finished(job: Job) -> Mapping[str, Any] | None:
 
 def _failure(job: Job) -> StageError:
     failed = job.out.read_json(FAILED)
+    if failed is None and job.out.exists(STOP):
+        return StageStopped(f"{job.name}: training was asked to end before its time")
     if failed is None:
         return StageError(f"{job.name}: training ended without a result under {job.out.url}; run it again")
     if "why" in failed:

@@ -57,7 +57,7 @@ class Validating(TrainerCallback):  # type: ignore[misc]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         answers = self.answering(self.trainer.model) if self.answering and self.watch.link.rank == 0 else None
-        self.watch.validated(measurements(state)[-1][1], answers)
+        self.watch.validated(measurements(state), state.max_steps, answers)
         found = self.standing()
         if self.settings.keeps_best and not found.waited:
             folder = Path(args.output_dir) / BEST

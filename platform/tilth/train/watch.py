@@ -14,6 +14,7 @@ from typing import Any
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
+from tilth.recipe import STOP
 from tilth.storage import Store
 from tilth.train import trace
 from tilth.train.adapters import learns_prompt, load_learnt, save_learnt
@@ -43,6 +44,10 @@ class Watch:
     lines: list[dict[str, Any]] = field(default_factory=list)
     #: the line of the step whose loss or gradient was not finite
     diverged: dict[str, Any] | None = None
+    #: whether the driver wants training to end before its time
+    stopped: bool = False
+    #: (step, loss on held-out rows) of every measurement so far
+    measured: list[tuple[int, float]] = field(default_factory=list)
     #: what else the line of the step at hand is to hold
     extra: dict[str, Any] = field(default_factory=dict)
     #: a node is about to go: what was learnt is to be saved at this step
@@ -68,7 +73,11 @@ class Watch:
     def step(self, step: int, total: int, epoch: float, logs: dict[str, float]) -> None:
         """Close an optimizer step: gather every rank's rows, and note whether training may go on."""
         now = time.monotonic()
-        parts = gather_object([{"rows": self.rows, "tokens": self.tokens, "ask": now - self._asked >= NOTICE_SECONDS}])
+        due = now - self._shown >= PROGRESS_SECONDS
+        stop = due and self.link.rank == 0 and self.store.exists(STOP)
+        ask = now - self._asked >= NOTICE_SECONDS
+        parts = gather_object([{"rows": self.rows, "tokens": self.tokens, "ask": ask, "stop": stop}])
+        self.stopped = parts[0]["stop"]  # as rank 0 saw it, on every rank alike
         self.leaving = False
         if parts[0]["ask"]:  # by the clock of rank 0, since all have to ask together
             self._asked, self.leaving = now, self.link.preempted()
@@ -83,20 +92,24 @@ class Watch:
         if not all(math.isfinite(value) for value in (line["loss"], line["grad_norm"] or 0.0)):
             self.diverged = line
         self.lines.append(line)
-        if now - self._shown >= PROGRESS_SECONDS:
+        if due:
             self.show(step, total)
 
-    def validated(self, loss: float, answers: dict[str, Any] | None = None) -> None:
-        """Note the loss on held-out rows after the last step, and the answers to them where they were asked for."""
+    def validated(self, measured: list[tuple[int, float]], total: int, answers: dict[str, Any] | None = None) -> None:
+        """Note (step, loss on held-out rows) of every measurement so far, the last of which is new, and the answers
+        to these rows where they were asked for.
+        """
+        self.measured = measured
         if self.lines:
-            self.lines[-1] |= {"validation_loss": loss, **({"answers": answers} if answers else {})}
+            self.lines[-1] |= {"validation_loss": measured[-1][1], **({"answers": answers} if answers else {})}
+        self.show(measured[-1][0], total)
 
     def show(self, step: int, total: int) -> None:
         """Tell the driver how far training is, and who trains."""
         self._shown = time.monotonic()
         if self.link.rank == 0:
             where = {"host": socket.gethostname(), "pid": os.getpid()}
-            self.store.write_json(PROGRESS, {"step": step, "total": total, **where})
+            self.store.write_json(PROGRESS, {"step": step, "total": total, "measured": self.measured, **where})
 
     def flush(self, step: int) -> None:
         """Write the lines up to `step` that are not written yet."""
@@ -146,7 +159,8 @@ class Watched:
             return
         state, control = trainer.state, trainer.control
         self.watch.step(state.global_step, state.max_steps, state.epoch, logs)
-        if self.watch.diverged is not None:  # every rank sees the same mean loss, so all of them stop here
+        if self.watch.diverged is not None or self.watch.stopped:
+            # every rank sees the same mean loss and the same wish, so all of them stop here
             control.should_training_stop, control.should_save, control.should_evaluate = True, False, False
         elif self.watch.leaving and state.global_step < state.max_steps:
             control.should_save = True

@@ -70,6 +70,8 @@ def train(job: Job, link: Link) -> None:
             }
             job.out.write_json(FAILED, {"fingerprint": job.fingerprint, **line})
         return
+    if watch.stopped:
+        return
     measured = _validate(job, trainer)
     if trainer.average:
         trainer.average.apply()

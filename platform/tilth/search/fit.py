@@ -1,0 +1,150 @@
+"""Whether a search fits the recipe that it stands in: every path, and every value at the corners of its space."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from tilth.errors import Problem, RecipeError
+from tilth.problems import nearest, problems
+from tilth.recipe import Recipe, Stage
+from tilth.search.measures import home
+from tilth.search.places import Data, Keys, keys_of, located, ordered, place
+from tilth.search.space import Choice, Space
+
+if TYPE_CHECKING:
+    from tilth.search.stage import Search
+
+MOST_POINTS = 10_000
+
+
+def chain(search: Search, recipe: Recipe) -> Recipe:
+    """The part of the recipe that every trial runs, if only to find it done."""
+    homes = {home(search.target, objective.metric) for objective in search.objectives}
+    return recipe.part([search.target, *sorted(homes)])
+
+
+def reached(search: Search, recipe: Recipe) -> list[str]:
+    """The stages of the chain that another value runs again."""
+    part = chain(search, recipe)
+    paths = [*search.space, *([search.repeats.path] if search.repeats else ())]
+    touched = {keys_of(search.target, path)[1] for path in paths}
+    for name in part.order():
+        if touched & {ref.stage for _, ref in part.stages[name].refs()}:
+            touched.add(name)
+    return [name for name in part.order() if name in touched]
+
+
+def unfit(search: Search, recipe: Recipe) -> Iterator[Problem]:
+    """Every fault that shows beside the other stages; all references hold."""
+    if recipe.stages[search.target].stands_for is not None:
+        yield Problem("stage", f"{search.stage} is a search itself", "name the stage that is to be searched")
+        return
+    found = [*_measuring(search, recipe), *_scheduling(search, recipe), *_size(search)]
+    yield from found
+    part = chain(search, recipe)
+    bases = list(_bases(search, part))
+    for path in ordered(search.space):
+        yield from _path_problems(search, part, path, search.space[path], bases)
+    if search.repeats is not None:
+        seeds = Choice.model_construct(values=search.repeats.seeds)
+        for problem in _path_problems(search, part, search.repeats.path, seeds, bases[:1]):
+            yield Problem("repeats.path", problem.what, problem.mend)
+
+
+def _measuring(search: Search, recipe: Recipe) -> Iterator[Problem]:
+    for number, objective in enumerate(search.objectives):
+        where = f"also.{number - 1}.metric" if number else "metric"
+        name = home(search.target, objective.metric)
+        stage: Any = recipe.stages[name]
+        if search.target not in recipe.part([name]).stages:
+            yield Problem(where, f"{name} does not depend on {search.stage}", "name a stage that measures its result")
+        looked = {getattr(stage, "split", None), getattr(getattr(stage, "validation", None), "split", None)}
+        if "test" in looked:
+            what = f"{name} looks at the test split, by which nothing may be chosen"
+            mend = "measure another split here, and test the winner by a stage behind the search"
+            yield Problem(where, what, mend)
+
+
+def _scheduling(search: Search, recipe: Recipe) -> Iterator[Problem]:
+    target = recipe.stages[search.target]
+    if search.scheduler is not None and search.scheduler.metric not in target.tells:
+        told = ", ".join(target.tells)
+        mend = f"it tells {told}" if told else "a training stage does with validation: {every_steps: …}"
+        yield Problem("scheduler.metric", f"{search.stage} tells no {search.scheduler.metric} while it runs", mend)
+
+
+def _size(search: Search) -> Iterator[Problem]:
+    sizes = [len(points) for space in search.space.values() if (points := space.points()) is not None]
+    if search.searcher.lists and len(sizes) == len(search.space) and math.prod(sizes) > MOST_POINTS:
+        yield Problem("searcher", f"a grid of {math.prod(sizes):,} points is too large", "take tpe or random")
+
+
+def _bases(search: Search, part: Recipe) -> Iterator[Data]:
+    """The recipe as written, and with each component or kind that the space may choose."""
+    written = part.model_dump()
+    yield written
+    for path in ordered(search.space):
+        space = search.space[path]
+        for value in space.points() or () if isinstance(space, Choice) else ():
+            keys = located(written, keys_of(search.target, path))
+            if keys is not None and (isinstance(value, dict) or keys[-1] == "kind") and _leads(part, keys):
+                yield _with(written, keys, value, path)
+
+
+def _leads(part: Recipe, keys: Keys) -> bool:
+    return len(keys) > 2 and keys[1] in part.stages
+
+
+def _with(data: Data, keys: Keys, value: Any, path: str) -> Data:
+    tried = copy.deepcopy(data)
+    place(tried, keys, value, path)
+    return tried
+
+
+def _path_problems(search: Search, part: Recipe, path: str, space: Space, bases: list[Data]) -> Iterator[Problem]:
+    """The first fault of a path: it leads nowhere, never, or to where one of its values does not fit."""
+    where, keys = f"space.{path}", keys_of(search.target, path)
+    if not _leads(part, keys):
+        named = keys[1] if len(keys) > 1 else ""
+        what = "names no field of a stage" if named in part.stages else f"no stage {named!r} leads to the metric"
+        yield Problem(where, what, nearest(named, part.stages))
+        return
+    places = [(data, found) for data in bases if (found := located(data, keys)) is not None]
+    if not places:
+        yield Problem(where, "is never there: its kind is neither written nor searched", "search the kind too")
+    for data, found in places:
+        for value in space.corners():
+            fault = _fault(data, found, value, path)
+            if fault is not None:
+                yield Problem(where, f"{_shown(value)} does not fit: {fault.what}", fault.mend)
+                return
+
+
+def _fault(data: Data, keys: Keys, value: Any, path: str) -> Problem | None:
+    """What is wrong with the stage once it holds this value."""
+    name = keys[1]
+    try:
+        tried = _with(data, keys, value, path)["stages"][name]
+        whole = {"name": "part", "stages": {name: tried}}
+        stage: Stage = Recipe.model_validate(whole).stages[name]
+    except RecipeError as error:
+        return error.problems[0]
+    except ValidationError as error:
+        return _without_place(problems(error, whole, Recipe)[0], ".".join(keys))
+    faults = [*stage.check(), *(fault for _, child in stage.children() for fault in child.check())]
+    return faults[0] if faults else None
+
+
+def _without_place(problem: Problem, path: str) -> Problem:
+    inner = "" if problem.where == path else f"{problem.where.removeprefix('stages.')}: "
+    return Problem("", f"{inner}{problem.what}", problem.mend)
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:59] + "…"

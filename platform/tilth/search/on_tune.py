@@ -1,0 +1,201 @@
+"""Trials on Ray Tune: several at once, each in an actor of its own, whose stages run on Ray Train.
+
+Tune starts, watches and ends the actors. What is tried and who ends early is decided here as everywhere, and
+recorded here: a search that is resumed hands Tune what was open and what is still to be asked.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from tilth.cluster import ray_ready
+from tilth.errors import StageError, StorageError, TilthError
+from tilth.search.bench import Bench, Outcome, over
+from tilth.storage import Store
+
+if TYPE_CHECKING:
+    from tilth.runs import Step
+    from tilth.search.trials import Trial, Trials
+
+POLL_SECONDS = 0.5
+Given = TypeVar("Given")
+
+
+def run(trials: Trials, bench: Bench, at_once: int | None) -> None:
+    """Run every trial; StorageError where the disk failed one of them, which then stays open."""
+    ray = ray_ready()
+    desk = Desk(trials)
+    place = Store.at(bench.url).sub(f"tune/{uuid.uuid4().hex[:8]}")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(perform, bench=bench), {"cpu": 0}),
+        tune_config=tune.TuneConfig(
+            search_alg=Asking(desk),
+            scheduler=Deciding(desk),
+            num_samples=-1,
+            max_concurrent_trials=at_once or room(bench, ray.cluster_resources()),
+        ),
+        run_config=tune.RunConfig(name="trials", verbose=0, **_storage(place)),
+    )
+    try:
+        tuner.fit()
+    finally:
+        place.remove()
+    if desk.fault is not None:
+        raise desk.fault
+
+
+def room(bench: Bench, cluster: Mapping[str, float]) -> int:
+    """Trials that the cluster holds at the same time, by the stage that takes the most of it."""
+    most: dict[str, float] = {}
+    for stage in bench.recipe.stages.values():
+        for name, amount in stage.demand.items():
+            most[name] = max(most.get(name, 0.0), amount)
+    short = [name for name, amount in most.items() if cluster.get(name, 0.0) < amount]
+    if short:
+        has = cluster.get(short[0], 0.0)
+        raise StageError(f"a trial takes {most[short[0]]:g} {short[0]}, of which the cluster has {has:g}")
+    return int(min(cluster[name] // amount for name, amount in most.items() if amount))
+
+
+def _storage(place: Store) -> dict[str, Any]:
+    if place.is_local:
+        return {"storage_path": place.path()}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return {"storage_path": place.path(), "storage_filesystem": PyFileSystem(FSSpecHandler(place.fs))}
+
+
+class Desk:
+    """Between Tune and the trials: keeps those that run, by the number that stands in their config."""
+
+    def __init__(self, trials: Trials) -> None:
+        self.trials = trials
+        self.running: dict[int, Trial] = {}
+        self.fault: TilthError | None = None
+
+    def next(self) -> Trial | None:
+        trial = self._noted(self.trials.next, None) if self.fault is None else None
+        if trial is not None:
+            self.running[trial.number] = trial
+        return trial
+
+    def take(self, number: int, told: Mapping[str, Any]) -> bool:
+        """Take what a trial's process says; False where the trial is to end."""
+        trial = self.running.get(number)
+        if trial is None:
+            return False
+        if "fault" in told:
+            self.fault = StorageError(told["fault"])
+        elif "outcome" in told:
+            self.tell(number, Outcome(**told["outcome"]))
+        else:
+            figures = [(step, dict(named)) for step, named in told["figures"]]
+            if not self._noted(lambda: self.trials.report(trial, figures), True):
+                self.tell(number, Outcome(stopped=True))
+        return number in self.running
+
+    def tell(self, number: int, outcome: Outcome) -> None:
+        trial = self.running.pop(number, None)
+        if trial is not None and self.fault is None:
+            self._noted(lambda: self.trials.tell(trial, outcome), None)
+
+    def _noted(self, act: Callable[[], Given], otherwise: Given) -> Given:
+        """Tune would take an error of ours for one of the trial: it is kept, and raised once Tune has ended."""
+        try:
+            return act()
+        except TilthError as error:
+            self.fault = error
+            return otherwise
+
+    def __deepcopy__(self, memo: Any) -> Desk:
+        return self
+
+    def __reduce__(self) -> Any:
+        """Tune saves its own state now and then; ours lies with the trials, and nothing is restored from Tune's."""
+        return Desk, (None,)
+
+
+class Asking(Searcher):  # type: ignore[misc]
+    """Hands Tune the next trial."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__()
+        self.desk = desk
+
+    def suggest(self, trial_id: str) -> Any:
+        trial = self.desk.next()
+        return Searcher.FINISHED if trial is None else {"number": trial.number, "values": trial.values}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """The scheduler has told it already."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: see `Desk.__reduce__`."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `Desk.__reduce__`."""
+
+
+class Deciding(FIFOScheduler):  # type: ignore[misc]
+    """Takes what trials report, ends those that are to end, and records those that died."""
+
+    _supports_buffered_results = False
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__()
+        self.desk = desk
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if "told" not in result:
+            return str(self.CONTINUE)
+        going = self.desk.take(trial.config["number"], result["told"])
+        return str(self.CONTINUE if going and self.desk.fault is None else self.STOP)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self.desk.tell(trial.config["number"], Outcome(error=f"its process died: {trial.get_error()}"))
+
+
+def perform(config: dict[str, Any], bench: Bench) -> None:
+    """One trial, in Tune's actor: its stages run in a thread, while this one tells what they measure and keeps time."""
+    steps: list[Step] = []
+    outcomes: list[Outcome] = []
+    faults: list[TilthError] = []
+
+    @contextmanager
+    def watched(step: Step) -> Iterator[None]:
+        steps.append(step)
+        yield
+
+    def attempt() -> None:
+        try:
+            outcomes.append(bench.attempt(config["values"], watched))
+        except TilthError as error:
+            faults.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True, name="tilth-trial")
+    thread.start()
+    end = None if bench.limit is None else time.monotonic() + bench.limit
+    seen = 0
+    while thread.is_alive() and (end is None or time.monotonic() < end):
+        thread.join(POLL_SECONDS)
+        figures = list(steps[0].stage.course(steps[0].store)) if steps and not steps[0].reused else []
+        if len(figures) > seen and thread.is_alive():
+            seen = len(figures)
+            tune.report({"told": {"figures": figures}})
+    if faults:
+        tune.report({"told": {"fault": str(faults[0])}})
+        return
+    outcome = outcomes[0] if outcomes else Outcome(error=over(bench))
+    tune.report({"told": {"outcome": asdict(outcome)}})

@@ -1,0 +1,91 @@
+"""One trial after another, from this process."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tilth.errors import StageError
+from tilth.recipe import STOP, Figures
+from tilth.search.bench import Bench, Outcome, over
+
+if TYPE_CHECKING:
+    from tilth.runs import Step
+    from tilth.search.trials import Trial, Trials
+
+POLL_SECONDS = 0.5
+
+
+class TimeOverError(BaseException):
+    """The trial's time is over; a stage that catches every Exception does not catch this."""
+
+
+def run(trials: Trials, bench: Bench) -> None:
+    """Run every trial; what a trial raises is told, what the disk or the cluster raises goes on up."""
+    while (trial := trials.next()) is not None:
+        trials.tell(trial, one(trials, trial, bench))
+
+
+def one(trials: Trials, trial: Trial, bench: Bench) -> Outcome:
+    """Run one trial in its time, followed where it may be ended."""
+
+    def watched(step: Step) -> AbstractContextManager[None]:
+        return followed(step, lambda figures: trials.report(trial, figures))
+
+    try:
+        with limited(bench.limit):
+            return bench.attempt(trial.values, watched if trials.looks else None)
+    except TimeOverError:
+        return Outcome(error=over(bench))
+
+
+@contextmanager
+def limited(seconds: float | None) -> Iterator[None]:
+    """TimeOverError once the time is over. A signal does it, which also ends waiting and sleeping."""
+    if seconds is None:
+        yield
+        return
+    if threading.current_thread() is not threading.main_thread():
+        raise StageError("a limit of seconds needs the main thread; leave limit out, or take runner: {kind: tune}")
+
+    def end(*_: Any) -> None:
+        raise TimeOverError
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def followed(step: Step, report: Callable[[Sequence[Figures]], bool]) -> Iterator[None]:
+    """Report what the searched stage measures while it runs, and ask it to stop once `report` says so."""
+    if step.reused:
+        yield
+        return
+    over, faults = threading.Event(), list[BaseException]()
+
+    def follow() -> None:
+        try:
+            while not over.wait(POLL_SECONDS):
+                if not report(step.stage.course(step.store)):
+                    step.store.write_json(STOP, {"why": "others did better at this step"})
+                    return
+        except BaseException as error:  # noqa: BLE001 - raised again by who waits
+            faults.append(error)
+
+    thread = threading.Thread(target=follow, daemon=True, name="tilth-follow")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    for fault in faults:
+        raise fault

@@ -1,0 +1,435 @@
+"""Search: what is tried and left, what is shared and resumed, what is refused, and what is said of luck."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from scipy import stats
+
+import tilth
+from processes import until
+from searched import Hill
+from tilth.errors import RecipeError, StageError, StorageError
+from tilth.planning import plan
+from tilth.recipe import Recipe, load
+from tilth.report import write_report
+from tilth.runs import Artifact, Run
+from tilth.search import one_by_one
+from tilth.search.choosing import Candidate, best_first, estimate, front, lead, verdicts, winner
+from tilth.search.measures import Objective
+from tilth.search.space import Simplex
+from tilth.search.trials import Trial
+
+HERE = Path(__file__).parent
+XS, WIDTHS = (-0.5, 0.0, 0.25, 0.5), (2, 8, 32)
+GRID = {"x": {"kind": "choice", "values": list(XS)}, "inner.width": {"kind": "choice", "values": list(WIDTHS)}}
+LINE = {"x": {"kind": "uniform", "low": -1.0, "high": 1.0}}
+
+
+def data_of(hill: Mapping[str, Any] | None = None, **search: Any) -> dict[str, Any]:
+    """A recipe in which a hill is searched by what a look at it sees, and the winner is looked at once more."""
+    settings = {"kind": "search", "stage": "hill", "metric": "look/seen", "space": LINE, **search}
+    stages = {
+        "data": {"kind": "stages:Number", "value": 1},
+        "hill": {"kind": "searched:Hill", "data": "@data", **(hill or {})},
+        "look": {"kind": "searched:Look", "model": "@hill"},
+        "search": settings,
+        "test": {"kind": "searched:Look", "model": "@search", "split": "test"},
+    }
+    return {"name": "hills", "stages": stages}
+
+
+def recipe(hill: Mapping[str, Any] | None = None, **search: Any) -> Recipe:
+    return load(data_of(hill, **search))
+
+
+def searched(out: Path, hill: Mapping[str, Any] | None = None, **search: Any) -> Artifact:
+    return Run(out).execute(recipe(hill, **search))["search"]
+
+
+def trials(artifact: Artifact) -> list[dict[str, Any]]:
+    return artifact.detail["search"]["trials"]
+
+
+def begun(out: Path, stage: str = "hill") -> list[int]:
+    """How often each version of a stage was begun."""
+    return [json.loads(file.read_text()) for file in sorted(out.glob(f"stages/{stage}/*/begun.json"))]
+
+
+def test_a_grid_tries_every_point_and_leaves_the_best(tmp_path: Path) -> None:
+    done = Run(tmp_path).execute(recipe(space=GRID, searcher={"kind": "grid"}))
+    heights = {point: Hill.model_validate({"x": point[0], "inner": {"width": point[1]}}).height for point in
+               product(XS, WIDTHS)}  # fmt: skip
+    tried = {(trial["values"]["x"], trial["values"]["inner.width"]): trial["scores"]["look/seen"] for trial in
+             trials(done["search"])}  # fmt: skip
+    assert tried == pytest.approx({point: 10 * height for point, height in heights.items()})
+    best = max(heights, key=lambda point: heights[point])
+    assert best == (0.25, 8)
+    assert done["search"].store.read("weights") == b"0.25"
+    assert (done["search"].produces, done["search"].detail["parameters"]) == ("model", {"trainable": 8})
+    assert done["test"].metrics["hill/seen"] == pytest.approx(10 * heights[best]), '"@search" is what "@hill" would be'
+    assert done["search"].detail["search"]["importance"]["x"] > 0.8, "on this grid x matters more"
+
+
+def test_what_a_value_does_not_reach_is_not_run_again(tmp_path: Path) -> None:
+    both = {**GRID, "stages.data.note": {"kind": "choice", "values": ["", "other"]}}
+    artifact = searched(tmp_path, space=both, searcher={"kind": "grid"})
+    assert len(trials(artifact)) == 24
+    assert len(list(tmp_path.glob("stages/data/*"))) == 2, "one for each note, one of which is the recipe's own"
+    assert sorted(begun(tmp_path)) == [1] * 25, "the recipe as written stands outside of this grid"
+    searched(tmp_path, space=both, searcher={"kind": "grid"}, also=[{"metric": "hill/seconds", "mode": "min"}])
+    assert sorted(begun(tmp_path)) == [1] * 25, "another search over the same values finds them done"
+
+
+def test_more_trials_begin_with_the_same_ones(tmp_path: Path) -> None:
+    few, many = (searched(tmp_path, trials=count, searcher={"kind": "tpe", "startup": 3}) for count in (6, 9))
+    assert [trial["values"] for trial in trials(many)[:6]] == [trial["values"] for trial in trials(few)]
+    assert sorted(begun(tmp_path)) == [1] * 10
+
+
+def test_tpe_comes_nearer_to_the_top_than_its_random_start(tmp_path: Path) -> None:
+    artifact = searched(tmp_path, trials=30, searcher={"kind": "tpe", "startup": 8})
+    far = [abs(trial["values"]["x"] - 0.3) for trial in trials(artifact)]
+    assert sum(far[-10:]) < 0.5 * sum(far[:10])
+    assert min(far) < 0.05
+
+
+def test_a_killed_search_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
+    settings = {"trials": 6, "searcher": {"kind": "tpe", "startup": 2}}
+    data = data_of({"steps": 4, "pause": 0.15}, **settings)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data))
+    out = tmp_path / "killed"
+    path = {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+    command = [sys.executable, "-m", "tilth", "run", str(tmp_path / "recipe.yaml"), "--out", str(out)]
+    process = subprocess.Popen(command, env={**os.environ, **path}, stderr=subprocess.DEVNULL)
+    try:
+        assert until(lambda: len(list(out.glob("stages/search/*/trials/*.json"))) == 3, 60)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    asked = {file.name: json.loads(file.read_text())["values"] for file in out.glob("stages/search/*/trials/*.json")}
+    resumed = Run(out).execute(load(data))["search"]
+    whole = searched(tmp_path / "whole", {"steps": 4}, **settings)
+    assert [trial["values"] for trial in trials(resumed)] == [trial["values"] for trial in trials(whole)]
+    assert asked == {f"{number:05d}.json": trials(whole)[number]["values"] for number in range(3)}
+    assert sorted(begun(out))[:-1] == [1] * 6
+    assert max(begun(out)) <= 2, "only the trial that was interrupted was begun again"
+
+
+def test_a_trial_that_raises_or_hangs_is_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
+    values = {"x": {"kind": "choice", "values": [0.1, 0.5, 0.8]}}
+    faults = {"raises": 0.7, "hangs": 0.4}
+    artifact = searched(tmp_path, faults, space=values, searcher={"kind": "grid"}, limit=0.5)
+    assert [trial["state"] for trial in trials(artifact)] == ["complete", "failed", "failed"]
+    assert [trial["error"] for trial in trials(artifact)[1:]] == [
+        "it took longer than its limit of 0.5 s",
+        "ValueError: x is 0.800",
+    ]
+    assert (artifact.counts["trials"], artifact.counts["failed"]) == (3, 2)
+    with pytest.raises(StageError, match="none of 3 trials came to an end: ValueError"):
+        searched(tmp_path / "none", {"raises": 0.05}, space=values, searcher={"kind": "grid"})
+
+
+def test_a_full_disk_ends_the_search_which_then_goes_on(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        with pytest.raises(StorageError, match="No space left"):
+            searched(small, trials=40, searcher={"kind": "random"})
+        told = [json.loads(file.read_text())["state"] for file in sorted(small.glob("stages/search/*/trials/0*.json"))]
+        assert set(told[:-1]) == {"complete"}
+        assert told[-1] in ("running", "complete"), "what a full disk did to a trial is not the trial's fault"
+        subprocess.run(["mount", "-o", "remount,size=8m", str(small)], check=True)
+        resumed = searched(small, trials=40, searcher={"kind": "random"})
+        assert {trial["state"] for trial in trials(resumed)} == {"complete"}
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_asha_ends_trials_that_do_worse_at_a_rung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_by_one, "POLL_SECONDS", 0.01)
+    values = {"x": {"kind": "choice", "values": [0.3, -1.0, 0.9, 0.31]}}
+    scheduler = {"kind": "asha", "metric": "error", "factor": 2, "grace": 2}
+    artifact = searched(
+        tmp_path, {"steps": 8, "pause": 0.05}, space=values, searcher={"kind": "grid"}, scheduler=scheduler
+    )
+    states = {trial["values"]["x"]: trial["state"] for trial in trials(artifact)}
+    assert (states[0.3], states[-1.0], states[0.9]) == ("complete", "pruned", "pruned")
+    assert all(len(trial["curve"]) < 8 for trial in trials(artifact) if trial["state"] == "pruned")
+
+
+REFUSED = [
+    ({"space": {"y": {"kind": "uniform", "low": 0.0, "high": 1.0}}}, "space.y: 0.0 does not fit: unknown field"),
+    (
+        {"space": {"x": {"kind": "uniform", "low": 0.0, "high": 11.0}}},
+        "space.x: 11.0 does not fit: .*less than or equal",
+    ),
+    ({"space": {"inner.width": {"kind": "integers", "low": 0, "high": 8}}}, "space.inner.width: 0 does not fit"),
+    ({"space": {"stages.date.value": {"kind": "choice", "values": [1]}}}, "no stage 'date' leads.*mean \"data\""),
+    ({"space": {"x": {"kind": "uniform", "low": 1.0, "high": 0.0}}}, "space.x.high: must be above low"),
+    ({"space": {"x": {"kind": "choice", "values": [0.1, 0.1]}}}, "space.x.values: 0.1 stands twice"),
+    ({"searcher": {"kind": "grid"}}, "space.x: has no points for a grid"),
+    ({"searcher": {"kind": "bohb"}}, "searcher: needs HpBandSter.*scheduler: {kind: hyperband}"),
+    ({"trials": None}, "trials: is missing"),
+    ({"scheduler": {"kind": "pbt"}}, "scheduler: would go on from another trial's weights"),
+    ({"scheduler": {"kind": "asha"}}, "@hill tells no validation_loss while it runs"),
+    ({"metric": "data/value"}, "data does not depend on @hill"),
+    ({"metric": "nobody/seen"}, "no stage is named 'nobody'"),
+    ({"metric": "test/seen"}, "refer to each other in a circle"),
+    ({"stage": "hull"}, "no stage is named 'hull'"),
+    ({"also": [{"metric": "look/seen"}]}, "look/seen is an objective twice"),
+    ({"repeats": {"seeds": [1, 2]}}, "repeats.path: 1 does not fit: .*optimisation"),
+]
+
+
+@pytest.mark.parametrize(("settings", "said"), REFUSED, ids=[str(item[0])[:40] for item in REFUSED])
+def test_what_does_not_fit_is_refused_before_anything_starts(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        recipe(**{"trials": 4, **settings})
+
+
+def test_nothing_is_chosen_by_the_test_split() -> None:
+    data = data_of(trials=4)
+    data["stages"]["look"]["split"] = "test"
+    with pytest.raises(RecipeError, match="look looks at the test split, by which nothing may be chosen"):
+        load(data)
+
+
+def sft(**space: Any) -> dict[str, Any]:
+    """A search over a training stage, as it stands in a recipe; nothing of it is run."""
+    source = {"kind": "inline", "rows": [{"text": "a", "label": "b"}]}
+    stages = {
+        "data": {"kind": "data", "row": "labelled", "source": source, "split": {"validation": 0.5}},
+        "sft": {"kind": "sft", "data": "@data", "model": {"name": "org/model", "lora": {"rank": 8}},
+                "validation": "validation"},
+        "search": {"kind": "search", "stage": "sft", "metric": "validation_loss", "mode": "min", "space": space,
+                   "searcher": {"kind": "grid"}},
+    }  # fmt: skip
+    return {"name": "training", "stages": stages}
+
+
+def test_a_field_of_a_kind_is_searched_only_where_that_kind_is() -> None:
+    ranks, lengths = {"kind": "choice", "values": [4, 8]}, {"kind": "integers", "low": 5, "high": 15, "step": 5}
+    kinds = {"kind": "choice", "values": ["lora", "prefix_tuning"]}
+    space = {"model.lora.rank": ranks, "model.prefix_tuning.length": lengths, "model.peft.kind": kinds}
+    held = load(sft(**space))
+    search: Any = held.stages["search"]
+    assert search.count(held) == 2 + 3, "ranks of one kind and lengths of the other, not their product"
+    with pytest.raises(RecipeError, match=r"prefix_tuning.length: is never there"):
+        load(sft(**{"model.prefix_tuning.length": lengths}))
+    with pytest.raises(RecipeError, match=r"model.lora.rank: 0 does not fit"):
+        load(sft(**{**space, "model.lora.rank": {"kind": "choice", "values": [4, 0]}}))
+    with pytest.raises(RecipeError, match=r"model.peft.kind: ia4 does not fit: .*no peft of kind 'ia4'"):
+        load(sft(**{"model.peft.kind": {"kind": "choice", "values": ["lora", "ia4"]}}))
+
+
+def test_plan_counts_trials_and_repeats(tmp_path: Path) -> None:
+    repeats = {"seeds": [1, 2, 3], "path": "seed", "finalists": 2}
+    held = recipe(space=GRID, searcher={"kind": "grid"}, repeats=repeats)
+    (row,) = (row for row in plan(held, tmp_path) if row["stage"] == "search")
+    assert row["estimate"]["trials"] == 12 + 3 * (2 + 1), "three seeds of two finalists and of the recipe as written"
+
+
+class Uniform01:
+    """Draws as Optuna would, by Python's own generator."""
+
+    def __init__(self) -> None:
+        self.random = random.Random(0)
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        return self.random.uniform(low, high)
+
+
+def test_shares_are_uniform_on_the_simplex() -> None:
+    space = Simplex.model_validate({"names": ["a", "b", "c"], "least": 0.0})
+    drawn: Any = Uniform01()
+    shares = [space.draw("weights", drawn) for _ in range(4000)]
+    assert all(sum(each.values()) == pytest.approx(1, abs=1e-5) for each in shares)
+    for name in "abc":
+        # under Dirichlet(1, 1, 1) a share is Beta(1, 2)
+        assert stats.kstest([each[name] for each in shares], stats.beta(1, 2).cdf).pvalue > 1e-3
+    corners = Simplex.model_validate({"names": ["a", "b"], "total": 2.0, "least": 0.25}).corners()
+    assert corners == [{"a": 1.5, "b": 0.5}, {"a": 0.5, "b": 1.5}]
+
+
+def test_the_front_holds_what_nothing_beats_in_every_objective() -> None:
+    objectives = [Objective(metric="good"), Objective(metric="cost", mode="min")]
+    drawn = random.Random(1)
+    scores = [{"good": drawn.randint(0, 9), "cost": drawn.randint(0, 9)} for _ in range(40)]
+
+    def beats(one: dict[str, int], other: dict[str, int]) -> bool:
+        return one != other and one["good"] >= other["good"] and one["cost"] <= other["cost"]
+
+    expected = [place for place, each in enumerate(scores) if not any(beats(one, each) for one in scores)]
+    assert front(scores, objectives) == expected
+
+
+def candidate(number: int | None, *figures: float) -> Candidate:
+    return Candidate(number, {}, {"f1": figures[0]}, {}, dict(enumerate(figures)))
+
+
+def test_a_lead_is_told_from_luck_by_a_paired_t_test() -> None:
+    f1 = Objective(metric="f1")
+    ahead, behind, noisy = (
+        candidate(3, 0.90, 0.92, 0.91),
+        candidate(None, 0.80, 0.83, 0.80),
+        candidate(1, 0.7, 0.99, 0.9),
+    )
+    reference = stats.ttest_rel([0.90, 0.92, 0.91], [0.80, 0.83, 0.80]).confidence_interval(0.95)
+    found = lead(ahead, behind, 1)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((reference.low, reference.high))
+    assert winner([behind, ahead, noisy], f1) is ahead
+    first, second = verdicts(ahead, [behind, noisy], f1)
+    assert first.startswith("trial 3 beats the recipe as written in f1")
+    assert second.startswith("trial 3 does not beat trial 1 beyond noise in f1")
+    assert estimate([1.0, 1.0]).low == 1.0
+
+
+def test_repeats_take_the_winner_by_seeds_that_the_search_did_not_see(tmp_path: Path) -> None:
+    repeats = {"seeds": [1, 2, 3], "path": "seed"}
+    artifact = searched(tmp_path, {"noise": 0.3}, trials=6, searcher={"kind": "random"}, repeats=repeats)
+    found = artifact.detail["search"]["finalists"]
+    ranked = sorted(trials(artifact), key=lambda trial: -trial["scores"]["look/seen"])
+    assert [item["number"] for item in found] == [None, *(trial["number"] for trial in ranked[:2])]
+    best = max(found, key=lambda item: sum(item["seeds"].values()))
+    assert (artifact.detail["search"]["best"], artifact.metrics["best/look/seen"]) == (best["number"], best["value"])
+    assert artifact.metrics["height"] == pytest.approx(best["seeds"]["1"] / 10), "what is left is the first seed's"
+
+
+def test_of_two_trials_with_the_same_values_one_is_a_candidate() -> None:
+    made = [Trial(number, {}, state="complete", scores={"f1": 0.5}, made={"sft": "same"}) for number in range(2)]
+    assert [trial.number for trial in best_first(made, Objective(metric="f1"))] == [0]
+
+
+def test_several_objectives_and_the_report(tmp_path: Path) -> None:
+    also = [{"metric": "hill/parameters.trainable", "mode": "min"}]
+    space = {**LINE, "inner.width": {"kind": "integers", "low": 1, "high": 16},
+             "inner.shares": {"kind": "simplex", "names": ["a", "b"]}}  # fmt: skip
+    artifact = searched(
+        tmp_path, {"steps": 3}, space=space, trials=10, also=also, repeats={"seeds": [1, 2], "path": "seed"}
+    )
+    told = trials(artifact)
+    assert all(trial["scores"]["hill/parameters.trainable"] == trial["values"]["inner.width"] for trial in told)
+    assert 0 < sum(trial["front"] for trial in told) < 10
+    assert len(list(artifact.store.local("tensorboard").glob("trial-*"))) == 10
+    page = Path(write_report(Run(tmp_path)).removeprefix("file://")).read_text()
+    for words in ("Search: search", "Pareto front", "Finalists", "What explains look/seen", "Every trial", "by step"):
+        assert words in page
+
+
+def test_what_can_share_a_pack_does_and_scores_as_it_would_alone(tmp_path: Path) -> None:
+    hill = {"kind": "searched:Range", "steps": 3, "raises": 0.4}
+    space = {"x": {"kind": "choice", "values": list(XS)}, "inner.width": {"kind": "choice", "values": [2, 8]}}
+    grid = {"space": space, "searcher": {"kind": "grid"}}
+    alone = trials(searched(tmp_path / "alone", hill, **grid))
+    packed = trials(searched(tmp_path / "packed", hill, **grid, runner={"kind": "packed", "places": 2}))
+    same = ("number", "values", "scores", "state", "error")
+    assert [[trial[key] for key in same] for trial in packed] == [[trial[key] for key in same] for trial in alone]
+    assert [trial["state"] for trial in packed].count("failed") == 2
+    company = [json.loads(file.read_text()) for file in tmp_path.glob("packed/stages/hill/*/company.json")]
+    assert company.count(2) >= 3, "trials ran two at a time"
+
+
+def test_a_trial_that_is_ended_leaves_its_place_in_the_pack(tmp_path: Path) -> None:
+    space = {"x": {"kind": "choice", "values": [0.3, -1.0, 0.9, -0.8, 0.28]}}
+    artifact = searched(
+        tmp_path,
+        {"kind": "searched:Range", "steps": 6},
+        space=space,
+        searcher={"kind": "grid"},
+        scheduler={"kind": "asha", "factor": 2, "grace": 2, "metric": "validation_loss"},
+        runner={"kind": "packed", "places": 2},
+    )
+    states = [trial["state"] for trial in trials(artifact)]
+    assert (states[0], states[1:4]) == ("complete", ["pruned"] * 3)
+    assert [len(trial["curve"]) for trial in trials(artifact)[1:4]] == [2, 2, 2], "each at the first rung"
+
+
+def test_trials_run_on_ray_tune(tmp_path: Path, ray_session: Any) -> None:
+    space = {"x": {"kind": "choice", "values": [0.1, 0.3, 0.8]}}
+    tune = {"kind": "tune", "at_once": 3}
+    artifact = searched(tmp_path, {"raises": 0.7}, space=space, searcher={"kind": "grid"}, runner=tune)
+    assert [trial["state"] for trial in trials(artifact)] == ["complete", "complete", "failed"]
+    assert trials(artifact)[2]["error"] == "ValueError: x is 0.800"
+    assert artifact.store.read("weights") == b"0.3"
+    assert not list(tmp_path.glob("tune/*")), "what Tune keeps for itself goes with it"
+
+
+@pytest.mark.slow
+def test_trials_on_tune_that_hang_die_or_do_worse(tmp_path: Path, ray_session: Any) -> None:
+    space = {"x": {"kind": "choice", "values": [0.1, 0.5, 0.8, 0.3]}}
+    tune = {"kind": "tune", "at_once": 4}
+    faults = {"hangs": 0.4, "dies": 0.7}
+    artifact = searched(tmp_path, faults, space=space, searcher={"kind": "grid"}, limit=20, runner=tune)
+    assert [trial["state"] for trial in trials(artifact)] == ["complete", "failed", "failed", "complete"]
+    hung, died = (trial["error"] for trial in trials(artifact)[1:3])
+    assert hung == "it took longer than its limit of 20 s"
+    assert died.startswith("its process died")
+    scheduler = {"kind": "asha", "metric": "error", "factor": 2, "grace": 2}
+    slow = {"steps": 20, "pause": 0.5}
+    one_at_a_time = {"kind": "tune", "at_once": 1}
+    artifact = searched(tmp_path / "asha", slow, space={"x": {"kind": "choice", "values": [0.3, -1.0]}},
+                        searcher={"kind": "grid"}, scheduler=scheduler, runner=one_at_a_time)  # fmt: skip
+    assert [trial["state"] for trial in trials(artifact)] == ["complete", "pruned"]
+
+
+def test_adapters_are_searched_and_the_best_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: Any
+) -> None:
+    from tiny import model_folder
+
+    monkeypatch.setattr(one_by_one, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr("tilth.train.watch.PROGRESS_SECONDS", 0.0)
+    rows = [{"text": f"{word} number {i}"} for i in range(12) for word in ("card", "rate")]
+    stages = {
+        "data": {
+            "kind": "data",
+            "row": "text",
+            "source": {"kind": "inline", "rows": rows},
+            "split": {"validation": 0.3},
+        },
+        "sft": {
+            "kind": "sft",
+            "data": "@data",
+            "max_length": 24,
+            "model": {"name": str(model_folder(tmp_path / "tiny", "llama")), "lora": {"rank": 8}},
+            "optimisation": {"learning_rate": 1e-2, "steps": 30, "global_batch": 4},
+            "validation": {"split": "validation", "every_steps": 1},
+            "scale": {"workers": 0},
+        },
+        "search": {
+            "kind": "search",
+            "stage": "sft",
+            "metric": "validation_loss",
+            "mode": "min",
+            "searcher": {"kind": "grid"},
+            "scheduler": {"kind": "asha", "factor": 2, "grace": 4},
+            "space": {
+                "optimisation.learning_rate": {"kind": "choice", "values": [1e-2, 1e-9]},
+                "model.lora.rank": {"kind": "choice", "values": [2, 4]},
+            },
+        },
+    }
+    done = tilth.run({"name": "ranks", "stages": stages}, tmp_path / "run")["search"]
+    found = trials(done)
+    assert [trial["state"] for trial in found[2:]] == ["pruned", "pruned"], "nothing is learnt at such a rate"
+    assert all(0 < len(trial["curve"]) < 30 for trial in found[2:])
+    best = min((trial for trial in found if trial["scores"]), key=lambda trial: trial["scores"]["validation_loss"])
+    config = json.loads(done.store.read("model/adapter_config.json"))
+    assert (config["r"], done.detail["search"]["best"]) == (best["values"]["model.lora.rank"], best["number"])
+    assert done.metrics["validation_loss"] == best["scores"]["validation_loss"]
