@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tilth.data.schema import original
 from tilth.data.transform import Inputs
 from tilth.errors import StageError
 from tilth.recipe import Stage
+from tilth.report.sections import sections
 from tilth.storage import Store
 from tilth.train.config import ModelConfig, Optimisation
 from tilth.train.ppo import looks
@@ -30,7 +32,7 @@ from tilth.train.ppo.rollouts import Ask, Home, HuggingFaceRollouts
 from tilth.train.ppo.settings import Algorithm, Kl, Shaping, Watchers
 from tilth.train.ppo.source import Source
 from tiny import model_folder
-from training import dataset, run_stage, trace
+from training import dataset, killer, run_stage, trace
 
 BETA = 0.5
 
@@ -192,6 +194,10 @@ def test_the_stage_leaves_the_best_policy_and_says_what_it_did(tmp_path: Path, l
         sum(b - a for a, b in zip(seen[0]["golds"], top["golds"], strict=True)) / 4
     )
     assert [len(look["shown"]) for look in seen] == [2, 2, 2]
+    [section] = [part for part in sections({"train": made}) if part.anchor == "feedback-train"]
+    assert len(section.pictures) == 1
+    assert "over 4 prompts. Reward and gold do not part" in section.words[0]
+    assert [len(table.rows) for table in section.tables] == [3, 2]
     lines = figures(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-4)
@@ -201,12 +207,16 @@ def test_the_stage_leaves_the_best_policy_and_says_what_it_did(tmp_path: Path, l
 
 
 @pytest.mark.slow
-def test_two_learners_learn_what_one_does(tmp_path: Path, llama: Path, ray_session: Any) -> None:
+@pytest.mark.parametrize("zero", [None, {"stage": 2}], ids=["plain", "zero2"])
+def test_two_learners_learn_what_one_does(tmp_path: Path, llama: Path, zero: Any, ray_session: Any) -> None:
+    """And when one of them is killed, they go on from the checkpoint to the same end."""
     found = []
     for workers in (0, 2):
         root = prompts_at(tmp_path / str(workers))
-        scale = {"workers": workers, "cpus": 0.5}
-        run_stage(root, stage({"name": str(llama), "lora": {"rank": 4}}, scale=scale))
+        scale = {"workers": workers, "cpus": 0.5, "deepspeed": zero if workers else None}
+        with killer(root, at=3) if workers else nullcontext([1]) as killed:
+            run_stage(root, stage({"name": str(llama), "lora": {"rank": 4}}, scale=scale))
+        assert killed
         found.append(figures(root))
     alone, together = found
     assert [line["rows"] for line in together] == [line["rows"] for line in alone]

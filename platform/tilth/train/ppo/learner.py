@@ -5,16 +5,18 @@ Needs neither Ray nor a stage: a policy, a generator, a function that scores, an
 
 from __future__ import annotations
 
-import copy
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tilth.data.schema import Row
@@ -24,7 +26,7 @@ from tilth.train.ppo import maths
 from tilth.train.ppo.advantages import Credit
 from tilth.train.ppo.control import Controller, Moments
 from tilth.train.ppo.experience import Experience, behaviour, masks
-from tilth.train.ppo.optimiser import Optimiser, rate
+from tilth.train.ppo.optimiser import Optimiser, Stepping, rate
 from tilth.train.ppo.policy import Padded, Policy
 from tilth.train.ppo.prompts import Prompt, asks
 from tilth.train.ppo.ranks import ALONE, Ranks, dealt
@@ -35,6 +37,7 @@ from tilth.train.ppo.updates import Updater, Updates
 #: (prompts, completions, rows of the prompts) → a score of each
 Score = Callable[[list[str], list[str], list[Row]], list[float]]
 Line = dict[str, Any]
+WEIGHTS, LEARNER = "learnt.safetensors", "learner.json"
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Learner:
 
     def __init__(
         self, policy: Policy, tokenizer: Any, generating: Generating, score: Score, settings: Settings,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = ALONE, optimiser: Stepping | None = None,
     ) -> None:  # fmt: skip
         self.policy, self.tokenizer, self.generating, self.score = policy, tokenizer, generating, score
         self.settings, self.ranks = settings, ranks
@@ -61,7 +64,7 @@ class Learner:
         kl = self.algorithm.kl
         self.controller = Controller(kl.coefficient, kl.target, kl.horizon)
         self.moments = Moments()
-        self.optimiser = Optimiser(policy, settings.optimisation, ranks)
+        self.optimiser = optimiser or Optimiser(policy, settings.optimisation, ranks)
         self.updater = Updater(policy, self.optimiser, self.algorithm, ranks, tokenizer.pad_token_id)
         #: samples drawn ahead, by the step that is to learn from them
         self.ahead: dict[int, list[Sample]] = {}
@@ -243,25 +246,28 @@ class Learner:
 
     # what a resumed run needs
 
-    def state(self) -> dict[str, Any]:
-        """All that the next step depends on, as tensors and plain data."""
-        return {
-            "weights": {name: weight.detach().clone().cpu() for name, weight in self.policy.learnt().items()},
-            "optimizer": copy.deepcopy(self.optimiser.state()),
-            "controller": asdict(self.controller),
-            "moments": asdict(self.moments),
-            "ahead": {step: [asdict(sample) for sample in samples] for step, samples in self.ahead.items()},
-        }
+    def save(self, folder: Path, *, writes: bool = True) -> None:
+        """Write all that the next step depends on; every rank calls it, and those that all agree on write for all."""
+        self.optimiser.save(folder)
+        if not writes:
+            return
+        weights = {name: weight.detach().contiguous().cpu() for name, weight in self.policy.learnt().items()}
+        save_file(weights, folder / WEIGHTS)
+        ahead = {step: [asdict(sample) for sample in samples] for step, samples in self.ahead.items()}
+        plain = {"controller": asdict(self.controller), "moments": asdict(self.moments), "ahead": ahead}
+        (folder / LEARNER).write_text(json.dumps(plain), encoding="utf-8")
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Put back what `state` gave."""
+    def load(self, folder: Path) -> None:
+        """Put back what `save` wrote."""
+        self.optimiser.load(folder)
+        weights = load_file(folder / WEIGHTS)
         with torch.no_grad():
             for name, weight in self.policy.learnt().items():
-                weight.copy_(state["weights"][name])
-        self.optimiser.load(state["optimizer"])
+                weight.copy_(weights[name])
         self.policy.version += 1
-        self.controller, self.moments = Controller(**state["controller"]), Moments(**state["moments"])
-        self.ahead = {int(step): [_sample(item) for item in items] for step, items in state["ahead"].items()}
+        plain = json.loads((folder / LEARNER).read_text(encoding="utf-8"))
+        self.controller, self.moments = Controller(**plain["controller"]), Moments(**plain["moments"])
+        self.ahead = {int(step): [_sample(item) for item in items] for step, items in plain["ahead"].items()}
 
 
 def _sample(item: dict[str, Any]) -> Sample:

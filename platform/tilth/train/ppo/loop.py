@@ -15,9 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-
 from tilth.errors import StageError
 from tilth.storage import Store
 from tilth.train import trace
@@ -33,7 +30,7 @@ from tilth.train.ppo.settings import Gold, Watchers
 from tilth.train.trackers import Scalars
 
 LOOKS = "looks"
-STATE, WEIGHTS, OPTIMIZER = "state.json", "learnt.safetensors", "optimizer.pt"
+STATE = "state.json"
 PROGRESS_SECONDS = 0.5
 
 
@@ -66,6 +63,8 @@ class Loop:
     plan: Plan
     store: Store
     link: Link
+    #: where this rank keeps the state of the last checkpoint
+    good: Path
     #: told the figures of every step, if anyone is
     scalars: Scalars | None = None
     step: int = 0
@@ -75,7 +74,6 @@ class Loop:
     value_losses: list[float] = field(default_factory=list)
     found: list[dict[str, Any]] = field(default_factory=list)
     _shown: float = 0.0
-    _good: dict[str, Any] | None = None
 
     def run(self) -> None:
         """Go on from where `resume` left it to the end. DivergedError where a detector stops it."""
@@ -83,9 +81,11 @@ class Loop:
             self._look()
         while self.step < self.plan.steps and not self._waited():
             self._one()
-            if self._due(self.plan.checkpointing.every_steps) and self.step < self.plan.steps:
+            warned = self.link.preempted()
+            if (warned or self._due(self.plan.checkpointing.every_steps)) and self.step < self.plan.steps:
                 self._commit()
         self._flush()
+        self.link.settle()
 
     def _one(self) -> None:
         start = time.monotonic()
@@ -132,9 +132,10 @@ class Loop:
             raise self._diverged([alarm for alarm in spoken if alarm.action == "stop"])
         if "roll_back" in actions:
             self.roll_backs += 1
-            if self.roll_backs > self.plan.watchers.roll_backs or self._good is None:
+            if self.roll_backs > self.plan.watchers.roll_backs or not self.good.exists():
                 raise self._diverged([alarm for alarm in spoken if alarm.action == "roll_back"])
-            self.learner.load({**self._good, "ahead": {}})
+            self.learner.load(self.good)
+            self.learner.ahead.clear()
         if "raise_kl" in actions:
             self.learner.controller.raise_by(2.0)
 
@@ -167,32 +168,31 @@ class Loop:
     def _commit(self) -> None:
         """Hand over all that the next step depends on."""
         self._flush()
-        state = self.learner.state()
-        if self.plan.watchers.rolls_back:
-            self._good = state
         folder = scratch()
+        self.learner.save(folder, writes=self.link.rank == 0)
         if self.link.rank == 0:
-            save_file({name: weight.contiguous() for name, weight in state["weights"].items()}, folder / WEIGHTS)
-            torch.save(state["optimizer"], folder / OPTIMIZER)
-            plain = {name: value for name, value in state.items() if name not in ("weights", "optimizer")}
             own = {"step": self.step, "roll_backs": self.roll_backs, "value_losses": self.value_losses}
-            (folder / STATE).write_text(json.dumps({**plain, **own}), encoding="utf-8")
+            (folder / STATE).write_text(json.dumps(own), encoding="utf-8")
         self.link.commit(folder, self.step)
         self._show(always=True)
+        self._note_good()
+
+    def _note_good(self) -> None:
+        """Keep the present state at hand on every rank, where a detector may ask for it."""
+        if self.plan.watchers.rolls_back:
+            shutil.rmtree(self.good, ignore_errors=True)
+            self.good.mkdir(parents=True)
+            self.learner.save(self.good)
 
     def resume(self) -> None:
         """Take up the newest checkpoint, if there is one."""
         folder = self.link.resume()
         if folder is None:
             return
-        plain = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        optimizer = torch.load(folder / OPTIMIZER, map_location=self.learner.policy.device, weights_only=True)
-        state = {**plain, "weights": load_file(folder / WEIGHTS), "optimizer": optimizer}
-        self.learner.load(state)
-        if self.plan.watchers.rolls_back:
-            self._good = self.learner.state()
-        self.step, self.roll_backs = plain["step"], plain["roll_backs"]
-        self.value_losses = plain["value_losses"]
+        self.learner.load(folder)
+        self._note_good()
+        own = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        self.step, self.roll_backs, self.value_losses = own["step"], own["roll_backs"], own["value_losses"]
         names = [name for name in self.store.list(LOOKS) if int(Path(name).stem) <= self.step]
         self.found = [self.store.read_json(f"{LOOKS}/{name}") for name in names]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from tilth.train.ppo.ranks import Ranks
 
 #: as in the original PPO and in Huang et al. 2024; AdamW's own 1e-8 makes the first steps large
 EPSILON = 1e-5
+OPTIMIZER = "optimizer.pt"
 
 
 def rate(optimisation: Optimisation, step: int, steps: int) -> float:
@@ -26,18 +28,40 @@ def rate(optimisation: Optimisation, step: int, steps: int) -> float:
     return optimisation.peak * left[optimisation.scheduler]
 
 
+def adamw(policy: Policy, optimisation: Optimisation) -> Any:
+    """AdamW over what a policy learns; as in most trainings, biases and norms do not decay."""
+    weights = list(policy.learnt().values())
+    decays = [
+        {"params": [w for w in weights if w.ndim > 1], "weight_decay": optimisation.weight_decay},
+        {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in decays if group["params"]], lr=0.0, eps=EPSILON)
+
+
+class Stepping(Protocol):
+    """What changes the weights. `module` is the policy as it is to be called where a gradient is wanted."""
+
+    module: Any
+    optimisation: Optimisation
+
+    def backward(self, loss: Tensor) -> None: ...
+
+    def step(self, learning_rate: float) -> float: ...
+
+    def drop(self) -> None: ...
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+
 class Optimiser:
-    """AdamW over what a policy learns. Every rank holds all of its state; gradients are summed over the ranks."""
+    """AdamW by PyTorch alone. Every rank holds all of its state; gradients are summed over the ranks."""
 
     def __init__(self, policy: Policy, optimisation: Optimisation, ranks: Ranks) -> None:
-        self.policy, self.ranks, self.optimisation = policy, ranks, optimisation
+        self.module, self.ranks, self.optimisation = policy, ranks, optimisation
         self.weights = list(policy.learnt().values())
-        # as in most trainings, biases and norms do not decay
-        decays = [
-            {"params": [w for w in self.weights if w.ndim > 1], "weight_decay": optimisation.weight_decay},
-            {"params": [w for w in self.weights if w.ndim < 2], "weight_decay": 0.0},
-        ]
-        self.inner = torch.optim.AdamW([group for group in decays if group["params"]], lr=0.0, eps=EPSILON)
+        self.inner = adamw(policy, optimisation)
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradient."""
@@ -52,7 +76,7 @@ class Optimiser:
             for group in self.inner.param_groups:
                 group["lr"] = learning_rate
             self.inner.step()
-            self.policy.version += 1
+            self.module.version += 1
         self.drop()
         return norm
 
@@ -60,9 +84,10 @@ class Optimiser:
         """Forget the gradients so far."""
         self.inner.zero_grad(set_to_none=True)
 
-    def state(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.inner.state_dict()
-        return found
+    def save(self, folder: Path) -> None:
+        """Write the state, which is the same on every rank."""
+        torch.save(self.inner.state_dict(), folder / OPTIMIZER)
 
-    def load(self, state: dict[str, Any]) -> None:
-        self.inner.load_state_dict(state)
+    def load(self, folder: Path) -> None:
+        """Put back what `save` wrote."""
+        self.inner.load_state_dict(torch.load(folder / OPTIMIZER, map_location=self.module.device, weights_only=True))

@@ -54,9 +54,9 @@ def _order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
 
 
 def asks(prompts: Sequence[Prompt], samples: int, seed: int, purpose: str) -> list[Ask]:
-    """So many asks of each prompt, side by side, each with a seed of its own."""
+    """So many asks of each prompt, side by side, each with a seed of its own, also where a prompt stands twice."""
     return [
-        Ask(prompt.row["id"], prompt.tokens, row_seed(seed, str(number), purpose))
-        for prompt in prompts
+        Ask(prompt.row["id"], prompt.tokens, row_seed(seed, f"{place}.{number}", purpose))
+        for place, prompt in enumerate(prompts)
         for number in range(samples)
     ]

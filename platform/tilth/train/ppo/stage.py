@@ -73,6 +73,8 @@ class Ppo(Training):
             yield Problem("gold.reward", "scores held-out prompts, and there are none", "set validation to their split")
         if self.validation and self.validation.split == self.split:
             yield Problem("validation.split", f"{self.split} is trained on", "name another split")
+        if self.validation and self.validation.answers:
+            yield Problem("validation.answers", "held-out prompts are answered in any case", "leave it out; see gold")
         if self.rollouts.placement == "disaggregate" and not self.scale.workers:
             yield Problem("rollouts.placement", "actors need Ray, and scale.workers is 0", "use colocate, or 1 worker")
 
@@ -106,9 +108,16 @@ class Ppo(Training):
         if self.scale.micro_batch or self.scale.activation_offload:
             what = "ppo counts its micro-batches in tokens, and keeps activations where they are"
             yield Problem("scale", what, "leave out micro_batch and activation_offload; set algorithm.tokens_at_once")
-        if self.scale.deepspeed:
-            what = "ppo sums gradients over its learners by itself; DeepSpeed is not built in yet"
-            yield Problem("scale.deepspeed", what, "set it to null, and train an adapter where memory is short")
+        yield from self._deepspeed()
+
+    def _deepspeed(self) -> Iterator[Problem]:
+        zero = self.scale.zero
+        if self.scale.deepspeed == "auto" or (zero and zero.stage == 3):
+            what = "rollouts and the reference need whole weights, which ZeRO stage 3 divides"
+            yield Problem("scale.deepspeed", what, "use stage 1 or 2, or null")
+        if zero and self.algorithm.stop_at_kl is not None:
+            what = "DeepSpeed has divided a gradient before it is known to go too far"
+            yield Problem("algorithm.stop_at_kl", what, "set it to null, or scale.deepspeed to null")
 
     def _batches(self) -> Iterator[Problem]:
         samples = self.optimisation.global_batch * self.algorithm.advantage.samples

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tilth.train.ppo import maths
 from tilth.train.ppo.experience import Experience
-from tilth.train.ppo.optimiser import Optimiser, rate
+from tilth.train.ppo.optimiser import Stepping, rate
 from tilth.train.ppo.policy import Padded, Policy
 from tilth.train.ppo.ranks import Ranks, dealt
 from tilth.train.ppo.settings import Algorithm
@@ -40,7 +40,7 @@ class Updater:
     """Changes a policy by what a step has shown."""
 
     policy: Policy
-    optimiser: Optimiser
+    optimiser: Stepping
     algorithm: Algorithm
     ranks: Ranks
     pad: int
@@ -95,7 +95,7 @@ class Updater:
         algorithm, mask = self.algorithm, batch.mask
         if part.advantages is None:
             raise TypeError("experience has no advantages yet")
-        said = self.policy(batch, entropy=algorithm.entropy > 0)
+        said = self.optimiser.module(batch, entropy=algorithm.entropy > 0)
         losses = maths.policy_loss(
             said.logprobs, part.old, part.advantages, algorithm.clip, algorithm.high, part.weights
         )

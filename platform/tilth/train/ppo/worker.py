@@ -13,11 +13,13 @@ from tilth.data.loading import Card
 from tilth.errors import StageError
 from tilth.train import trace
 from tilth.train.checkpoint import Link, scratch, upload
+from tilth.train.deepspeed import without_compiled_collectives
 from tilth.train.job import BEST, FAILED, RESULT, Job
 from tilth.train.ppo import looks
 from tilth.train.ppo.held_out import HeldOut
 from tilth.train.ppo.learner import Learner, Settings
 from tilth.train.ppo.loop import DivergedError, Loop, Plan, save_model
+from tilth.train.ppo.optimiser import Optimiser, Stepping
 from tilth.train.ppo.policy import Critic, Policy
 from tilth.train.ppo.prompts import Prompt, prompts_of
 from tilth.train.ppo.ranks import Ranks
@@ -43,15 +45,17 @@ def train(job: Job, link: Link) -> None:
     tokenizer = source.tokenizer()
     policy = _policy(stage, source)
     generating = stage.rollouts.start(Home(policy, tokenizer, source, stage.max_length, link.world))
-    folder = scratch()
+    folder, ranks = scratch(), Ranks(link.rank, link.world)
     try:
         learner = Learner(
             policy, tokenizer, generating, stage.reward.load(job.inputs),
             Settings(stage.algorithm, stage.rollouts, stage.optimisation, stage.watchers.sync),
-            Ranks(link.rank, link.world),
+            ranks, _optimiser(stage, policy, ranks),
         )  # fmt: skip
         prompts, skipped = _prompts(job, stage.split, learner)
-        loop = Loop(learner, prompts, _held_out(job, learner), _plan(stage, len(prompts)), job.out, link)
+        loop = Loop(
+            learner, prompts, _held_out(job, learner), _plan(stage, len(prompts)), job.out, link, folder / "good"
+        )
         loop.resume()
         if link.rank == 0 and "tensorboard" in stage.trackers:
             loop.scalars = Scalars(job.out, folder, loop.step)
@@ -91,6 +95,17 @@ def _policy(stage: Ppo, source: Source) -> Policy:
     if stage.scale.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return policy
+
+
+def _optimiser(stage: Ppo, policy: Policy, ranks: Ranks) -> Stepping:
+    """DeepSpeed's, where it is asked for."""
+    if stage.scale.zero is None:
+        return Optimiser(policy, stage.optimisation, ranks)
+    if not stage.scale.gpus:
+        without_compiled_collectives()
+    from tilth.train.ppo.zero import ZeroOptimiser
+
+    return ZeroOptimiser(policy, stage.optimisation, ranks, stage.scale.zero)
 
 
 def _prompts(job: Job, split: str, learner: Learner) -> tuple[list[Prompt], int]:
