@@ -176,6 +176,9 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     assert (root / "train" / "checkpoints").is_dir()
     again = run_stage(root, what)
     assert figures(root) == figures(tmp_path / "whole")
+    # samples of an older policy are known as such, and the others are the learner's own
+    apart = [line["sync_gap"] > 1e-4 for line in figures(root)]
+    assert apart == ([False] + [True] * 5 if "rollouts" in more else [False] * 6)
     for name in ("gold_gain", "reward_gain", "held_out_kl", "reward"):
         assert again.metrics[name] == whole.metrics[name]
     left = [load_trained(r / "train/model", device="cpu").model.state_dict() for r in (root, tmp_path / "whole")]
