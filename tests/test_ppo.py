@@ -123,6 +123,21 @@ def test_draws_follow_the_distribution(llama: Path) -> None:
     assert below == pytest.approx(float(shares[: half + 1].sum()), abs=0.04)
 
 
+def test_activations_are_recomputed_while_learning_and_only_then(llama: Path) -> None:
+    losses, passes = [], []
+    for again in (False, True):
+        found = learner(llama, {"kind": "gae"}, max_tokens=4)
+        if again:
+            found.policy.recompute()
+        calls: list[int] = []
+        found.policy.model.model.layers[0].register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        prompts, _ = prompts_of(asked(4), found.tokenizer, 60)
+        losses.append(found.step(0, 1, prompts)["loss"])
+        passes.append(len(calls))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert passes[1] == passes[0] + 2  # once for each of two updates
+
+
 def test_every_pass_asks_every_prompt_once() -> None:
     passes = [place for step in range(15) for place in taken(step, 4, 20, seed=3)]
     for start in range(0, 60, 20):

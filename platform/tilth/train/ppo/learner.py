@@ -87,7 +87,7 @@ class Learner:
         scores = self._scores(samples, prompts)
         experience = self._credited(self._examined(samples, scores))
         gap = self._gap(experience, fresh)
-        with self._timed("learn"):
+        with self._timed("learn"), self.policy.learning():
             done = self.updater.learn(experience, number, steps, self.controller.coefficient)
         kl = float(((experience.old - experience.reference) * experience.mask).sum(-1).mean())
         line = self._line(experience, done, number, steps)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tilth.train.ppo import maths
 from tilth.train.ppo.rollouts import Sample
@@ -96,6 +97,26 @@ class Policy(nn.Module):  # type: ignore[misc]
         """Dropout stays off in training as well."""
         super().train(False)
         return self
+
+    def recompute(self) -> None:
+        """From now on recompute activations while weights are learnt, instead of keeping them."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """Within, activations are recomputed if so set: transformers does it in training alone, where nothing else is.
+
+        The mark of the layers alone is set, so that dropout stays off; and it is taken off again, for such a layer
+        keeps no cache to generate with.
+        """
+        layers = [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
 
     @property
     def device(self) -> Any:

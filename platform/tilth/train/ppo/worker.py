@@ -93,7 +93,7 @@ def _policy(stage: Ppo, source: Source) -> Policy:
         temperature=stage.rollouts.temperature, half=stage.optimisation.precision == "bfloat16",
     )  # fmt: skip
     if stage.scale.gradient_checkpointing:
-        policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        policy.recompute()
     return policy
 
 
