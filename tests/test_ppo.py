@@ -31,6 +31,7 @@ from tilth.train.ppo.prompts import prompts_of, taken
 from tilth.train.ppo.rollouts import Ask, Home, HuggingFaceRollouts
 from tilth.train.ppo.settings import Algorithm, Kl, Shaping, Watchers
 from tilth.train.ppo.source import Source
+from tilth.weights import Weights
 from tiny import model_folder
 from training import dataset, killer, run_stage, trace
 
@@ -173,7 +174,10 @@ def prompts_at(root: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("method", "more"),
-    [({"lora": {"rank": 4}}, {}), ({}, {"rollouts": {"kind": "hf", "max_tokens": 6, "staleness": 1}})],
+    [
+        pytest.param({"lora": {"rank": 4}}, {}, marks=pytest.mark.slow),
+        ({}, {"rollouts": {"kind": "hf", "max_tokens": 6, "staleness": 1}}),
+    ],
     ids=["lora", "full, one step off"],
 )
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
@@ -279,6 +283,16 @@ def test_what_ppo_cannot_do_is_refused(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "m", "t5")
     with pytest.raises(StageError, match="needs a causal language model"):
         run_stage(tmp_path, stage(str(folder)))
+
+
+def test_memory_counts_the_reference_and_the_critic() -> None:
+    sized = {"x": Weights(parameters=1000, stored=4000, shapes={"a.weight": (20, 50)})}.get
+    held = 4000 + 4000 + 2 * 4000  # weights, gradients, moments
+    separate = {"advantage": {"kind": "gae", "value": {"trunk": "separate"}}}
+    assert stage("x", algorithm={}).memory(sized) == held + 4000
+    assert stage("x", algorithm=separate).memory(sized) == 2 * held + 4000
+    adapted = stage({"name": "x", "lora": {"rank": 1}}, algorithm={}).memory(sized)
+    assert adapted == 4 * 1070 + 3 * 4 * 70
 
 
 # what watches

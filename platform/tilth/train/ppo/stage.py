@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tilth.errors import Problem, StageError
 from tilth.train.base import Training
+from tilth.train.memory import FLOAT32
 from tilth.train.ppo.rollouts import HuggingFaceRollouts, Rollouts
 from tilth.train.ppo.settings import Algorithm, Gold, Watchers
 from tilth.train.rewards import Reward
@@ -16,6 +17,7 @@ from tilth.train.rewards import Reward
 if TYPE_CHECKING:
     from tilth.train.checkpoint import Link
     from tilth.train.job import Job
+    from tilth.weights import Sized
 
 #: figures of the last step that become metrics
 TOLD = ("reward", "kl", "entropy", "length", "ended", "sync_ratio", "sync_gap")
@@ -43,6 +45,21 @@ class Ppo(Training):
                 f"ppo needs rows with a prompt (completion, preference, text or chat), not {row_type} rows"
             )
         return "feedback"
+
+    def estimate(self, rows: int) -> dict[str, float]:
+        """Tokens of one look at every sample, an upper bound; they are looked at a few times more."""
+        found = super().estimate(rows)
+        return {**found, "tokens": found["tokens"] * self.algorithm.advantage.samples}
+
+    def memory(self, sized: Sized) -> float | None:
+        """Also of the reference, where it is a copy, and of a separate critic; rewards and vLLM come on top."""
+        held, weights = super().memory(sized), sized(self.model.name)
+        if held is None or weights is None:
+            return None
+        width = 2 if self.model.dtype == "bfloat16" else FLOAT32
+        copies = 0 if self.model.peft else width * weights.parameters * max(1, self.scale.workers)
+        critic = self.algorithm.advantage.critic
+        return held + copies + (held if critic and critic.trunk == "separate" else 0.0)
 
     def trainer(self) -> Callable[[Job, Link], None]:
         from tilth.train.ppo.worker import train
