@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers import finished_stage
 from tilth.annotate import agreement
 from tilth.annotate.exports import preferences
 from tilth.annotate.judgements import Judgement
 from tilth.annotate.quality import figures
+from tilth.report import write_report
+from tilth.runs import Run
 
 _ = np.nan
 #: Krippendorff's own example (2011, Computing Krippendorff's alpha-reliability, C): four people, twelve units
@@ -118,3 +121,13 @@ def test_who_failed_the_checks_does_not_count(crowd: tuple[np.ndarray, list[Judg
     found = Judged.of(Feedback(answers=str(place)))
     assert found.excluded == 2
     assert {line["person"] for line in found.figures["people"]} == {1, 2, 3}
+
+
+def test_the_report_of_a_run_tells_of_its_campaigns(crowd: tuple[np.ndarray, list[Judgement]], tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    finished_stage(run, "other", "evaluate", "report", metrics={"score": 1.0})
+    run.store.write_json("annotation/pairs.json", figures(crowd[1]))
+    write_report(run)
+    page = (tmp_path / "report.html").read_text()
+    for told in ("People: pairs", "5 people gave 1,000 answers", "Krippendorff", "competence", "share of wins"):
+        assert told in page
