@@ -92,9 +92,9 @@ def test_meteor_is_nltks(summaries):
     from nltk.tokenize import NLTKWordTokenizer
     from nltk.translate.meteor_score import single_meteor_score
 
-    found, _ = figures(Meteor(), answered(summaries[:20]))
+    found, _ = figures(Meteor(), answered(summaries[:8]))
     split = NLTKWordTokenizer().tokenize
-    theirs = [single_meteor_score(split(right), split(said)) for said, right in summaries[:20]]
+    theirs = [single_meteor_score(split(right), split(said)) for said, right in summaries[:8]]
     assert found["meteor"] == pytest.approx(np.mean(theirs), abs=1e-12)
 
 
