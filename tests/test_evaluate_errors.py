@@ -122,6 +122,18 @@ def test_several_models_are_called_better_by_the_corrected_test():
     assert alone.holm is None
 
 
+def test_models_that_cut_texts_otherwise_are_compared_by_the_byte():
+    def rows(nll: float, tokens: int) -> list[dict[str, Any]]:
+        said = {"nll": nll, "tokens": tokens, "bytes": 20, "truncated": False}
+        return [original(f"r{i}", "test", {"text": "x"}, said) for i in range(10)]
+
+    scored = score({"coarse": rows(16.0, 4), "fine": rows(15.0, 9)})
+    [(name, [only])] = compared_with(scored, "coarse", 100, 0).items()
+    assert (name, only.metric) == ("fine", "bits_per_byte")
+    assert only.difference.value == pytest.approx(-1 / 20 / 0.6931471805599453)
+    assert scored["fine"].statistics["perplexity"].point() == pytest.approx(2.718281828459045 ** (15 / 9))
+
+
 def test_rows_fall_under_what_their_meta_says():
     rows = [original(f"r{i}", "test", {"text": "x"}, {"source": name}) for i, name in enumerate(("web", None, "web"))]
     assert values_of(rows, "meta.source") == ["web", None, "web"]

@@ -140,6 +140,15 @@ def test_models_of_an_evaluation_are_judged_and_ranked(tmp_path: Path):
     assert detail["judges"]["marks"]["marks"]["middling"]["value"] == 4
     assert detail["agreement"]["judges"]["pairs and marks"] == {"pairs": 36, "same": 1.0, "kappa": None}
     assert detail["verdicts"][0].startswith("pairs: long_winded ")
+    plan["stages"]["evaluate"]["task"]["metrics"].append({"kind": "rouge", "types": ["rouge1"]})
+    marks = plan["stages"]["judged"]["judges"]["marks"]
+    marks["generator"]["habit"] = "mute"  # another judge, who would end the stage; the other one is not asked again
+    with pytest.raises(StageError, match="marks could judge no row"):
+        tilth.run(plan, tmp_path / "out")
+    del plan["stages"]["judged"]["judges"]["marks"]
+    again = tilth.run(plan, tmp_path / "out")["judged"]
+    assert again.detail["judges"]["pairs"] == detail["judges"]["pairs"]
+    assert again.store.sub("predictions/pairs").read_json("said.json")["from"] is not None
     write_report(Run(tmp_path / "out"))
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert "Bradley-Terry ratings on Elo" in page

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 KEY = "said.json"
 
 
-def key(out: Out, name: str) -> str:
+def said_key(out: Out, name: str) -> str:
     """The identity of what one model says: rows, model and how it is asked, but nothing of how that is measured."""
     parts = out.identity
     task: dict[str, Any] = {k: v for k, v in parts.get("task", {}).items() if k not in ("metrics", "generators")}
@@ -24,8 +24,8 @@ def key(out: Out, name: str) -> str:
     return digest([parts.get("data"), parts.get("split"), parts.get("dtype"), parts.get("version"), task, model])
 
 
-def earlier(out: Out, name: str) -> Dataset | None:
-    """The same model's predictions as another finished version of this stage left them; None where there are none.
+def earlier(out: Out, name: str, wanted: str) -> Dataset | None:
+    """Predictions with the identity `wanted` as another finished version of this stage left them; None without one.
 
     What is decided at first is written down, so that a resumed run goes on as it began.
     """
@@ -33,9 +33,14 @@ def earlier(out: Out, name: str) -> Dataset | None:
     store = out.store.sub(f"predictions/{name}")
     told = store.read_json(KEY)
     if told is None:
-        told = {"key": key(out, name), "from": _version(Store.at(home), own, name, key(out, name))}
+        told = {"key": wanted, "from": _version(Store.at(home), own, name, wanted)}
         store.write_json(KEY, told)
     return finished(Store.at(home).sub(f"{told['from']}/predictions/{name}")) if told["from"] else None
+
+
+def key_of(predictions: Store) -> Any:
+    """The identity of finished predictions."""
+    return (predictions.read_json(KEY) or {}).get("key")
 
 
 def _version(home: Store, own: str, name: str, wanted: str) -> str | None:

@@ -127,9 +127,9 @@ def compare(model: Scored, baseline: Scored, samples: int, seed: int) -> list[Co
     counts = [item.detail.get("tokens") for item in (model, baseline)]
     found = []
     for name, statistic in model.statistics.items():
-        if name == "perplexity" and counts[0] != counts[1]:
+        other = baseline.statistics.get(name)
+        if other is None or (name == "perplexity" and counts[0] != counts[1]):
             continue
-        other = baseline.statistics[name]
         gap = difference(statistic, other, samples, seed)
         right, theirs = statistic.right, other.right
         if right is not None and theirs is not None:

@@ -66,7 +66,8 @@ class Evaluate(Stage):
     )
     bootstrap: Bootstrap = Field(default_factory=Bootstrap, description="Intervals and tests.")
     dtype: Literal["float32", "auto"] = Field(
-        "float32", description="float32: the same score however rows are batched; auto: as the weights are stored."
+        "float32",
+        description="Of forward passes. float32: the same score however rows are batched; auto: as weights are stored.",
     )
     batch_tokens: int = Field(
         2048, ge=1, json_schema_extra=EXECUTION, description="Padded tokens of one forward pass; bounds memory."

@@ -6,16 +6,19 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tilth import ui
+from tilth.config import digest
 from tilth.data.chain import Chain, cut
 from tilth.data.dataset import Dataset
 from tilth.data.engine import run_units
 from tilth.data.finish import finish, finished
 from tilth.data.ledger import Ledger
-from tilth.data.transform import Inputs
+from tilth.data.transform import Inputs, Transform
 from tilth.errors import StageError
+from tilth.evaluate import reuse
 from tilth.evaluate.judging.step import Judging
 from tilth.evaluate.judging.tally import Draws, Judged, agreements, self_preference, tally
 from tilth.evaluate.scores import LEVEL, p_value
+from tilth.storage import Store
 
 if TYPE_CHECKING:
     from tilth.evaluate.judging.stage import JudgeAnswers
@@ -80,12 +83,24 @@ def _judgements(
         judge=stage.judges[name], models=models, places=stage.columns, answers=stage.answers,
         question=stage.question, seed=stage.seed,
     )  # fmt: skip
+    steps: tuple[Transform, ...] = (step,)
+    if (told := reuse.earlier(out, name, _judged_key(name, stage, out, data, models))) is not None:
+        ui.reporter().say(f"{out.stage}: {name} has judged these answers before")
+        data, steps = told, ()
     ledger = Ledger(store, f"{out.fingerprint}/{name}", cut(data))
-    run_units(Chain(data.store, data.row_type, (step,), context), ledger, stage.resources, f"{out.stage}: {name}")
+    run_units(Chain(data.store, data.row_type, steps, context), ledger, stage.resources, f"{out.stage}: {name}")
     dataset = finish(ledger, data.row_type)
     for row in dataset.rejected_rows():
         raise StageError(f"{out.stage}: {name} could not judge row {row['id']} ({row['reason']}); mend or drop it")
     return dataset
+
+
+def _judged_key(name: str, stage: JudgeAnswers, out: Out, data: Dataset, models: tuple[str, ...]) -> str:
+    """The identity of what a judge says: the judge, the question and the answers, however those are measured."""
+    parts = {key: out.identity.get(key) for key in ("data", "split", "columns", "question", "seed", "version")}
+    home = Store.at(data.store.url.rpartition("/")[0])
+    said = [reuse.key_of(home.sub(model)) for model in models] if stage.answers else []
+    return digest([parts, said, models, out.identity.get("judges", {}).get(name)])
 
 
 def _own(stage: JudgeAnswers, inputs: Mapping[str, Artifact]) -> dict[str, str]:
