@@ -41,10 +41,12 @@ def project(tmp_path, monkeypatch):
     """A folder with a recipe and a spec, worked in; the token lies in a file of the user's."""
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / ".rayignore").write_text("run\ntoken\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     for name in ("RAY_AUTH_TOKEN", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it is as before afterwards, whatever is set meanwhile
+        monkeypatch.delenv(name)
     return tmp_path
 
 
@@ -96,7 +98,13 @@ def test_an_upload_that_ray_would_refuse_names_its_largest_files(project):
     (project / "kept.log").write_bytes(b"x" * 9000)
     (project / ".gitignore").write_text("*.log\n")
     whole = Upload.of(project)
-    assert {path.name for path in whole.files} == {"weights.bin", "notes.txt", "recipe.yaml", "token", ".gitignore"}
+    assert {path.name for path in whole.files} == {
+        "weights.bin",
+        "notes.txt",
+        "recipe.yaml",
+        ".gitignore",
+        ".rayignore",
+    }
     assert whole.problem(10_000) is None
     said = str(whole.problem(4000))
     assert said.index("weights.bin (4.9 KiB)") < said.index("notes.txt (300 bytes)")
@@ -165,10 +173,10 @@ def test_a_token_is_asked_for_and_a_wrong_one_refused(api, project, monkeypatch)
     assert server(api).jobs() is not None
     assert (project / "token").stat().st_mode & 0o077 == 0
     (project / "token").write_text("wrong")
-    with pytest.raises(ClusterError, match="another token than the cluster's"):
+    with pytest.raises(ClusterError, match="is not the cluster's"):
         server(api)
     (project / "token").unlink()
-    with pytest.raises(ClusterError, match="no token"):
+    with pytest.raises(ClusterError, match="none is held here"):
         server(api)
 
 

@@ -93,10 +93,10 @@ def _silent(address: str, why: object) -> str:
 
 
 def _refused(address: str, why: str) -> str:
-    held = "another token than" if token() else "no token, but"
+    ours = "the token held here is not the cluster's" if token() else "it asks for a token, and none is held here"
     return (
-        f"{address} refused this: we hold {held} the cluster's ({why.partition(chr(10))[0]}); put the cluster's into "
-        "~/.ray/auth_token (mode 0600), or name its file in RAY_AUTH_TOKEN_PATH, or set RAY_AUTH_TOKEN"
+        f"{address} refused this: {ours} ({why.partition(chr(10))[0]}); put the cluster's into ~/.ray/auth_token (mode "
+        "0600), or name its file in RAY_AUTH_TOKEN_PATH, or set RAY_AUTH_TOKEN"
     )
 
 
