@@ -18,22 +18,40 @@ os.environ["RAY_ADDRESS"] = cluster.address
 from tilth import cluster as ours
 from tilth.errors import StorageError
 from tilth.storage import Store
-with ours.session(Store.at(sys.argv[1])):
+# a path that only this process sees, as the local disk of one machine
+hidden = f"/proc/self/fd/{os.open(sys.argv[1], os.O_RDONLY)}"
+with ours.session(Store(hidden)):
     try:
         ours.ray_ready()
     except StorageError as error:
         print("refused:", error)
+with ours.session(Store.at(sys.argv[1])):
+    print("shared:", len(ours.ray_ready().nodes()), os.listdir(sys.argv[1]))
+from tilth.errors import ClusterError
+from tilth.room import refuse_unplaceable
+for each, count in (({"CPU": 1}, 2), ({"CPU": 1}, 3), ({"CPU": 2}, 1), ({"CPU": 1, "GPU": 1}, 1)):
+    try:
+        print("fits:", refuse_unplaceable(each, count, join_seconds=2))
+    except ClusterError as error:
+        print("never:", error)
 with ours.session(Store.at("memory://run")):
     print("nodes:", len(ours.ray_ready().nodes()))
 cluster.shutdown()
 """
 
 
-def test_a_local_path_on_several_nodes_is_refused_and_a_shared_one_is_not(tmp_path: Path) -> None:
+def test_what_not_every_node_sees_and_what_no_node_can_hold_is_refused(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=240)
     assert "refused: --out" in done.stdout, done.stdout + done.stderr[-2000:]
-    assert "2 nodes" in done.stdout
+    assert "nodes do not see" in done.stdout
+    assert "shared: 2 []" in done.stdout
     assert "nodes: 2" in done.stdout
+    assert "fits: None" in done.stdout
+    never = [line for line in done.stdout.splitlines() if line.startswith("never:")]
+    assert "3 workers of CPU 1, and this cluster can never hold them: its nodes have room for 2" in never[0]
+    assert "CPU 2 (the most that one has: 1)" in never[1]
+    assert "GPU 1 (the most that one has: 0)" in never[2]
+    assert len(never) == 3
 
 
 def test_an_address_where_no_cluster_is_ends_at_once(tmp_path: Path) -> None:

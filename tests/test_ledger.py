@@ -18,7 +18,7 @@ from faulty import Deadly, Located, Numbered
 from helpers import contents, final, labelled, write_dataset
 from tilth.augment.base import Augmenter
 from tilth.data.chain import Chain, cut
-from tilth.data.dataset import Dataset
+from tilth.data.dataset import Dataset, Shard
 from tilth.data.engine import run_units
 from tilth.data.finish import Verdicts, finish
 from tilth.data.ledger import Ledger
@@ -324,3 +324,11 @@ def test_a_step_on_a_column_that_the_rows_lack_is_refused_before_any_work(tmp_pa
     augment = Augment(data="@rows", steps=[Numbered()], resources=INLINE)
     with pytest.raises(StageError, match=r"column 'text', which completion rows do not have.*prompt, completion"):
         Run(tmp_path).execute(Recipe(name="x", stages={"rows": Completions(), "augment": augment}))
+
+
+def test_units_of_very_large_data_are_larger_and_not_more():
+    shards = tuple(Shard(f"data/{index:05d}.parquet", "train", 262_144, 0, "") for index in range(3815))
+    units = cut(Dataset(Store.at("memory://large"), "text", shards))
+    assert sum(map(len, units)) == 3815 * 262_144 > 1e9
+    assert len(units) < 110_000
+    assert len(cut(Dataset(Store.at("memory://small"), "text", shards[:4]))) == 2048

@@ -46,6 +46,7 @@ LAYERS = (
         "lock",
         "ui",
         "cluster",
+        "room",
         "content",
         "models",
         "hub",
@@ -57,7 +58,7 @@ LAYERS = (
     ("generate",),
     ("augment", "train", "evaluate", "search"),
     ("annotate",),
-    ("report", "planning"),
+    ("report", "planning", "jobs", "doctor"),
     ("cli", "__main__", "__init__"),
 )
 SIBLINGS = set(LAYERS[6])

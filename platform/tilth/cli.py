@@ -1,6 +1,6 @@
-"""The command line: check, plan, run, show, annotate. It grows no flags; a recipe and dotted overrides say the rest.
+"""The command line: check, plan, run, show, annotate; submit, jobs, doctor. A file and dotted overrides say the rest.
 
-Exit codes: 0 done, 1 failed, 2 bad recipe.
+Exit codes: 0 done, 1 failed, 2 bad recipe, 124 a job's time limit, 130 a job stopped or left running.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parsed(argv)
     if "" not in sys.path:
         sys.path.insert(0, "")  # components of the user's own, as "my_module:MyAugmenter", lie where they work
-    ui.use(ui.Reporter("json" if options.json and options.command == "run" else "auto"))
+    ui.use(ui.Reporter("json" if options.json and options.command in ("run", "submit", "jobs") else "auto"))
     try:
         code = _answer(options)
         sys.stdout.flush()
@@ -59,8 +59,10 @@ def _answer(options: argparse.Namespace) -> int:
         if options.json:
             print(json.dumps({"error": str(error), "type": type(error).__name__}))
         raise
+    if isinstance(result, int):  # the command has said what there is to say, and this is how it ended
+        return result
     if options.json:
-        print(json.dumps(result, indent=None if options.command == "run" else 1, default=str))
+        print(json.dumps(result, indent=None if options.command in ("run", "submit") else 1, default=str))
     return 0
 
 
@@ -78,10 +80,13 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     if rest and (not hasattr(options, "overrides") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if hasattr(options, "overrides"):
-        words = [options.recipe, *options.overrides, *rest]
-        if not Path(options.recipe).exists():  # an override may stand before the recipe
-            options.recipe = next((word for word in words if "=" not in word), words[0])
-        words.remove(options.recipe)
+        subject = "spec" if options.command == "submit" else "recipe"
+        file = getattr(options, subject)
+        words = [file, *options.overrides, *rest]
+        if not Path(file).exists():  # an override may stand before the file
+            file = next((word for word in words if "=" not in word), words[0])
+        words.remove(file)
+        setattr(options, subject, file)
         options.overrides = words
     return options
 
@@ -121,7 +126,27 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("annotate", about, "SOURCE", "a run directory, or a file of items (.jsonl)")
     sub.add_argument("file", nargs="?", metavar="ANNOTATION", help="what is asked, of whom and where (YAML)")
     sub.add_argument("--port", type=int, help="where to listen on this machine")
+    _add_cluster(commands)
     return parser
+
+
+def _add_cluster(commands: Any) -> None:
+    """The commands that speak to a cluster."""
+    about = "Send a job to a cluster and follow it: the same job twice is one, Ctrl-C leaves it running."
+    submit = commands.add_parser("submit", help=about, description=about)
+    submit.add_argument("spec", metavar="SPEC", help="a job's spec (YAML), see jobs/")
+    submit.add_argument("overrides", nargs="*", metavar="a.b.c=value", help="set one field of the spec")
+    submit.add_argument("--detach", action="store_true", help="submit it and do not follow")
+    about = "List a cluster's jobs, follow one (logs), stop it, or take up what failed (resume)."
+    jobs = commands.add_parser("jobs", help=about, description=about)
+    jobs.add_argument("action", nargs="?", default="list", choices=("list", "logs", "stop", "resume"))
+    jobs.add_argument("id", nargs="?", metavar="ID", help="a job's id")
+    about = "Find what is wrong with this machine, a cluster or storage, and how to mend it."
+    doctor = commands.add_parser("doctor", help=about, description=about)
+    doctor.add_argument("store", nargs="?", metavar="URI", help="storage to try: a path or s3://…")
+    for sub in (submit, jobs, doctor):
+        sub.add_argument("--address", metavar="URL", help="a cluster's job server, http://HOST:8265")
+        sub.add_argument("--json", action="store_true", help="answer in JSON on stdout")
 
 
 def _check(options: argparse.Namespace) -> dict[str, Any]:
@@ -152,12 +177,14 @@ def _plan(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
+    from tilth.jobs.inside import conditions
     from tilth.recipe import load
     from tilth.report import write_report
     from tilth.runs import Run
 
     run = Run(options.out)
-    artifacts = run.execute(load(options.recipe, options.overrides))
+    with conditions():
+        artifacts = run.execute(load(options.recipe, options.overrides))
     report = write_report(run)
     ui.reporter().say(f"report: {report}", event="report", url=report)
     return {"event": "end", "report": report, "metrics": {name: item.metrics for name, item in artifacts.items()}}
@@ -192,7 +219,28 @@ def _annotate(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-_COMMANDS = {"check": _check, "plan": _plan, "run": _run, "show": _show, "annotate": _annotate}
+def _submit(options: argparse.Namespace) -> Any:
+    from tilth.jobs.commands import submit
+
+    return submit(options)
+
+
+def _jobs(options: argparse.Namespace) -> Any:
+    from tilth.jobs.commands import jobs
+
+    return jobs(options)
+
+
+def _doctor(options: argparse.Namespace) -> Any:
+    from tilth.doctor import doctor
+
+    return doctor(options)
+
+
+_COMMANDS = {
+    "check": _check, "plan": _plan, "run": _run, "show": _show, "annotate": _annotate,
+    "submit": _submit, "jobs": _jobs, "doctor": _doctor,
+}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

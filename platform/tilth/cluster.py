@@ -20,7 +20,12 @@ from tilth.storage import Store
 ANSWER_SECONDS = 10.0
 #: times that a local Ray is started before it counts as one that cannot
 STARTS = 3
+#: how long nodes may take to say whether they see a path
+SIGHT_SECONDS = 60.0
+#: what only this machine reaches
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _session: list[Store] = []
+_shared: set[str] = set()
 # our own progress speaks; libraries read these while they are imported, here and in workers
 QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -69,11 +74,26 @@ def _importable_by_workers() -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
+def token_file() -> Path:
+    """Where Ray looks for its token."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+def token() -> str | None:
+    """The token of this user, from the environment or its file; its file is made the owner's alone."""
+    if held := os.environ.get("RAY_AUTH_TOKEN"):
+        return held.strip()
+    if not token_file().is_file():
+        return None
+    _secure_token()
+    return token_file().read_text(encoding="utf-8").strip() or None
+
+
 def _secure_token() -> None:
     """Ray writes its generated token readable by all; make it the owner's alone."""
-    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    if token.is_file() and token.stat().st_mode & 0o077:
-        token.chmod(0o600)
+    file = token_file()
+    if file.is_file() and file.stat().st_mode & 0o077:
+        file.chmod(0o600)
 
 
 def _attach(address: str) -> None:
@@ -117,8 +137,7 @@ def _start_local(num_cpus: int | None) -> None:
 def ray_ready(num_cpus: int | None = None) -> Any:
     """The ray module, connected; a local Ray gets `num_cpus` logical CPUs (None: as many as the machine has).
 
-    ClusterError when `RAY_ADDRESS` leads nowhere, StorageError when a cluster of several nodes is to write to a
-    local path.
+    ClusterError when `RAY_ADDRESS` leads nowhere, StorageError when nodes of the cluster do not see the run's path.
     """
     if "ray" not in sys.modules:
         # Ray reads both while it is imported; work that runs out of memory is for the ledger to isolate
@@ -134,10 +153,35 @@ def ray_ready(num_cpus: int | None = None) -> Any:
         else:
             _start_local(num_cpus)
         _secure_token()
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) > 1 and _session and _session[-1].is_local:
-        raise StorageError(
-            f"--out {_session[-1].url} is a local path, but the cluster has {len(nodes)} nodes that could not all "
-            "see it; give a shared URI such as s3://bucket/run"
-        )
+    _refuse_unshared(ray)
     return ray
+
+
+def _refuse_unshared(ray: Any) -> None:
+    """StorageError where the run lies on a local path that not every node of the cluster sees."""
+    store = _session[-1] if _session else None
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if store is None or not store.is_local or len(nodes) < 2 or store.url in _shared:
+        return
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    marker = f".tilth-seen-{os.getpid()}"
+    store.write(marker, b"")
+    asked: dict[Any, str] = {}
+    for node in nodes:
+        place = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=True)
+        task = ray.remote(_sees).options(num_cpus=0, scheduling_strategy=place)
+        asked[task.remote(store, marker)] = node["NodeManagerAddress"]
+    ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=SIGHT_SECONDS)
+    blind = sorted({asked[task] for task in [*silent, *(task for task in ready if not ray.get(task))]})
+    store.remove(marker)
+    if blind:
+        raise StorageError(
+            f"--out {store.url} is a local path that {len(blind)} of the cluster's {len(nodes)} nodes do not see "
+            f"({', '.join(blind[:4])}); give a shared file system or a URI such as s3://bucket/run"
+        )
+    _shared.add(store.url)
+
+
+def _sees(store: Store, name: str) -> bool:
+    return store.exists(name)

@@ -7,7 +7,8 @@ TilthError
 │   └── StageStopped      a stage was asked to end before its time
 ├── StorageError    a directory or object store refused or is damaged   exit code 1
 │   └── RunLocked   another run holds this directory
-├── ClusterError    RAY_ADDRESS names a cluster that does not answer    exit code 1
+├── ClusterError    a cluster does not answer, or cannot do this        exit code 1
+├── TimeLimitError  a job's time is over; what was finished stays       exit code 124
 └── ModelError      a model cannot be found, fetched or verified        exit code 1
 """
 
@@ -66,7 +67,13 @@ class RunLocked(StorageError):  # noqa: N818 - states the condition, as FileExis
 
 
 class ClusterError(TilthError):
-    """A Ray cluster that was named does not answer."""
+    """A Ray cluster does not answer, refuses, or has not what a stage needs."""
+
+
+class TimeLimitError(TilthError):
+    """A job's time limit is over; what it finished stays, and the next attempt goes on from there."""
+
+    exit_code = 124
 
 
 class ModelError(TilthError):

@@ -35,7 +35,9 @@ class LanguageModel:
 
         options = {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
         try:
-            model, info = auto_class.from_pretrained(folder, output_loading_info=True, **options)
+            model, info = auto_class.from_pretrained(
+                folder, trust_remote_code=False, output_loading_info=True, **options
+            )
         except ValueError as error:
             raise ModelError(f"{folder} is no model for this proposer (masked_lm, causal_lm): {error}") from error
         if missing := sorted(info["missing_keys"]):
@@ -43,7 +45,7 @@ class LanguageModel:
                 f"{folder}: {auto_class.__name__} finds no trained weights for {missing[0]} (+{len(missing) - 1}); "
                 'name a model with its language-modelling head, or adapt this one with an mlm stage and write "@stage"'
             )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         if not tokenizer.is_fast:
             raise ModelError(f"{folder}: the tokenizer gives no offsets; save it as tokenizer.json (a fast tokenizer)")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 UNITS_WANTED = 64
 UNIT_ROWS = (8, 512)
+#: the driver schedules and remembers each unit: of very large data a unit takes more rows than that
+MOST_UNITS = 100_000
 #: share of a unit's rows that may raise before the fault is taken to be the transform's, not the rows'
 POISON_SHARE = 0.25
 
@@ -29,7 +31,8 @@ POISON_SHARE = 0.25
 def cut(dataset: Dataset, unit_rows: int | None = None) -> list[Unit]:
     """The units of a dataset. Their size depends on the data alone, so that a resumed run cuts it alike."""
     low, high = UNIT_ROWS
-    size = unit_rows or min(high, max(low, math.ceil(len(dataset) / UNITS_WANTED)))
+    least = math.ceil(len(dataset) / MOST_UNITS)
+    size = unit_rows or max(least, min(high, max(low, math.ceil(len(dataset) / UNITS_WANTED))))
     spans = [
         (shard.name, start, min(start + size, shard.rows))
         for shard in dataset.shards

@@ -32,8 +32,10 @@ class Embedder:
         from transformers import AutoModel, AutoTokenizer
 
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModel.from_pretrained(folder, dtype=torch.float32).to(self.device).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.model = (
+            AutoModel.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32).to(self.device).eval()
+        )
         self.max_tokens = min(max_tokens, self.model.config.max_position_embeddings)
         self.batch_tokens = batch_tokens or BATCH_TOKENS[self.device]
         self._known: dict[str, Vectors] = {}

@@ -19,7 +19,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from tilth import cluster, ui
+from tilth import cluster, room, ui
 from tilth.data.ledger import Ledger, Record, Unit, commit
 from tilth.data.schema import Row
 from tilth.data.transform import Resources
@@ -94,6 +94,7 @@ def _inline(work: Work, ledger: Ledger) -> Generator[Record]:
 def _on_ray(work: Work, ledger: Ledger, resources: Resources) -> Generator[Record]:
     """Records as units commit; a unit that is not among them after three passes is isolated."""
     cluster.ray_ready()
+    room.refuse_unplaceable({"CPU": resources.cpus, "GPU": resources.gpus}, 1)  # the pool works with fewer than asked
     for _ in range(PASSES):
         if missing := ledger.missing():
             yield from _pass(work, ledger.store, missing, resources)

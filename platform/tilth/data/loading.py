@@ -147,7 +147,13 @@ def load_pretrained(
     auto = getattr(transformers, _CLASSES[objective])
     try:
         model, info = auto.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **head
+            folder,
+            trust_remote_code=False,
+            dtype=dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **head,
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} cannot be loaded for {objective}: {error}") from error
@@ -185,7 +191,7 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer in `folder`, with a padding token: its own, else the end of text."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tilth import cluster, ui
+from tilth import cluster, room, ui
 from tilth.data.dataset import Dataset
 from tilth.errors import StageError, StageStopped
 from tilth.recipe import STOP
@@ -91,6 +91,7 @@ def _on_ray(job: Job) -> None:
     from tilth.train.worker import entry
 
     scale = job.stage.scale
+    room.refuse_unplaceable({"CPU": scale.cpus, "GPU": scale.gpus}, scale.min_workers or scale.workers)
     before = fitting.noted(job)
     trainer = TorchTrainer(
         entry,

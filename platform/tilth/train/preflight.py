@@ -169,7 +169,7 @@ def _config(folder: Path) -> Any:
     while (card := Card.read(folder)).peft is not None:
         refuse_unmergeable(folder, card)
         folder = base_folder(card)
-    return AutoConfig.from_pretrained(folder, local_files_only=True)
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def _model(stage: Training, name: str, objective: str, folder: Path) -> Any:

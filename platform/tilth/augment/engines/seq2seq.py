@@ -32,7 +32,9 @@ class Seq2SeqEngine:
         if config.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.float16 if self.device == "cuda" else torch.float32
-        model: Any = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        model: Any = AutoModelForSeq2SeqLM.from_pretrained(
+            folder, trust_remote_code=False, dtype=dtype, local_files_only=True
+        )
         model.generation_config.max_length = None  # ours is max_new_tokens; both together only warn
         self.model = model.eval().to(self.device)
 

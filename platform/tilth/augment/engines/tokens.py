@@ -15,7 +15,7 @@ class Tokens:
     def __init__(self, folder: Path, source: str, target: str) -> None:
         from transformers import AutoTokenizer
 
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         multilingual = hasattr(self.tokenizer, "src_lang")
         if multilingual and not (source and target):
             raise ModelError(f"{folder.name} knows many languages: set `source` and `target` to two of its codes")

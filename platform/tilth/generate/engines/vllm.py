@@ -39,7 +39,11 @@ class VllmGenerate:
             raise ModelError(f"{folder} is an encoder-decoder, which vLLM does not load; use `kind: hf` for it")
         base, adapter = weights.servable()
         tokenizer = load_tokenizer(weights.tokenizer)
-        limit = context(AutoConfig.from_pretrained(base, local_files_only=True), tokenizer, config.max_model_len)
+        limit = context(
+            AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True),
+            tokenizer,
+            config.max_model_len,
+        )
         self.config = config
         self.encode = Encoder(tokenizer, limit, config.sampling, config.chat_template)
         self.engine = shared_engine(arguments(config, base, limit, weights.rank), config.engine.restarts)

@@ -34,7 +34,9 @@ class Served:
         self.config, self.policy = config, home.policy
         self.ends = ends(home.policy.model, home.tokenizer)
         base = Weights.at(home.source.folder).whole()
-        context = AutoConfig.from_pretrained(base, local_files_only=True).max_position_embeddings
+        context = AutoConfig.from_pretrained(
+            base, trust_remote_code=False, local_files_only=True
+        ).max_position_embeddings
         wanted = Vllm(
             model=str(base), dtype=home.source.config.dtype, max_model_len=min(home.max_length, context),
             engine=config.engine,

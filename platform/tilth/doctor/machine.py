@@ -1,0 +1,142 @@
+"""One machine: packages, GPUs, shared memory, open ports, the token. Loads nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from tilth.cluster import token_file
+from tilth.doctor.finding import FAULT, OK, WARNING, Finding
+
+#: where Ray keeps objects; a container's default of 64 MiB spills at once
+SHARED, LEAST_SHARED = Path("/dev/shm"), 1 << 30
+#: in /proc/net/tcp, a socket that listens
+_LISTENING = "0A"
+_LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
+#: what only Ray's own processes are called
+_RAY = ("gcs_server", "raylet", "ray/dashboard", "ray::", "ray.util.client.server", "ray/_private")
+
+
+def examined() -> Iterator[Finding]:
+    """Everything that one machine shows by itself."""
+    yield from packages()
+    yield gpus()
+    yield shared_memory()
+    yield token()
+    yield ports()
+
+
+def packages() -> Iterator[Finding]:
+    """Whether what is installed is what Tilth asks for."""
+    from packaging.requirements import Requirement
+
+    try:
+        asked = [Requirement(text) for text in metadata.requires("tilth") or ()]
+    except metadata.PackageNotFoundError:
+        yield Finding("packages", OK, f"tilth travels with the job; ray {_version('ray')}, torch {_version('torch')}")
+        return
+    wrong = [
+        f"{item.name} {_version(item.name) or 'is missing'} (asked for {item.specifier or 'any'})"
+        for item in asked
+        if (item.marker is None or item.marker.evaluate({"extra": ""}))
+        and not item.specifier.contains(_version(item.name) or "0", prereleases=True)
+    ]
+    if wrong:
+        yield Finding("packages", FAULT, ", ".join(wrong), "install from the lock file: requirements/install.sh")
+    else:
+        yield Finding("packages", OK, f"as pinned; ray {_version('ray')}, torch {_version('torch')}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def gpus() -> Finding:
+    """What the driver says of NVIDIA GPUs."""
+    if shutil.which("nvidia-smi") is None:
+        return Finding("GPUs", OK, "none (there is no nvidia-smi)")
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode:
+        return Finding("GPUs", FAULT, f"nvidia-smi fails ({(done.stdout + done.stderr).strip()})", "mend the driver")
+    return Finding("GPUs", OK, "; ".join(done.stdout.strip().splitlines()) or "none")
+
+
+def shared_memory() -> Finding:
+    """Whether Ray's objects have room."""
+    if not SHARED.is_dir():
+        return Finding("shared memory", WARNING, f"there is no {SHARED}", "Ray will keep objects on disk")
+    size, free = shutil.disk_usage(SHARED).total, shutil.disk_usage(SHARED).free
+    text = f"{free / 2**30:.1f} of {size / 2**30:.1f} GiB free in {SHARED}"
+    if free >= LEAST_SHARED:
+        return Finding("shared memory", OK, text)
+    return Finding(
+        "shared memory", WARNING, text, "give the container more (docker --shm-size, an emptyDir of medium Memory)"
+    )
+
+
+def token() -> Finding:
+    """Whether a token is there, and only its owner's."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        return Finding("token", FAULT, "RAY_AUTH_MODE=disabled: whoever reaches a port runs code", "set it to token")
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return Finding("token", OK, "in RAY_AUTH_TOKEN")
+    file = token_file()
+    if not file.is_file():
+        return Finding("token", OK, f"none yet in {file}; a local Ray makes one, a cluster's has to be put there")
+    mode = stat.S_IMODE(file.stat().st_mode)
+    if mode & 0o077:
+        return Finding("token", FAULT, f"{file} has mode {mode:04o}: others can read it", f"chmod 600 {file}")
+    return Finding("token", OK, f"{file}, mode {mode:04o}")
+
+
+def ports() -> Finding:
+    """Ports of Ray that listen beyond loopback on this machine, and whether their processes ask for a token."""
+    owners = dict(_sockets())
+    found = {port: owners[inode] for port, inode in _listening() if inode in owners}
+    if not found:
+        return Finding("ports", OK, "no Ray process of this user listens beyond loopback")
+    named = ", ".join(f"{port} ({name})" for port, (name, _) in sorted(found.items()))
+    guarded = all(asks for _, asks in found.values())
+    return Finding(
+        "ports",
+        WARNING if guarded else FAULT,
+        f"open beyond this machine: {named}" + ("" if guarded else ", and not all of them ask for a token"),
+        ("" if guarded else "start Ray with RAY_AUTH_MODE=token; ")
+        + "close them to all but the cluster (firewall, NetworkPolicy), reach the dashboard by a forwarded port",
+    )
+
+
+def _listening() -> Iterator[tuple[int, str]]:
+    """Ports that listen beyond loopback, each with the inode of its socket."""
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        for line in table.read_text().splitlines()[1:] if table.is_file() else ():
+            fields = line.split()
+            host, _, port = fields[1].rpartition(":")
+            if fields[3] == _LISTENING and host not in _LOOPBACK:
+                yield int(port, 16), fields[9]
+
+
+def _sockets() -> Iterator[tuple[str, tuple[str, bool]]]:
+    """The sockets of this user's Ray processes by inode: the process, and whether it asks for a token."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            name = next((name for name in _RAY if name in command), None)
+            if name is None:
+                continue
+            guarded = b"RAY_AUTH_MODE=token" in (process / "environ").read_bytes().split(b"\0")
+            links = [link.readlink().name for link in (process / "fd").iterdir()]
+        except OSError:  # another user's, or gone meanwhile
+            continue
+        for link in links:
+            if link.startswith("socket:["):
+                yield link[8:-1], (name.split("/")[-1].rstrip(":"), guarded)

@@ -1,0 +1,78 @@
+"""Every node of the cluster that RAY_ADDRESS names, from within. Starts a task on each."""
+
+from __future__ import annotations
+
+import platform
+import time
+from typing import Any
+
+from tilth import cluster
+from tilth.doctor import machine
+from tilth.doctor.finding import FAULT, OK, Finding
+
+#: clocks further apart than this confuse leases and logs, in seconds
+SKEW_SECONDS, WAIT_SECONDS = 2.0, 60.0
+
+
+def nodes(store: str | None) -> list[Finding]:
+    """What each node says of itself, whether its versions are the driver's, its clock right, its storage there."""
+    ray = cluster.ray_ready()
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked: dict[Any, tuple[str, float]] = {}
+    for node in (node for node in ray.nodes() if node["Alive"]):
+        place = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
+        task = ray.remote(looked).options(num_cpus=0, scheduling_strategy=place)
+        asked[task.remote(store)] = (node["NodeManagerAddress"], time.time())
+    ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=WAIT_SECONDS)
+    found = [
+        Finding("node", FAULT, f"does not answer in {WAIT_SECONDS:.0f} s", "look at its raylet's log", asked[task][0])
+        for task in silent
+    ]
+    for task in ready:
+        name, sent = asked[task]
+        found += [finding.on(name) for finding in _told(ray.get(task), sent)]
+    return found
+
+
+def looked(store: str | None) -> dict[str, Any]:
+    """On one node: its clock, its versions, its findings."""
+    found = list(machine.examined())
+    if store is not None:
+        from tilth.doctor.storage import tried
+
+        found += tried(store)
+    return {"time": time.time(), "versions": versions(), "findings": found}
+
+
+def versions() -> dict[str, str]:
+    """What must be the same on driver and workers."""
+    import ray
+
+    return {"python": platform.python_version(), "ray": ray.__version__}
+
+
+def _told(told: dict[str, Any], sent: float) -> list[Finding]:
+    found: list[Finding] = list(told["findings"])
+    ours = versions()
+    other = [
+        f"{name} {value}, the driver has {ours[name]}"
+        for name, value in told["versions"].items()
+        if value != ours[name]
+    ]
+    found.append(
+        Finding("versions", FAULT, ", ".join(other), "start every node from one image")
+        if other
+        else Finding("versions", OK, ", ".join(f"{name} {value}" for name, value in ours.items()))
+    )
+    ahead, behind = told["time"] - time.time(), sent - told["time"]
+    skew = max(0.0, ahead, behind)
+    found.append(skewed(skew))
+    return found
+
+
+def skewed(seconds: float) -> Finding:
+    """What a difference of clocks means."""
+    if seconds <= SKEW_SECONDS:
+        return Finding("clock", OK, f"within {SKEW_SECONDS:.0f} s of the driver's")
+    return Finding("clock", FAULT, f"{seconds:.0f} s apart from the driver's", "run chrony or another NTP client there")

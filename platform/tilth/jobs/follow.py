@@ -1,0 +1,187 @@
+"""Submitting a job once, following it to its end through lost connections, and trying again what failed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from tilth import ui
+from tilth.errors import ClusterError, RecipeError, TimeLimitError
+from tilth.jobs.server import FIRST_PAUSE, LONGEST_PAUSE, PATIENCE_SECONDS, Job, JobServer, Unreachable
+
+#: exit codes that another attempt would only repeat: done, a bad recipe, the time limit
+_FINAL = {0, RecipeError.exit_code, TimeLimitError.exit_code}
+STOPPED, FAILED = 130, 1
+#: after so many seconds without a line the server is asked whether the job still runs
+QUIET_SECONDS, POLL_SECONDS = 20.0, 1.0
+#: how often the log of a job that is over may be out of reach
+GONE = 3
+Write = Callable[[str], object]
+
+
+class Detached(Exception):  # noqa: N818 - no fault: the person went away, the job goes on
+    """Ctrl-C while a job was followed."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+
+@dataclass(frozen=True)
+class Request:
+    """A job as it is submitted, under an id that follows from its content."""
+
+    id: str
+    arguments: dict[str, Any]
+    retries: int
+
+
+@dataclass
+class _Shown:
+    """How many characters of the log were shown: a new connection begins the log anew."""
+
+    characters: int = 0
+
+
+def attempts(jobs: list[Job], base: str) -> list[Job]:
+    """The attempts at one job, in order: its own id, then id-2, id-3."""
+    pattern = re.compile(rf"{re.escape(base)}(?:-(\d+))?")
+    found = [(int(match[1] or 1), job) for job in jobs if (match := pattern.fullmatch(job.id))]
+    return [job for _, job in sorted(found, key=lambda pair: pair[0])]
+
+
+def begin(server: JobServer, request: Request) -> str:
+    """The id of the attempt to follow: one that runs or is done is attached to, else the next is submitted."""
+    made = attempts(server.jobs(), request.id)
+    if made and made[-1].status not in ("FAILED", "STOPPED"):
+        state = "is done" if made[-1].over else "runs already"
+        ui.reporter().say(
+            f"{made[-1].id} {state}; following it, nothing is submitted twice", event="attached", id=made[-1].id
+        )
+        return made[-1].id
+    number = len(made) + 1
+    job_id = request.id if number == 1 else f"{request.id}-{number}"
+    arguments = {**request.arguments, "metadata": {**request.arguments["metadata"], "attempt": str(number)}}
+    server.submit(job_id, **arguments)
+    ui.reporter().say(f"submitted {job_id} to {server.address}", event="submitted", id=job_id)
+    return job_id
+
+
+def to_the_end(server: JobServer, request: Request, write: Write) -> int:
+    """Begin a job and follow it, and what failed is submitted again, up to its retries; the exit code of the last."""
+    for left in range(request.retries, -1, -1):
+        job = follow(server, begin(server, request), write)
+        code = exit_code(job)
+        if left == 0 or job.status == "STOPPED" or code in _FINAL:
+            break
+        ui.reporter().say(
+            f"{job.id} failed ({_why(job)}); submitting it again, {left} more times at most: it goes on from what is "
+            "finished", event="again", id=job.id
+        )  # fmt: skip
+    ended(job)
+    return code
+
+
+def ended(job: Job) -> None:
+    """Say how a job ended."""
+    took = f" after {job.ended - job.started:.0f} s" if job.ended and job.started else ""
+    why = (
+        ""
+        if job.status == "SUCCEEDED"
+        else f" ({_why(job)}); `tilth jobs resume {job.id}` goes on from what is finished"
+    )
+    ui.reporter().say(f"{job.id}: {job.status.lower()}{took}{why}", event="ended", id=job.id, status=job.status)
+
+
+def exit_code(job: Job) -> int:
+    """The driver's own where it had one: 0 done, 1 failed, 2 bad recipe, 124 time limit; 130 where it was stopped."""
+    if job.status == "STOPPED":
+        return STOPPED
+    if job.status == "SUCCEEDED":
+        return 0
+    return job.exit_code if job.exit_code is not None and 0 < job.exit_code < 256 else FAILED
+
+
+def _why(job: Job) -> str:
+    return (job.message.strip().splitlines() or [f"exit code {job.exit_code}"])[0]
+
+
+def follow(server: JobServer, job_id: str, write: Write) -> Job:
+    """Write a job's log as it comes, until it is over; Ctrl-C raises Detached.
+
+    ClusterError when the server is silent for half an hour.
+    """
+    try:
+        return _followed(server, job_id, write)
+    except KeyboardInterrupt:
+        raise Detached(job_id) from None
+
+
+def _followed(server: JobServer, job_id: str, write: Write) -> Job:
+    shown, pause, gone = _Shown(), FIRST_PAUSE, 0
+    lost: float | None = None
+    job: Job | None = None
+    while True:
+        try:
+            job = server.job(job_id)
+            if lost is not None:
+                ui.reporter().say("connected again")
+            lost, pause = None, FIRST_PAUSE
+            asyncio.run(_show(server, job_id, shown, write))
+            if (job := server.job(job_id)).over:
+                return job
+            time.sleep(POLL_SECONDS)
+        except BrokenPipeError:  # who reads the log has seen enough
+            raise
+        except (Unreachable, RuntimeError, aiohttp.ClientError, OSError) as error:
+            gone += job is not None and job.over
+            if job is not None and gone >= GONE:
+                ui.reporter().say(f"the log of {job_id} is out of reach, as when its node is gone")
+                return job
+            lost = _lost(job_id, lost, error)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _lost(job_id: str, since: float | None, error: BaseException) -> float:
+    """Since when the server is out of reach; says so once, and gives up in the end."""
+    if since is None:
+        ui.reporter().say(f"connection lost ({error}); the job goes on, trying again")
+        return time.monotonic()
+    if time.monotonic() - since > PATIENCE_SECONDS:
+        raise ClusterError(
+            f"the job server was out of reach for {PATIENCE_SECONDS / 60:.0f} minutes ({error}); the job may still "
+            f"run: `tilth jobs logs {job_id}` follows it"
+        )
+    return since
+
+
+async def _show(server: JobServer, job_id: str, shown: _Shown, write: Write) -> None:
+    """Write what is new of a log; returns when the server ends it or the job is over."""
+    stream, seen = server.tail(job_id), 0
+    waiting: asyncio.Task[str | None] | None = None
+    while True:
+        waiting = waiting or asyncio.create_task(_next(stream))
+        done, _ = await asyncio.wait({waiting}, timeout=QUIET_SECONDS)
+        if not done:  # a connection that died without a word looks like a job without one
+            if (await asyncio.to_thread(server.job, job_id)).over:
+                return
+            continue
+        text, waiting = waiting.result(), None
+        if text is None:
+            return
+        fresh = text[max(0, shown.characters - seen) :]
+        seen += len(text)
+        shown.characters = max(shown.characters, seen)
+        if fresh:
+            write(fresh)
+
+
+async def _next(stream: AsyncIterator[str]) -> str | None:
+    return await anext(stream, None)

@@ -1,0 +1,81 @@
+"""Whether a cluster can ever hold the workers that a stage asks for. Ray alone would wait for them for ever."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tilth.errors import ClusterError
+
+#: how long nodes that are on their way to a cluster may take to join it
+JOIN_SECONDS, POLL_SECONDS = 30.0, 1.0
+#: what a node has, and how many such nodes there may be
+Shape = tuple[Mapping[str, float], float]
+
+
+def refuse_unplaceable(each: Mapping[str, float], count: int, join_seconds: float = JOIN_SECONDS) -> None:
+    """ClusterError unless `count` workers of `each` (CPU, GPU, memory in bytes) fit on the nodes there can be.
+
+    Those are the nodes there are and those that the autoscaler may start. That they are busy now is no fault.
+    """
+    end = time.monotonic() + join_seconds
+    while (room := capacity(each, shapes := _shapes())) < count:
+        if time.monotonic() >= end:
+            raise ClusterError(_missing(each, count, int(room), shapes))
+        time.sleep(POLL_SECONDS)
+
+
+def capacity(each: Mapping[str, float], shapes: Iterable[Shape]) -> float:
+    """How many workers of `each` fit on nodes of these shapes; a worker never spans two nodes."""
+    return sum(copies * _on_one(each, has) for has, copies in shapes)
+
+
+def _on_one(each: Mapping[str, float], has: Mapping[str, float]) -> int:
+    fitting = [has.get(name, 0.0) / need for name, need in each.items() if need]
+    return math.floor(min(fitting, default=math.inf) + 1e-9) if fitting else 1
+
+
+def _shapes() -> list[Shape]:
+    """Every node there is, and what the autoscaler may add where there is one that told the cluster so."""
+    import ray
+    from ray._private.state import state
+
+    alive: list[Shape] = [(node["Resources"], 1.0) for node in ray.nodes() if node["Alive"]]
+    config: Any = state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else ()
+    most = [math.inf if group.max_count < 0 else float(group.max_count) for group in groups]
+    return alive + [(dict(group.resources), copies) for group, copies in zip(groups, most, strict=True) if copies]
+
+
+def _missing(each: Mapping[str, float], count: int, room: int, shapes: list[Shape]) -> str:
+    wanted = f"{count} worker{'s' * (count > 1)} of {_written(each)}"
+    short = {
+        name: max((has.get(name, 0.0) for has, _ in shapes), default=0.0)
+        for name, need in each.items()
+        if all(has.get(name, 0.0) < need for has, _ in shapes)
+    }
+    if short:
+        lacks = ", ".join(
+            f"{_written({name: each[name]})} (the most that one has: {most:g})" for name, most in short.items()
+        )
+        why = f"no node has, or can be started with, {lacks}"
+    else:
+        why = f"its nodes have room for {room}: {'; '.join(_written(has, each) for has, _ in shapes)}"
+    return (
+        f"a stage asks for {wanted}, and this cluster can never hold them: {why}; ask for less (resources, scale), or "
+        "give the cluster such nodes"
+    )
+
+
+def _written(resources: Mapping[str, float], names: Iterable[str] | None = None) -> str:
+    """As people write it: CPU 4, GPU 1."""
+    kept = resources if names is None else [name for name in names if name in resources]
+    return (
+        ", ".join(
+            f"{name} {resources[name] / 2**30:.1f} GiB" if name == "memory" else f"{name} {resources[name]:g}"
+            for name in kept
+        )
+        or "nothing"
+    )

@@ -1,0 +1,197 @@
+"""What lies in cluster/ and jobs/, checked without a cluster: schemas, versions, and what must be closed by default."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from tilth.jobs.spec import load_spec
+
+ROOT = Path(__file__).parents[1]
+CLUSTER = ROOT / "cluster"
+SCRIPTS = sorted(CLUSTER.rglob("*.sh"))
+KUBERAY = sorted((CLUSTER / "kuberay").glob("*.yaml"))
+RAY_UP = sorted((CLUSTER / "ray_up").glob("*.yaml"))
+
+
+def strings(value):
+    """Every string in plain data."""
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings(item)
+    elif isinstance(value, str):
+        yield value
+
+
+def loaded(path):
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def clusters():
+    """Every RayCluster spec, also those inside RayJobs."""
+    for path in KUBERAY:
+        spec = loaded(path)["spec"]
+        yield path.name, spec.get("rayClusterSpec", spec)
+
+
+def pods(spec):
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        yield group["template"]["spec"]
+
+
+@pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.name)
+def test_kuberay_takes_the_manifest(path):
+    """By the fields of KubeRay 1.7.0's definitions that are used here: no other name, nothing required left out."""
+    schema = json.loads((ROOT / "tests/data/kuberay-1.7.0.json").read_text(encoding="utf-8"))
+    jsonschema.validate(loaded(path), schema, cls=jsonschema.Draft202012Validator)
+    broken = loaded(path)
+    spec = broken["spec"].get("rayClusterSpec", broken["spec"])
+    spec["workerGroupSpecs"][0]["minReplica"] = 1
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, schema, cls=jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.name)
+def test_ray_up_takes_the_file(path):
+    spec = find_spec("ray")
+    schema = json.loads((Path(spec.origin).parent / "autoscaler/ray-schema.json").read_text(encoding="utf-8"))
+    data = loaded(path)
+    jsonschema.validate(data, schema)
+    assert data["head_node_type"] in data["available_node_types"]
+    starts = [*data["head_start_ray_commands"], *data["worker_start_ray_commands"]]
+    assert not any("ray stop" in command for command in starts)
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+    assert "RAY_AUTH_MODE=token" in " ".join(data["docker"]["run_options"])
+    assert data["provider"]["use_internal_ips"]
+
+
+def test_pods_are_confined_and_nothing_comes_in():
+    for name, spec in clusters():
+        assert spec["authOptions"]["mode"] == "token", name
+        assert spec["networkPolicy"]["mode"] == "DenyAllIngress", name
+        for pod in pods(spec):
+            assert pod["securityContext"]["runAsNonRoot"], name
+            (container,) = pod["containers"]
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+            memory = [item["name"] for item in pod["volumes"] if item.get("emptyDir", {}).get("medium") == "Memory"]
+            assert [mounts[volume] for volume in memory] == ["/dev/shm"], name
+            assert container["resources"]["limits"] == container["resources"]["requests"]
+
+
+def test_no_file_holds_a_secret():
+    secret = re.compile(r"(?i)(token|password|secret|key)[\"']?\s*[:=]\s*[\"']?(?!/)[A-Za-z0-9+/]{16,}")
+    for path in [*CLUSTER.rglob("*"), *(ROOT / "jobs").glob("*")]:
+        if path.is_file():
+            assert not secret.search(path.read_text(encoding="utf-8")), path
+    assert not [text for path in KUBERAY for text in strings(loaded(path)) if "stringData" in text]
+
+
+def test_compose_opens_nothing_beyond_loopback():
+    data = loaded(CLUSTER / "compose/compose.yaml")
+    for service in data["services"].values():
+        assert service["user"] == "1000"
+        assert service["environment"]["RAY_AUTH_MODE"] == "token"
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+
+
+def test_versions_are_those_of_the_project():
+    pinned = next(item for item in project()["dependencies"] if item.startswith("ray["))
+    ray, tilth = pinned.partition("==")[2], project()["version"]
+    assert {spec["rayVersion"] for _, spec in clusters()} == {ray}
+    images = {pod["containers"][0]["image"] for _, spec in clusters() for pod in pods(spec)}
+    images |= {loaded(path)["docker"]["image"] for path in RAY_UP}
+    images |= {service["image"] for service in loaded(CLUSTER / "compose/compose.yaml")["services"].values()}
+    assert images <= {f"tilth:{tilth}-gpu", f"tilth:{tilth}-cpu"}
+    dockerfile = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
+    assert set(re.findall(r"tilth:([\w.-]+)", dockerfile)) == {f"{tilth}-gpu", f"{tilth}-cpu"}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for lock, python in re.findall(r"--extra (cpu|gpu)\b.*?--python-version ([\d.]+)", makefile, re.DOTALL):
+        assert f"FROM python:{python}-slim-bookworm AS base-{lock}" in dockerfile
+    readme = (CLUSTER / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"KubeRay (\d[\d.]*\d)", readme + "".join(path.read_text() for path in KUBERAY))) == {"1.7.0"}
+
+
+@pytest.mark.parametrize("lock", ["cpu", "gpu"])
+def test_the_image_has_what_a_head_needs_to_serve_jobs(lock):
+    """All of `ray[default]` is pinned, in the lock file or beside it."""
+    from packaging.requirements import Requirement
+
+    pins = {}
+    for name in (f"{lock}.txt", "cluster.txt"):
+        for line in (ROOT / "requirements" / name).read_text().splitlines():
+            if "==" in line:
+                package, _, version = line.partition(" ;")[0].partition("==")
+                pins[package.lower().replace("_", "-")] = version
+    asked = [Requirement(text) for text in metadata.requires("ray")]
+    asked = [item for item in asked if item.marker and item.marker.evaluate({"extra": "default"})]
+    assert len(asked) > 8
+    for item in asked:
+        assert item.specifier.contains(pins[item.name.lower().replace("_", "-")]), item
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_sound(script):
+    subprocess.run(["bash", "-n", script], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", script], check=True)
+
+
+def node(tmp_path, *words, **environment):
+    """What node.sh says where `ray` only tells how it was called."""
+    (tmp_path / "ray").write_text('#!/bin/sh\necho "ray $*"\n')
+    (tmp_path / "ray").chmod(0o755)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    given = {**clean, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path), **environment}
+    return subprocess.run(["bash", CLUSTER / "node.sh", *words], capture_output=True, text=True, env=given)
+
+
+def test_a_node_does_not_start_without_a_token(tmp_path):
+    done = node(tmp_path, "head")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "there is no token" in done.stderr
+    done = node(tmp_path, "head", RAY_AUTH_MODE="disabled", RAY_AUTH_TOKEN="x")
+    assert done.returncode == 1
+    assert "needs a token" in done.stderr
+    (tmp_path / ".ray").mkdir()
+    token = tmp_path / ".ray/auth_token"
+    token.write_text("t" * 64)
+    token.chmod(0o644)
+    done = node(tmp_path, "head", "--num-cpus", "2")
+    assert done.returncode == 0, done.stderr
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert "--dashboard-host 127.0.0.1" in done.stdout
+    assert done.stdout.strip().endswith("--num-cpus 2")
+    done = node(tmp_path, "worker", "host:6379", RAY_AUTH_TOKEN="x")
+    assert "--address host:6379" in done.stdout
+    assert node(tmp_path, "worker", RAY_AUTH_TOKEN="x").returncode != 0
+    assert node(tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_job_spec_and_its_recipe_hold(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    spec = load_spec(path)
+    assert spec.entrypoint.startswith("python -m tilth run ")
+    assert spec.name == path.stem

@@ -1,0 +1,122 @@
+"""What `tilth doctor` finds, and that each finding comes with its mend."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from job_server import JobApi
+from tilth.cli import main
+from tilth.doctor import machine
+from tilth.doctor.nodes import skewed
+from tilth.doctor.storage import tried
+
+LISTEN = """
+import socket, sys
+server = socket.socket()
+server.bind((sys.argv[1], 0))
+server.listen()
+print(server.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A user without a token or a cluster."""
+    for name in ("RAY_AUTH_TOKEN", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    return tmp_path
+
+
+def test_a_token_that_others_can_read_is_a_fault(home, monkeypatch):
+    assert machine.token().state == "ok"
+    (home / "token").write_text("x")
+    (home / "token").chmod(0o640)
+    found = machine.token()
+    assert (found.state, found.mend) == ("fault", f"chmod 600 {home / 'token'}")
+    (home / "token").chmod(0o600)
+    assert machine.token().state == "ok"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert machine.token().state == "fault"
+
+
+@pytest.mark.parametrize(
+    ("host", "mode", "state"), [("127.0.0.1", "", "ok"), ("0.0.0.0", "", "fault"), ("0.0.0.0", "token", "warning")]
+)
+def test_a_port_of_ray_beyond_loopback_is_seen(home, monkeypatch, host, mode, state):
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    # a process that is called as one of Ray's own
+    command = [sys.executable, "-c", LISTEN, host, "gcs_server"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        port = process.stdout.readline().strip()
+        found = machine.ports()
+        process.stdin.close()
+    if host == "127.0.0.1":
+        assert f"{port} (" not in found.what
+        return
+    assert f"{port} (gcs_server)" in found.what
+    assert found.state in (state, "fault")  # another Ray of this user's may run here
+    assert f"{port} (" not in machine.ports().what
+    assert "NetworkPolicy" in found.mend
+
+
+def test_storage_is_tried_and_left_clean(tmp_path):
+    found = tried(str(tmp_path / "store"))
+    assert [item.state for item in found] == ["ok"] * 3
+    assert list((tmp_path / "store").iterdir()) == []
+    assert {item.state for item in tried("memory://doctor")} == {"ok"}
+    (bad,) = tried("/proc/nowhere")
+    assert bad.state == "fault"
+    assert bad.mend
+
+
+def test_clocks_apart_are_a_fault():
+    assert skewed(0.5).state == "ok"
+    assert skewed(30).state == "fault"
+
+
+def test_the_command_says_it_all_and_fails_on_a_fault(home, capsys):
+    assert main(["doctor", str(home / "store"), "--json"]) in (0, 1)
+    found = json.loads(capsys.readouterr().out)["findings"]
+    about = {item["about"] for item in found}
+    assert {"packages", "GPUs", "shared memory", "token", "ports", f"storage {home / 'store'}"} <= about
+    assert all(item["mend"] for item in found if item["state"] == "fault")
+    (home / "token").write_text("x")
+    (home / "token").chmod(0o644)
+    assert main(["doctor"]) == 1
+    assert "FAULT token" in capsys.readouterr().err
+    assert main(["doctor", "--address", "http://127.0.0.1:9", "--json"]) == 1
+    assert "no job server answers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("token", [None, "a" * 64])
+def test_a_job_server_is_looked_at_from_outside_and_within(home, token, monkeypatch):
+    from tilth.doctor.outside import server
+
+    if token:
+        (home / "token").write_text(token)
+        (home / "token").chmod(0o600)
+    api = JobApi(home, token)
+    try:
+        found = {(item.node, item.about): item for item in server(api.address)}
+    finally:
+        api.close()
+    assert found["", "token in force"].state == ("ok" if token else "fault")
+    assert found["", "clock"].state == "ok"
+    assert found["driver", "shared memory"].what
+
+
+def test_every_node_is_looked_at(ray_session):
+    from tilth.doctor.nodes import nodes
+
+    found = nodes(None)
+    address = ray_session.nodes()[0]["NodeManagerAddress"]
+    assert {item.node for item in found} == {address}
+    states = {item.about: item.state for item in found}
+    assert (states["versions"], states["clock"]) == ("ok", "ok")
