@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-import requests  # type: ignore[import-untyped]
+import requests
 
 from tilth.doctor.finding import FAULT, OK, Finding
 from tilth.doctor.nodes import SKEW_SECONDS, skewed
