@@ -90,7 +90,7 @@ def capacity(lengths: Sequence[Sequence[int]], width: int) -> int:
         sequences = max(len(laid(rows, size)) for rows in lengths)
         return sequences * size * (1 + size / (6 * width))
 
-    return min(sorted(sizes), key=cost)
+    return int(min(sorted(sizes), key=cost))
 
 
 def laid(lengths: Sequence[int], size: int) -> list[list[int]]:
