@@ -360,6 +360,7 @@ def test_a_trial_that_is_ended_leaves_its_place_in_the_pack(tmp_path: Path) -> N
     assert [len(trial["curve"]) for trial in trials(artifact)[1:4]] == [2, 2, 2], "each at the first rung"
 
 
+@pytest.mark.slow
 def test_trials_run_on_ray_tune(tmp_path: Path, ray_session: Any) -> None:
     space = {"x": {"kind": "choice", "values": [0.1, 0.3, 0.8]}}
     tune = {"kind": "tune", "at_once": 3}
@@ -388,6 +389,7 @@ def test_trials_on_tune_that_hang_die_or_do_worse(tmp_path: Path, ray_session: A
     assert [trial["state"] for trial in trials(artifact)] == ["complete", "pruned"]
 
 
+@pytest.mark.slow
 def test_adapters_are_searched_and_the_best_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: Any
 ) -> None:
