@@ -17,7 +17,6 @@ import pytest
 import yaml
 from scipy import stats
 
-import tilth
 from processes import until
 from searched import Hill
 from tilth.errors import RecipeError, StageError, StorageError
@@ -111,7 +110,7 @@ def test_a_killed_search_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data))
     out = tmp_path / "killed"
     path = {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
-    command = [sys.executable, "-m", "tilth", "run", str(tmp_path / "recipe.yaml"), "--out", str(out)]
+    command = [sys.executable, *f"-m tilth run {tmp_path / 'recipe.yaml'} --out {out}".split()]
     process = subprocess.Popen(command, env={**os.environ, **path}, stderr=subprocess.DEVNULL)
     try:
         assert until(lambda: len(list(out.glob("stages/search/*/trials/*.json"))) == 3, 60)
@@ -358,78 +357,3 @@ def test_a_trial_that_is_ended_leaves_its_place_in_the_pack(tmp_path: Path) -> N
     states = [trial["state"] for trial in trials(artifact)]
     assert (states[0], states[1:4]) == ("complete", ["pruned"] * 3)
     assert [len(trial["curve"]) for trial in trials(artifact)[1:4]] == [2, 2, 2], "each at the first rung"
-
-
-def test_trials_run_on_ray_tune(tmp_path: Path, ray_session: Any) -> None:
-    space = {"x": {"kind": "choice", "values": [0.1, 0.3, 0.8]}}
-    tune = {"kind": "tune", "at_once": 3}
-    artifact = searched(tmp_path, {"raises": 0.7}, space=space, searcher={"kind": "grid"}, runner=tune)
-    assert [trial["state"] for trial in trials(artifact)] == ["complete", "complete", "failed"]
-    assert trials(artifact)[2]["error"] == "ValueError: x is 0.800"
-    assert artifact.store.read("weights") == b"0.3"
-    assert not list(tmp_path.glob("tune/*")), "what Tune keeps for itself goes with it"
-
-
-@pytest.mark.slow
-def test_trials_on_tune_that_hang_die_or_do_worse(tmp_path: Path, ray_session: Any) -> None:
-    space = {"x": {"kind": "choice", "values": [0.1, 0.5, 0.8, 0.3]}}
-    tune = {"kind": "tune", "at_once": 4}
-    faults = {"hangs": 0.4, "dies": 0.7}
-    artifact = searched(tmp_path, faults, space=space, searcher={"kind": "grid"}, limit=20, runner=tune)
-    assert [trial["state"] for trial in trials(artifact)] == ["complete", "failed", "failed", "complete"]
-    hung, died = (trial["error"] for trial in trials(artifact)[1:3])
-    assert hung == "it took longer than its limit of 20 s"
-    assert died.startswith("its process died")
-    scheduler = {"kind": "asha", "metric": "error", "factor": 2, "grace": 2}
-    slow = {"steps": 20, "pause": 0.5}
-    one_at_a_time = {"kind": "tune", "at_once": 1}
-    artifact = searched(tmp_path / "asha", slow, space={"x": {"kind": "choice", "values": [0.3, -1.0]}},
-                        searcher={"kind": "grid"}, scheduler=scheduler, runner=one_at_a_time)  # fmt: skip
-    assert [trial["state"] for trial in trials(artifact)] == ["complete", "pruned"]
-
-
-def test_adapters_are_searched_and_the_best_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: Any
-) -> None:
-    from tiny import model_folder
-
-    monkeypatch.setattr(one_by_one, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr("tilth.train.watch.PROGRESS_SECONDS", 0.0)
-    rows = [{"text": f"{word} number {i}"} for i in range(12) for word in ("card", "rate")]
-    stages = {
-        "data": {
-            "kind": "data",
-            "row": "text",
-            "source": {"kind": "inline", "rows": rows},
-            "split": {"validation": 0.3},
-        },
-        "sft": {
-            "kind": "sft",
-            "data": "@data",
-            "max_length": 24,
-            "model": {"name": str(model_folder(tmp_path / "tiny", "llama")), "lora": {"rank": 8}},
-            "optimisation": {"learning_rate": 1e-2, "steps": 30, "global_batch": 4},
-            "validation": {"split": "validation", "every_steps": 1},
-            "scale": {"workers": 0},
-        },
-        "search": {
-            "kind": "search",
-            "stage": "sft",
-            "metric": "validation_loss",
-            "mode": "min",
-            "searcher": {"kind": "grid"},
-            "scheduler": {"kind": "asha", "factor": 2, "grace": 4},
-            "space": {
-                "optimisation.learning_rate": {"kind": "choice", "values": [1e-2, 1e-9]},
-                "model.lora.rank": {"kind": "choice", "values": [2, 4]},
-            },
-        },
-    }
-    done = tilth.run({"name": "ranks", "stages": stages}, tmp_path / "run")["search"]
-    found = trials(done)
-    assert [trial["state"] for trial in found[2:]] == ["pruned", "pruned"], "nothing is learnt at such a rate"
-    assert all(0 < len(trial["curve"]) < 30 for trial in found[2:])
-    best = min((trial for trial in found if trial["scores"]), key=lambda trial: trial["scores"]["validation_loss"])
-    config = json.loads(done.store.read("model/adapter_config.json"))
-    assert (config["r"], done.detail["search"]["best"]) == (best["values"]["model.lora.rank"], best["number"])
-    assert done.metrics["validation_loss"] == best["scores"]["validation_loss"]

@@ -6,6 +6,7 @@ recorded here: a search that is resumed hands Tune what was open and what is sti
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tilth.search.trials import Trial, Trials
 
 POLL_SECONDS = 0.5
+TOLD = "told"
 Given = TypeVar("Given")
 
 
@@ -45,6 +47,7 @@ def run(trials: Trials, bench: Bench, at_once: int | None) -> None:
             scheduler=Deciding(desk),
             num_samples=-1,
             max_concurrent_trials=at_once or room(bench, ray.cluster_resources()),
+            trial_dirname_creator=folder,
         ),
         run_config=tune.RunConfig(name="trials", verbose=0, **_storage(place)),
     )
@@ -67,6 +70,11 @@ def room(bench: Bench, cluster: Mapping[str, float]) -> int:
         has = cluster.get(short[0], 0.0)
         raise StageError(f"a trial takes {most[short[0]]:g} {short[0]}, of which the cluster has {has:g}")
     return int(min(cluster[name] // amount for name, amount in most.items() if amount))
+
+
+def folder(trial: Any) -> str:
+    """Where Tune keeps what it knows of a trial; by default its values are part of the name, "/" and all."""
+    return f"trial-{trial.config['number']:05d}"
 
 
 def _storage(place: Store) -> dict[str, Any]:
@@ -158,9 +166,9 @@ class Deciding(FIFOScheduler):  # type: ignore[misc]
         self.desk = desk
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if "told" not in result:
+        if TOLD not in result:
             return str(self.CONTINUE)
-        going = self.desk.take(trial.config["number"], result["told"])
+        going = self.desk.take(trial.config["number"], json.loads(result[TOLD]))
         return str(self.CONTINUE if going and self.desk.fault is None else self.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
@@ -193,9 +201,13 @@ def perform(config: dict[str, Any], bench: Bench) -> None:
         figures = list(steps[0].stage.course(steps[0].store)) if steps and not steps[0].reused else []
         if len(figures) > seen and thread.is_alive():
             seen = len(figures)
-            tune.report({"told": {"figures": figures}})
+            tell({"figures": figures})
     if faults:
-        tune.report({"told": {"fault": str(faults[0])}})
-        return
-    outcome = outcomes[0] if outcomes else Outcome(error=over(bench))
-    tune.report({"told": {"outcome": asdict(outcome)}})
+        tell({"fault": str(faults[0])})
+    else:
+        tell({"outcome": asdict(outcomes[0] if outcomes else Outcome(error=over(bench)))})
+
+
+def tell(told: dict[str, Any]) -> None:
+    """As text: Tune takes nested results apart before a scheduler sees them."""
+    tune.report({TOLD: json.dumps(told)})
