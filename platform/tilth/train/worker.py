@@ -15,11 +15,13 @@ import torch
 import transformers
 from transformers import set_seed
 
-from tilth.data.loading import MEMBERS, Card, load_pretrained, load_tokenizer
+from tilth.config import digest
+from tilth.data.loading import MEMBERS, Card, Pretrained, load_pretrained, load_tokenizer
 from tilth.storage import Store
 from tilth.train import fitting, held_pairs, objectives, retention, trace
 from tilth.train.adapters import Tensors, factors, plain_lora
 from tilth.train.checkpoint import Link, RayLink, scratch, upload
+from tilth.train.company import Company
 from tilth.train.config import Batches
 from tilth.train.deepspeed import without_compiled_collectives
 from tilth.train.job import FAILED, RANGE, RESULT, Job
@@ -36,10 +38,10 @@ def entry(config: dict[str, Any]) -> None:
     job.stage.trainer()(job, RayLink())
 
 
-def train(job: Job, link: Link) -> None:
+def train(job: Job, link: Link, company: Company | None = None) -> None:
     """Train from the newest checkpoint, or from the start, and leave `model/`, the trace and `result.json`.
 
-    A loss that is not finite ends training with `failed.json` instead.
+    A loss that is not finite ends training with `failed.json` instead. `company`: the trials it is trained with.
     """
     start = time.monotonic()
     datasets.disable_progress_bars()
@@ -50,13 +52,15 @@ def train(job: Job, link: Link) -> None:
         without_compiled_collectives()
     watch = Watch(job.out, link)
     batches = fitting.batches(job, link.world)
-    trainer = objectives.build(_parts(job, link, folder, batches), watch)
+    trainer = objectives.build(_parts(job, link, folder, batches, company), watch)
     peft = job.stage.model.peft
     principal = factors(trainer.model) if peft and peft.moves_base else {}
     resumed = link.resume()
     settle_rate(trainer, job, link.rank)
     if resumed is not None and trainer.average:
         trainer.average.load(resumed)
+    if company is not None:
+        company.join(trainer)
     try:
         trainer.train(resume_from_checkpoint=_path(resumed))
     except torch.OutOfMemoryError as error:
@@ -91,20 +95,35 @@ def _path(folder: Path | None) -> str | None:
     return None if folder is None else str(folder)
 
 
-def _parts(job: Job, link: Link, folder: Path, batches: Batches) -> Parts:
+def _parts(job: Job, link: Link, folder: Path, batches: Batches, company: Company | None) -> Parts:
     stage = job.stage
     set_seed(stage.optimisation.seed)  # a new head is drawn alike on every rank
     source = job.inputs.model(stage.model.name)
     peft = stage.model.peft
     quantized = peft is not None and peft.quantized
-    loaded = load_pretrained(source, job.leaves, job.labels, stage.model.dtype, quantized=quantized)
+
+    def load() -> Pretrained:
+        return load_pretrained(source, job.leaves, job.labels, stage.model.dtype, quantized=quantized)
+
+    key = (source, job.leaves, job.labels, stage.model.dtype, stage.optimisation.seed)
+    loaded = load() if company is None else company.lend(key, load)
     tokenizer = load_tokenizer(source)
     if link.rank == 0:
         retention.probe_before(job, loaded.model, tokenizer)
     if stage.model.freeze:
         freeze(loaded.model, stage.model.freeze)
     adapter = peft.build(job.objective, loaded.new, str(source)) if peft else None
-    return Parts(job, link, loaded.model, tokenizer, adapter, folder, batches)
+    rows = folder / "rows" if company is None else company.rows
+    read = job.fingerprint if company is None else digest(_reading(job, str(source)))
+    return Parts(job, link, loaded.model, tokenizer, adapter, folder, batches, rows, read[:32])
+
+
+def _reading(job: Job, source: str) -> list[Any]:
+    """All that decides how rows are prepared."""
+    stage = job.stage
+    return [
+        job.data.url, job.row_type, job.objective, job.labels, job.conditioned, source, stage.learns, stage.max_length
+    ]  # fmt: skip
 
 
 def _validate(job: Job, trainer: Any) -> dict[str, Any]:

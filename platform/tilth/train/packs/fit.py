@@ -1,0 +1,132 @@
+"""Which trials can be trained together, and how many at once; light, for a search asks before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tilth import models
+from tilth.errors import ModelError
+from tilth.train.fitting import ROOM
+from tilth.train.memory import FLOAT32, GIB, activation_bytes, footprint
+from tilth.trials import Packs
+from tilth.weights import in_folder
+
+if TYPE_CHECKING:
+    from tilth.train.sft import Sft
+    from tilth.weights import Weights
+
+#: how each kind of adapter lies in the shared pass; kinds that lie alike share a pack
+KINDS = {
+    "lora": "low-rank updates",
+    "ia3": "rescaling vectors",
+    "prompt_tuning": "virtual tokens",
+    "p_tuning": "virtual tokens",
+    "prefix_tuning": "prefixes",
+}
+
+
+def packs(stages: Mapping[str, Sft], places: int, room: float | None) -> Packs:
+    """Groups of at most `places` trials whose memory fits into `room` bytes; why each of the others is alone."""
+    apart: dict[str, str] = {}
+    groups: dict[Hashable, list[str]] = {}
+    for name, stage in stages.items():
+        if (why := alone(stage)) is not None:
+            apart[name] = why
+        else:
+            groups.setdefault(key(stage), []).append(name)
+    together: list[tuple[str, ...]] = []
+    for names in groups.values():
+        need = None if room is None else Need.of([stages[name] for name in names])
+        most = places if need is None or room is None else need.at_once(places, room)
+        count = -(-len(names) // most)
+        for part in (tuple(names[start::count]) for start in range(count)):
+            if len(part) > 1:
+                together.append(part)
+            elif need is not None and most < 2 <= places:
+                apart[part[0]] = f"two trials need {need.bytes(2) / GIB:.2g} GiB, more than {ROOM:.0%} of what there is"
+            elif len(names) > 1:
+                apart[part[0]] = f"the other trials of its kind fill packs of {most}"
+            else:
+                apart[part[0]] = "no other trial has its model, number formats and kind of adapter"
+    return Packs(tuple(together), apart)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of the weights that a pack shares, and of what comes with the largest of its trials."""
+
+    weights: float
+    each: float
+
+    @staticmethod
+    def of(stages: list[Sft]) -> Need | None:
+        """None where the model's files do not tell, such as those of a stage that has not run."""
+        try:
+            folder = models.at_hand(str(stages[0].model.name))
+        except ModelError:
+            return None
+        weights = None if folder is None else in_folder(folder)
+        if folder is None or weights is None:
+            return None
+        shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        shared = float(weights.parameters * (2 if stages[0].model.dtype == "bfloat16" else FLOAT32))
+        return Need(shared, max(_held(stage, weights, shape) - shared for stage in stages))
+
+    def bytes(self, trials: int) -> float:
+        return self.weights + trials * self.each
+
+    def at_once(self, places: int, room: float) -> int:
+        """As many trials as fit into ROOM of `room` bytes, at most `places` and at least 1."""
+        return max(1, min(places, int((ROOM * room - self.weights) // self.each)))
+
+
+def _held(stage: Sft, weights: Weights, shape: Mapping[str, Any]) -> float:
+    """Bytes of one trial: as it would hold alone, and its adapter and gradients once more in the shared pass."""
+    scale = stage.scale.model_copy(update={"workers": 0, "deepspeed": None})
+    batches = scale.batches(stage.optimisation.global_batch)
+    held = footprint(weights, stage.model, stage.optimisation, scale)
+    tokens = (batches.micro if batches else 1) * (stage.pack_length or stage.max_length)
+    objective = "classification" if stage.objective == "classification" else "language_model"
+    kept = activation_bytes(shape, tokens, stage.optimisation, scale, objective)
+    return held.bytes + 2 * FLOAT32 * held.trained + kept
+
+
+def alone(stage: Sft) -> str | None:
+    """Why a trial cannot share a pass with any other; None where it can, as far as its settings tell."""
+    return next(_reasons(stage), None)
+
+
+def _reasons(stage: Sft) -> Iterator[str]:
+    peft, optimisation = stage.model.peft, stage.optimisation
+    if peft is None:
+        yield "all weights are trained, so there is no frozen model to share; take an adapter"
+        return
+    if peft.kind not in KINDS:
+        yield f"{peft.kind} is not packed; {', '.join(KINDS)} are"
+    settings: dict[str, Any] = peft.model_dump()
+    if settings.get("dropout") and peft.kind == "lora":
+        yield f"its dropout of {settings['dropout']:g} is drawn within the shared pass; set model.peft.dropout: 0.0"
+    for name, plain in (("variant", "plain"), ("bias", "none")):
+        if settings.get(name, plain) != plain:
+            yield f"{peft.kind} with {name} {settings[name]} is not packed; set model.peft.{name}: {plain}"
+    if peft.moves_base:
+        yield f"init {settings['init']} changes the weights that all share; set model.peft.init: zero"
+    if optimisation.neftune is not None:
+        yield "noise on embeddings (neftune) is drawn within the shared pass; set optimisation.neftune: null"
+    if stage.scale.activation_offload:
+        yield "activations of a shared pass are not offloaded; set scale.activation_offload: false"
+    if stage.scale.workers > 1:
+        yield f"it is trained by {stage.scale.workers} workers, and a pack by one; set scale.workers: 1"
+    for tracker in set(stage.trackers) - {"tensorboard"}:
+        yield f"{tracker} follows one training of a process; leave it out of trackers"
+
+
+def key(stage: Sft) -> Hashable:
+    """What trials of a pack have in common; other rows, ranks, rates and seeds they may have."""
+    scale, peft = stage.scale, stage.model.peft
+    kind = KINDS.get(peft.kind) if peft else None
+    formats = (stage.model.dtype, stage.optimisation.precision)
+    return (str(stage.model.name), kind, stage.objective, *formats, scale.gpus > 0, scale.gradient_checkpointing)

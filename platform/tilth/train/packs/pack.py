@@ -1,0 +1,147 @@
+"""Training a pack: as many trials at once as there are places, the next one whenever a place is free."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+
+from tilth.errors import StageError, StageStopped, TilthError
+from tilth.recipe import STOP
+from tilth.runs import Artifact
+from tilth.train import trace
+from tilth.train.checkpoint import StoreLink
+from tilth.train.job import FAILED
+from tilth.train.launch import CHECKPOINTS, collected, finished
+from tilth.train.packs.base import Base, twin
+from tilth.train.packs.engine import Engine
+from tilth.train.packs.fit import alone
+from tilth.train.packs.member import Backward, Forward, Member, Stopped
+from tilth.train.preflight import prepare
+from tilth.train.worker import train
+from tilth.trials import Judge, Outcome, Trial
+
+
+def pack(trials: Iterable[Trial], places: int, judge: Judge) -> Iterator[Outcome]:
+    """Train `trials` in this process, `places` at once; each outcome as it comes. See `Stage.pack`.
+
+    Under a process group every rank calls this with the same trials, as data-parallel workers do.
+    """
+    with tempfile.TemporaryDirectory(prefix="tilth-pack-") as rows:
+        running = Pack(iter(trials), places, judge, Path(rows))
+        try:
+            while True:
+                yield from running.admit()
+                if not running.members:
+                    return
+                yield from running.step()
+        finally:
+            running.halt()
+
+
+@dataclass
+class Pack:
+    """The trials that are trained at the moment, each held where it asks for the shared forward pass."""
+
+    trials: Iterator[Trial]
+    places: int
+    judge: Judge
+    rows: Path
+    members: list[Member] = field(default_factory=list)
+    _asked: dict[str, Forward] = field(default_factory=dict)
+    _base: Base = field(default_factory=Base)
+    _engine: Engine | None = None
+
+    def admit(self) -> Iterator[Outcome]:
+        """Fill the free places."""
+        while len(self.members) < self.places and (trial := next(self.trials, None)) is not None:
+            work = partial(_run, trial)
+            member = Member(trial.name, self._base, self.judge, self.rows, work)
+            self.members.append(member)
+            yield from self._resume(member)
+
+    def step(self) -> Iterator[Outcome]:
+        """One micro-batch of every trial: the shared pass forward, each trial's loss, the shared pass backward."""
+        engine = self._shared()
+        asked = [self._asked.pop(member.name) for member in self.members]
+        try:
+            found = engine.forward([member.backbone for member in self.members], [one.given for one in asked])
+            for member, outputs in zip(list(self.members), found, strict=True):
+                yield from self._resume(member, outputs)
+            engine.backward()
+        except torch.OutOfMemoryError as error:
+            raise StageError(
+                f"packs: {len(asked)} trials at once do not fit the device's memory; use fewer places"
+            ) from error
+        for member in list(self.members):
+            yield from self._resume(member)
+
+    def halt(self) -> None:
+        for member in self.members:
+            member.turn.halt(Stopped())
+
+    def _resume(self, member: Member, answer: Any = None) -> Iterator[Outcome]:
+        """Let a trial run until it asks for something; one that has ended leaves its place."""
+        asked = member.turn.resume(answer)
+        if isinstance(asked, Future):
+            self.members.remove(member)
+            yield _outcome(member, asked)
+        elif isinstance(asked, Forward):
+            self._asked[member.name] = asked
+        elif not isinstance(asked, Backward):
+            raise TypeError(f"a trial asks for {type(asked).__name__}")
+
+    def _shared(self) -> Engine:
+        """The engine, made when the first trial has brought its model."""
+        if self._engine is None:
+            trainer = self.members[0].trainer
+            self._engine = Engine(twin(self._base.first.base_model), self._base.pad_free, trainer.args.bf16)
+            self._engine.backbone.train()
+            if trainer.args.gradient_checkpointing:
+                self._engine.backbone.gradient_checkpointing_enable()
+        return self._engine
+
+
+def _run(trial: Trial, member: Member) -> Artifact | None:
+    """The stage as `Stage.run` would run it in this process, in a pack; the artifact is rank 0's."""
+    stage: Any = trial.stage
+    if (why := alone(stage)) is not None:
+        raise StageError(f"{trial.name}: {why}")
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    # adapters are small: what DeepSpeed would partition of them is not worth it
+    whole = stage.model_copy(update={"scale": stage.scale.model_copy(update={"workers": 0, "deepspeed": None})})
+    job = prepare(whole, trial.out, trial.inputs)
+    if finished(job) is None:
+        for name in (FAILED, STOP):
+            job.out.remove(name)
+        store = job.out.sub(f"{CHECKPOINTS}/{job.fingerprint[:16]}")
+        train(job, StoreLink(store, stage.checkpointing.keep, rank, world), member)
+    made: Artifact | None = stage.made(trial.out, job, collected(job)) if rank == 0 else None
+    return made
+
+
+def _outcome(member: Member, ended: Future[Artifact | None]) -> Outcome:
+    error = ended.exception()
+    if error is None:
+        return Outcome(member.name, ended.result())
+    if isinstance(error, Stopped):
+        watch, step = member.trainer.watch, member.trainer.state.global_step
+        watch.flush(step)
+        trace.merge(watch.store, step)
+        shutil.rmtree(Path(member.trainer.args.output_dir).parent, ignore_errors=True)
+        return Outcome(member.name, why=f"stopped after step {step}", stopped=True)
+    if isinstance(error, StageStopped):
+        return Outcome(member.name, why=str(error), stopped=True)
+    if isinstance(error, TilthError):
+        return Outcome(member.name, why=str(error))
+    if isinstance(error, Exception):  # of this trial alone: it is told, and the others go on
+        return Outcome(member.name, why=f"{type(error).__name__}: {error}")
+    raise error

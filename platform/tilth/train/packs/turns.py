@@ -1,0 +1,84 @@
+"""Trials that take turns: each runs in a thread of its own, and only while the pack waits for it.
+
+A Trainer's loop cannot be entered from outside. In a thread it can be held where it asks for the pass that all trials
+share, and be let go on with the answer. One thread runs at a time, so nothing is concurrent; and of what a process
+has only one, random numbers and Accelerate's state of gradients, every trial has its own.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.state import GradientState
+
+
+class Turn:
+    """One function that runs in turns. `resume` is the pack's side, `ask` the function's."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._work = work
+        self._future: Future[Any] | None = None
+        self._answers: SimpleQueue[Any] = SimpleQueue()
+        self._asked: SimpleQueue[Any] = SimpleQueue()
+
+    def resume(self, answer: Any = None) -> Any:
+        """Run on with `answer` until something is asked, which is returned; at the end a Future with the result."""
+        if self._future is None:
+            executor = ThreadPoolExecutor(1, "tilth-trial")
+            self._future = executor.submit(self._work)
+            self._future.add_done_callback(self._asked.put)
+            executor.shutdown(wait=False)
+        else:
+            self._answers.put(answer)
+        return self._asked.get()
+
+    def ask(self, what: Any) -> Any:
+        """Hold until the pack answers; an exception that it answers with is raised here."""
+        kept = Streams.now()
+        self._asked.put(what)
+        answer = self._answers.get()
+        kept.restore()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def halt(self, why: BaseException) -> None:
+        """End it where it is held, and wait until it has."""
+        if self._future is not None and not self._future.done():
+            self._answers.put(why)
+            wait([self._future])
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Where the random numbers of this process are, and whether Accelerate takes the micro-batch at hand for the last.
+
+    `accelerate.GradientState` is one for all Trainers of a process, and the random numbers are too.
+    """
+
+    torch_state: torch.Tensor
+    cuda_states: list[torch.Tensor]
+    numpy_state: Any
+    python_state: Any
+    sync_gradients: bool
+
+    @staticmethod
+    def now() -> Streams:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        sync = GradientState().sync_gradients
+        return Streams(torch.get_rng_state(), cuda, np.random.get_state(), random.getstate(), sync)
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.torch_state)
+        if self.cuda_states:
+            torch.cuda.set_rng_state_all(self.cuda_states)
+        np.random.set_state(self.numpy_state)
+        random.setstate(self.python_state)
+        GradientState()._set_sync_gradients(self.sync_gradients)

@@ -1,0 +1,304 @@
+"""Trials trained together: each as it would have been alone, whoever else is in the pack."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_forward_hook
+from transformers import AutoModel
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from tilth.data.schema import original
+from tilth.recipe import Stage
+from tilth.runs import Artifact
+from tilth.storage import Store
+from tilth.train import trace as traces
+from tilth.train.sft import Sft
+from tilth.trials import Outcome, Report, Trial
+from tiny import model_folder
+from together import Settings, of_different_kinds, packed, sft, trial
+from training import dataset, stage_of
+
+SEEN = ("step", "epoch", "rows", "tokens", "learning_rate")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a dataset of completions of different lengths, and a small Llama."""
+    root = tmp_path_factory.mktemp("packs")
+    fields = [
+        {"prompt": f"Thing {i} is" + " very" * (i % 5), "completion": f" green{'er' * (i % 4)}."} for i in range(14)
+    ]
+    rows = [original(f"c{i:02}", "train" if i < 12 else "test", row) for i, row in enumerate(fields)]
+    dataset(root, rows, "completion")
+    model_folder(root / "llama", "llama")
+    return root
+
+
+def alone(root: Path, name: str, stage: Stage) -> Artifact:
+    one = trial(root, "alone", name, stage)
+    return one.stage.run(one.out, one.inputs)
+
+
+def trace(artifact: Artifact | Store) -> list[dict[str, Any]]:
+    return traces.read(artifact.store if isinstance(artifact, Artifact) else artifact)
+
+
+def assert_same(together: Outcome, by_itself: Artifact) -> None:
+    """The same steps with the same losses, and the same files with the same weights."""
+    assert together.artifact is not None, together.why
+    ours, theirs = trace(together.artifact), trace(by_itself)
+    assert [{key: line[key] for key in SEEN} for line in ours] == [{key: line[key] for key in SEEN} for line in theirs]
+    for key in ("loss", "grad_norm", "validation_loss"):
+        expected = [line[key] for line in theirs if key in line]
+        assert [line[key] for line in ours if key in line] == pytest.approx(expected, rel=1e-4)
+    folder, other = (artifact.store.local("model") for artifact in (together.artifact, by_itself))
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in other.iterdir())
+    weights, expected_weights = (load_file(place / "adapter_model.safetensors") for place in (folder, other))
+    assert weights.keys() == expected_weights.keys()
+    for name, value in weights.items():
+        assert value.sub(expected_weights[name]).abs().max() < 1e-4, name
+    assert together.artifact.detail == by_itself.detail
+    assert together.artifact.counts == by_itself.counts
+
+
+def test_each_trial_is_as_it_would_have_been_alone(root: Path) -> None:
+    stages = {
+        "small": sft(root, {"kind": "lora", "rank": 2}),
+        "large": sft(root, {"kind": "lora", "rank": 8, "alpha": 4, "scaling": "rank_stabilized"}, learning_rate=3e-3),
+        "other order": sft(root, {"kind": "lora", "rank": 4}, seed=3, scheduler="cosine", warmup=0.2),
+        "larger steps": sft(root, {"kind": "lora", "rank": 4}, global_batch=8, steps=3, weight_decay=0.1),
+        "few targets": sft(root, {"kind": "lora", "targets": ("q_proj", "down_proj")}, max_grad_norm=0.05),
+    }
+    found = packed(root, "lora", stages)
+    for name, stage in stages.items():
+        assert_same(found[name], alone(root, name, stage))
+
+
+def test_what_all_adapters_stand_on_is_computed_once(root: Path) -> None:
+    """Trials that read the same rows and adapt the last block only."""
+    top = {"kind": "lora", "targets": r".*layers\.2\..*_proj"}
+    stages = {f"rank {rank}": sft(root, {**top, "rank": rank}, steps=3) for rank in (2, 3, 5)}
+    computed: Counter[int] = Counter()
+
+    def count(module: Any, given: Any, made: Any) -> None:
+        if isinstance(module, LlamaDecoderLayer):
+            computed[module.self_attn.layer_idx] += made.shape[0] * made.shape[1]
+
+    hook = register_module_forward_hook(count)
+    found = packed(root, "top", stages)
+    hook.remove()
+    assert computed[0] == computed[1] < 0.5 * computed[2]
+    for name, stage in stages.items():
+        assert_same(found[name], alone(root, f"top {name}", stage))
+
+
+def _reports(found: list[Report], end: dict[str, int]) -> Any:
+    def judge(report: Report) -> bool:
+        found.append(report)
+        return report.step < end.get(report.trial, 1000)
+
+    return judge
+
+
+def test_a_stopped_trial_leaves_its_place_to_the_next(root: Path) -> None:
+    stages = {f"t{number}": sft(root, {"kind": "lora"}, seed=number) for number in range(4)}
+    reports: list[Report] = []
+    begun: list[int] = []
+
+    def offered() -> Iterator[Trial]:
+        for name, stage in stages.items():
+            begun.append(len(reports))
+            yield trial(root, "stopped", name, stage)
+
+    found = {outcome.trial: outcome for outcome in Sft.pack(offered(), 2, _reports(reports, {"t0": 2}))}
+    assert found["t0"].stopped
+    assert found["t0"].artifact is None
+    assert [line["step"] for line in trace(Store.at(root / "stopped/t0"))] == [1, 2]
+    assert begun[:2] == [0, 0]
+    assert [report.step for report in reports[: begun[2]] if report.trial == "t0"] == [1, 2]
+    for name in ("t1", "t2", "t3"):
+        assert_same(found[name], alone(root, f"place {name}", stages[name]))
+        mine = [report for report in reports if report.trial == name]
+        assert [(report.step, report.steps, report.loss) for report in mine] == [
+            (line["step"], 5, line["loss"]) for line in trace(Store.at(root / "stopped" / name))
+        ]
+
+
+PROMPTS: dict[str, Settings] = {
+    "short": {"kind": "prompt_tuning", "length": 2},
+    "long": {"kind": "prompt_tuning", "length": 7},
+    "made": {"kind": "p_tuning", "length": 3, "units": 8},
+}
+PREFIXES: dict[str, Settings] = {
+    "short": {"kind": "prefix_tuning", "length": 2},
+    "long": {"kind": "prefix_tuning", "length": 9},
+    "made": {"kind": "prefix_tuning", "length": 3, "projection": 8},
+}
+VECTORS: dict[str, Settings] = {
+    "as PEFT has it": {"kind": "ia3"},
+    "inside": {"kind": "ia3", "targets": ("q_proj", "down_proj"), "feed_forward": ("q_proj",)},
+}
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        pytest.param(PROMPTS, id="prompts"),
+        pytest.param(PREFIXES, id="prefixes", marks=pytest.mark.slow),
+        pytest.param(VECTORS, id="vectors", marks=pytest.mark.slow),
+    ],
+)
+def test_other_adapters_are_packed_too(root: Path, methods: dict[str, Settings]) -> None:
+    stages = {
+        name: sft(root, peft, learning_rate=0.05, seed=number, steps=3)
+        for number, (name, peft) in enumerate(methods.items())
+    }
+    found = packed(root, next(iter(methods.values()))["kind"], stages)
+    for name, stage in stages.items():
+        assert_same(found[name], alone(root, f"{name} {stage.model.peft.kind}", stage))  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_validation_and_patience_are_each_trials_own(root: Path) -> None:
+    """One trial ends early, and each keeps its own best weights."""
+    fields = {"validation": {"split": "test", "every_steps": 1, "patience": 2}}
+    stages = {
+        "steady": sft(root, {"kind": "lora"}, fields=fields, steps=6),
+        "overshooting": sft(root, {"kind": "lora"}, fields=fields, steps=6, learning_rate=3.0),
+    }
+    found = packed(root, "patience", stages)
+    by_itself = {name: alone(root, f"patience {name}", stage) for name, stage in stages.items()}
+    assert by_itself["overshooting"].metrics["steps"] < 6
+    for name in stages:
+        assert_same(found[name], by_itself[name])
+        for key in ("steps", "best_step"):
+            assert found[name].artifact.metrics[key] == by_itself[name].metrics[key]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", ["llama", pytest.param("bert", marks=pytest.mark.slow)])
+def test_heads_are_each_trials_own(tmp_path: Path, kind: str) -> None:
+    rows = [original(f"l{i}", "train", {"text": "ab" * (1 + i % 5), "label": "xyz"[i % 3]}) for i in range(8)]
+    dataset(tmp_path, rows)
+    model_folder(tmp_path / "model", kind)
+    if kind == "bert":  # with a pooler, which is no head of a trial's own
+        AutoModel.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "model")
+    stages = {
+        "one": sft(tmp_path, {"kind": "lora", "rank": 2}, "model", steps=3),
+        "another": sft(tmp_path, {"kind": "lora", "rank": 3}, "model", steps=3, seed=5),
+    }
+    found = packed(tmp_path, "heads", stages)
+    for name, stage in stages.items():
+        assert_same(found[name], alone(tmp_path, name, stage))
+
+
+@pytest.mark.slow
+def test_task_weights_are_each_trials_own(tmp_path: Path) -> None:
+    rows = [
+        {**original(f"r{i}", "train", {"text": f"{'no' * (i % 3)} row {i}"}), "task": ("talk", "sums")[i % 2]}
+        for i in range(10)
+    ]
+    dataset(tmp_path, rows, "text")
+    model_folder(tmp_path / "llama", "llama")
+    stages = {
+        f"{weight:g}": sft(
+            tmp_path, {"kind": "lora"}, steps=3,
+            fields={"tasks": {"weighting": {"kind": "fixed", "values": {"talk": weight, "sums": 1.0}}}},
+        )
+        for weight in (0.5, 2.0)
+    }  # fmt: skip
+    found = packed(tmp_path, "tasks", stages)
+    for name, stage in stages.items():
+        by_itself = alone(tmp_path, name, stage)
+        assert_same(found[name], by_itself)
+        assert [line["tasks"] for line in trace(found[name].artifact)] == [  # type: ignore[arg-type]
+            {task: pytest.approx(told) for task, told in line["tasks"].items()} for line in trace(by_itself)
+        ]
+
+
+def test_a_trial_that_fails_fails_alone(root: Path) -> None:
+    stages = {
+        "sound": sft(root, {"kind": "lora"}, steps=4),
+        "diverging": sft(root, {"kind": "lora"}, learning_rate=1e30, max_grad_norm=0.0, steps=4),
+        "unfit": sft(root, {"kind": "lora", "dropout": 0.5}),
+        "mistaken": sft(root, {"kind": "lora", "targets": ("nowhere",)}),
+    }
+    found = packed(root, "failing", stages)
+    assert "the loss is nan" in found["diverging"].why
+    assert "dropout of 0.5" in found["unfit"].why
+    assert "nowhere" in found["mistaken"].why
+    assert all(found[name].artifact is None and not found[name].stopped for name in ("diverging", "unfit", "mistaken"))
+    assert_same(found["sound"], alone(root, "sound", stages["sound"]))
+
+
+@pytest.mark.slow
+def test_a_broken_off_pack_goes_on_from_its_checkpoints(root: Path) -> None:
+    fields = {"checkpointing": {"every_steps": 2}}
+    stages = {f"r{n}": sft(root, {"kind": "lora", "rank": 2 + n}, fields=fields, steps=5, seed=n) for n in range(2)}
+    reports: list[Report] = []
+
+    def breaking(report: Report) -> bool:
+        if report.step == 3:
+            raise KeyboardInterrupt
+        return True
+
+    with pytest.raises(KeyboardInterrupt):
+        packed(root, "resumed", stages, judge=breaking)
+    found = packed(root, "resumed", stages, judge=_reports(reports, {}))
+    assert min(report.step for report in reports) == 3
+    for name, stage in stages.items():
+        assert_same(found[name], alone(root, f"resumed {name}", stage))
+
+
+@pytest.mark.slow
+def test_the_workers_of_a_pack_average_the_gradients_of_its_adapters(root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    script = Path(__file__).with_name("together.py")
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen([sys.executable, script, root], env={**os.environ, **group, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
+    assert [process.wait(timeout=300) for process in ranks] == [0, 0]
+    for name, stage in of_different_kinds(root).items():
+        together = trace(Store.at(root / "ranks" / name))
+        by_itself = trace(alone(root, f"ranks {name}", stage))
+        assert [sorted(line["rows"]) for line in together] == [sorted(line["rows"]) for line in by_itself]
+        for key in ("loss", "grad_norm"):
+            assert [line[key] for line in together] == pytest.approx([line[key] for line in by_itself], rel=1e-4)
+
+
+def test_trials_are_packed_by_kind_and_memory_and_others_are_told_why(root: Path) -> None:
+    lora = {f"rank {rank}": sft(root, {"kind": "lora", "rank": rank}) for rank in (2, 4, 8)}
+    prompts = {
+        f"{kind} {n}": sft(root, {"kind": kind, "length": n}) for kind, n in (("prompt_tuning", 3), ("p_tuning", 4))
+    }
+    lonely: dict[str, tuple[Stage, str]] = {
+        "prefix": (sft(root, {"kind": "prefix_tuning", "length": 3}), "no other trial has its model"),
+        "bottleneck": (sft(root, {"kind": "bottleneck"}), "bottleneck is not packed"),
+        "dora": (sft(root, {"kind": "lora", "variant": "dora"}), "set model.peft.variant: plain"),
+        "pissa": (sft(root, {"kind": "lora", "init": "pissa"}), "set model.peft.init: zero"),
+        "noisy": (sft(root, {"kind": "lora"}, neftune=5.0), "set optimisation.neftune: null"),
+        "whole": (stage_of("sft", str(root / "llama"), {}), "no frozen model to share"),
+        "wide": (sft(root, {"kind": "lora"}, fields={"scale": {"workers": 2}}), "set scale.workers: 1"),
+    }
+    stages = {**lora, **prompts, **{name: stage for name, (stage, _) in lonely.items()}}
+    found = Sft.packs(stages, places=8)
+    assert sorted(map(sorted, found.together)) == sorted([sorted(lora), sorted(prompts)])
+    assert found.apart.keys() == lonely.keys()
+    for name, (_, why) in lonely.items():
+        assert why in found.apart[name]
+    pair = Sft.packs(lora, places=2)
+    assert (len(pair.together), list(pair.apart.values())) == (1, ["the other trials of its kind fill packs of 2"])
+    assert list(Sft.packs(lora, 8, room=1e12).together) == [tuple(lora)]
+    assert all("two trials need" in why for why in Sft.packs(lora, 8, room=1e5).apart.values())
