@@ -150,7 +150,14 @@ VECTORS: dict[str, Settings] = {
 }
 
 
-@pytest.mark.parametrize("methods", [PROMPTS, PREFIXES, VECTORS], ids=["prompts", "prefixes", "vectors"])
+@pytest.mark.parametrize(
+    "methods",
+    [
+        pytest.param(PROMPTS, id="prompts"),
+        pytest.param(PREFIXES, id="prefixes", marks=pytest.mark.slow),
+        pytest.param(VECTORS, id="vectors", marks=pytest.mark.slow),
+    ],
+)
 def test_other_adapters_are_packed_too(root: Path, methods: dict[str, Settings]) -> None:
     stages = {
         name: sft(root, peft, learning_rate=0.05, seed=number, steps=3)
@@ -161,6 +168,7 @@ def test_other_adapters_are_packed_too(root: Path, methods: dict[str, Settings])
         assert_same(found[name], alone(root, f"{name} {stage.model.peft.kind}", stage))  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_validation_and_patience_are_each_trials_own(root: Path) -> None:
     """One trial ends early, and each keeps its own best weights."""
     fields = {"validation": {"split": "test", "every_steps": 1, "patience": 2}}
@@ -177,7 +185,7 @@ def test_validation_and_patience_are_each_trials_own(root: Path) -> None:
             assert found[name].artifact.metrics[key] == by_itself[name].metrics[key]  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("kind", ["llama", "bert"])
+@pytest.mark.parametrize("kind", ["llama", pytest.param("bert", marks=pytest.mark.slow)])
 def test_heads_are_each_trials_own(tmp_path: Path, kind: str) -> None:
     rows = [original(f"l{i}", "train", {"text": "ab" * (1 + i % 5), "label": "xyz"[i % 3]}) for i in range(8)]
     dataset(tmp_path, rows)
@@ -193,6 +201,7 @@ def test_heads_are_each_trials_own(tmp_path: Path, kind: str) -> None:
         assert_same(found[name], alone(tmp_path, name, stage))
 
 
+@pytest.mark.slow
 def test_task_weights_are_each_trials_own(tmp_path: Path) -> None:
     rows = [
         {**original(f"r{i}", "train", {"text": f"{'no' * (i % 3)} row {i}"}), "task": ("talk", "sums")[i % 2]}
@@ -231,6 +240,7 @@ def test_a_trial_that_fails_fails_alone(root: Path) -> None:
     assert_same(found["sound"], alone(root, "sound", stages["sound"]))
 
 
+@pytest.mark.slow
 def test_a_broken_off_pack_goes_on_from_its_checkpoints(root: Path) -> None:
     fields = {"checkpointing": {"every_steps": 2}}
     stages = {f"r{n}": sft(root, {"kind": "lora", "rank": 2 + n}, fields=fields, steps=5, seed=n) for n in range(2)}

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 
-from tilth.errors import StageError, TilthError
+from tilth.errors import StageError, StageStopped, TilthError
+from tilth.recipe import STOP
 from tilth.runs import Artifact
 from tilth.train import trace
 from tilth.train.checkpoint import StoreLink
+from tilth.train.job import FAILED
 from tilth.train.launch import CHECKPOINTS, collected, finished
 from tilth.train.packs.base import Base, twin
 from tilth.train.packs.engine import Engine
@@ -118,6 +120,8 @@ def _run(trial: Trial, member: Member) -> Artifact | None:
     whole = stage.model_copy(update={"scale": stage.scale.model_copy(update={"workers": 0, "deepspeed": None})})
     job = prepare(whole, trial.out, trial.inputs)
     if finished(job) is None:
+        for name in (FAILED, STOP):
+            job.out.remove(name)
         store = job.out.sub(f"{CHECKPOINTS}/{job.fingerprint[:16]}")
         train(job, StoreLink(store, stage.checkpointing.keep, rank, world), member)
     made: Artifact | None = stage.made(trial.out, job, collected(job)) if rank == 0 else None
@@ -134,6 +138,8 @@ def _outcome(member: Member, ended: Future[Artifact | None]) -> Outcome:
         trace.merge(watch.store, step)
         shutil.rmtree(Path(member.trainer.args.output_dir).parent, ignore_errors=True)
         return Outcome(member.name, why=f"stopped after step {step}", stopped=True)
+    if isinstance(error, StageStopped):
+        return Outcome(member.name, why=str(error), stopped=True)
     if isinstance(error, TilthError):
         return Outcome(member.name, why=str(error))
     if isinstance(error, Exception):  # of this trial alone: it is told, and the others go on
