@@ -27,13 +27,13 @@ with ours.session(Store(hidden)):
         print("refused:", error)
 with ours.session(Store.at(sys.argv[1])):
     print("shared:", len(ours.ray_ready().nodes()), os.listdir(sys.argv[1]))
-from tilth.errors import ClusterError
-from tilth.room import refuse_unplaceable
-for each, count in (({"CPU": 1}, 2), ({"CPU": 1}, 3), ({"CPU": 2}, 1), ({"CPU": 1, "GPU": 1}, 1)):
-    try:
-        print("fits:", refuse_unplaceable(each, count, join_seconds=2))
-    except ClusterError as error:
-        print("never:", error)
+    from tilth.errors import ClusterError
+    from tilth.room import refuse_unplaceable
+    for each, count in (({"CPU": 1}, 2), ({"CPU": 1}, 3), ({"CPU": 2}, 1), ({"CPU": 1, "GPU": 1}, 1)):
+        try:
+            print("fits:", refuse_unplaceable(each, count, join_seconds=2))
+        except ClusterError as error:
+            print("never:", error)
 with ours.session(Store.at("memory://run")):
     print("nodes:", len(ours.ray_ready().nodes()))
 cluster.shutdown()

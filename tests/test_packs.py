@@ -174,7 +174,7 @@ def test_validation_and_patience_are_each_trials_own(root: Path) -> None:
     fields = {"validation": {"split": "test", "every_steps": 1, "patience": 2}}
     stages = {
         "steady": sft(root, {"kind": "lora"}, fields=fields, steps=6),
-        "overshooting": sft(root, {"kind": "lora"}, fields=fields, steps=6, learning_rate=3.0),
+        "overshooting": sft(root, {"kind": "lora"}, fields=fields, steps=6, learning_rate=100.0),
     }
     found = packed(root, "patience", stages)
     by_itself = {name: alone(root, f"patience {name}", stage) for name, stage in stages.items()}
@@ -212,7 +212,7 @@ def test_task_weights_are_each_trials_own(tmp_path: Path) -> None:
     stages = {
         f"{weight:g}": sft(
             tmp_path, {"kind": "lora"}, steps=3,
-            fields={"tasks": {"weighting": {"kind": "fixed", "values": {"talk": weight, "sums": 1.0}}}},
+            fields={"tasks": {"weighting": {"kind": "fixed", "weights": {"talk": weight, "sums": 1.0}}}},
         )
         for weight in (0.5, 2.0)
     }  # fmt: skip

@@ -86,5 +86,10 @@ def test_adapters_are_searched_and_the_best_is_left(
     assert all(0 < len(trial["curve"]) < 30 for trial in found[2:])
     best = min((trial for trial in found if trial["scores"]), key=lambda trial: trial["scores"]["validation_loss"])
     config = json.loads(done.store.read("model/adapter_config.json"))
-    assert (config["r"], done.detail["search"]["best"]) == (best["values"]["model.lora.rank"], best["number"])
-    assert done.metrics["validation_loss"] == best["scores"]["validation_loss"]
+    asked, rank = (best["number"], best["values"]["model.lora.rank"]), config["r"]
+    if done.detail["search"]["best"] is None:  # no trial beats the recipe as it is written
+        assert rank == 8
+        assert done.metrics["validation_loss"] <= best["scores"]["validation_loss"]
+    else:
+        assert (done.detail["search"]["best"], rank) == asked
+        assert done.metrics["validation_loss"] == best["scores"]["validation_loss"]

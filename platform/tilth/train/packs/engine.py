@@ -68,6 +68,8 @@ class Engine:
 
     def _refresh(self) -> None:
         """Copy every member's parameters to their places: their optimizers have moved them."""
+        if not self._slots:  # prompts and prefixes lie outside the backbone
+            return
         with torch.no_grad():
             torch._foreach_copy_([slot.held for slot in self._slots], [slot.parameter for slot in self._slots])
 

@@ -140,6 +140,7 @@ def _given(bound: inspect.BoundArguments) -> Given:
     """The tensors that a backbone was called with, by name; StageError for one that no pack knows to lay out."""
     named = {**bound.arguments, **bound.arguments.get("kwargs", {})}
     named = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    named.pop("num_items_in_batch", None)  # for the loss, which a trial computes itself
     if other := sorted(set(named) - set(GIVEN)):
         raise StageError(f"packs: the model is given {', '.join(other)}, which trials cannot share a pass with")
     cache = {**bound.arguments, **bound.arguments.get("kwargs", {})}.get("past_key_values")

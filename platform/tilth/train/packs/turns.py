@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.state import GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+_STATES = (PartialState, AcceleratorState)
 
 
 class Turn:
@@ -58,9 +60,9 @@ class Turn:
 
 @dataclass(frozen=True)
 class Streams:
-    """Where the random numbers of this process are, and whether Accelerate takes the micro-batch at hand for the last.
+    """Where the random numbers of this process are, and what Accelerate knows of it.
 
-    `accelerate.GradientState` is one for all Trainers of a process, and the random numbers are too.
+    The states of Accelerate are one for all Trainers of a process; the next Trainer that is made takes them down.
     """
 
     torch_state: torch.Tensor
@@ -68,12 +70,14 @@ class Streams:
     numpy_state: Any
     python_state: Any
     sync_gradients: bool
+    shared: tuple[dict[str, Any], ...]
 
     @staticmethod
     def now() -> Streams:
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         sync = GradientState().sync_gradients
-        return Streams(torch.get_rng_state(), cuda, np.random.get_state(), random.getstate(), sync)
+        shared = tuple(dict(state._shared_state) for state in _STATES)
+        return Streams(torch.get_rng_state(), cuda, np.random.get_state(), random.getstate(), sync, shared)
 
     def restore(self) -> None:
         torch.set_rng_state(self.torch_state)
@@ -81,4 +85,7 @@ class Streams:
             torch.cuda.set_rng_state_all(self.cuda_states)
         np.random.set_state(self.numpy_state)
         random.setstate(self.python_state)
+        for state, kept in zip(_STATES, self.shared, strict=True):
+            state._shared_state.clear()
+            state._shared_state.update(kept)
         GradientState()._set_sync_gradients(self.sync_gradients)
