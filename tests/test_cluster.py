@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 SCRIPT = """
@@ -62,3 +63,23 @@ def test_an_address_where_no_cluster_is_ends_at_once(tmp_path: Path) -> None:
             [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=environment
         )
         assert f"no Ray cluster answers at RAY_ADDRESS={address}" in done.stderr, done.stderr[-2000:]
+
+
+LEFT_BEHIND = """
+from tilth import cluster
+ray = cluster.ray_ready(num_cpus=1)
+print("its own:", int(ray.cluster_resources()["CPU"]))
+ray.shutdown()
+"""
+
+
+def test_a_ray_that_was_killed_is_not_joined_by_the_next_run() -> None:
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # sockets allow short paths alone
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        done = subprocess.run(
+            [sys.executable, "-c", LEFT_BEHIND], capture_output=True, text=True, timeout=240,
+            env={**environment, "RAY_TMPDIR": folder},
+        )  # fmt: skip
+    assert done.stdout == "its own: 1\n", done.stderr[-2000:]

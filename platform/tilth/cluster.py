@@ -121,7 +121,10 @@ def _start_local(num_cpus: int | None) -> None:
     for left in reversed(range(STARTS)):
         try:
             with _importable_by_workers():
-                ray.init(num_cpus=num_cpus, log_to_driver=False, include_dashboard=False, logging_level="error")
+                # without an address Ray would join whatever last started here, or wait for it if it is gone
+                ray.init(
+                    "local", num_cpus=num_cpus, log_to_driver=False, include_dashboard=False, logging_level="error"
+                )
             return
         except Exception as error:  # Ray raises a bare one where a node does not come up in its time
             ray.shutdown()
