@@ -11,11 +11,10 @@ import torch
 from tilth.data.loading import load_pretrained
 from tilth.errors import StageError
 from tilth.storage import Store
-from tilth.train.checkpoint import StoreLink
 from tilth.train.launch import CHECKPOINTS
 from tilth.train.range_test import suggested
 from tilth.train.worker import train
-from training import dataset, job_of, questions, run_stage, stage_of, tiny_llama, trace
+from training import Dying, dataset, job_of, questions, run_stage, stage_of, tiny_llama, trace
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +48,6 @@ def test_the_average_is_that_of_the_weights_after_each_step(
             for step in steps[1:]:
                 expected = 0.75 * expected + 0.25 * step
         assert torch.allclose(value, expected, rtol=1e-5, atol=1e-7), name
-
-
-class Dying(StoreLink):
-    def commit(self, folder: Path, step: int) -> None:
-        super().commit(folder, step)
-        raise KeyboardInterrupt
 
 
 def test_a_stopped_run_leaves_the_same_average_and_validates_it(tmp_path: Path, llama: dict[str, str]) -> None:

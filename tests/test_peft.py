@@ -16,7 +16,6 @@ from tilth.errors import ModelError, StageError
 from tilth.storage import Store
 from tilth.train.adapters import factors, plain_lora
 from tilth.train.bottleneck import Bottleneck
-from tilth.train.checkpoint import StoreLink
 from tilth.train.config import ModelConfig, Optimisation, Scale
 from tilth.train.freeze import Freeze
 from tilth.train.launch import CHECKPOINTS
@@ -26,7 +25,7 @@ from tilth.train.thaw import freeze
 from tilth.train.worker import train
 from tilth.weights import Weights, in_folder
 from tiny import model_folder
-from training import dataset, job_of, questions, run_stage, stage_of, trace
+from training import Dying, dataset, job_of, questions, run_stage, stage_of, trace
 
 OBJECTIVES = {"bert": "masked_lm", "t5": "seq2seq"}
 IDS = torch.arange(4, 40).reshape(2, 18)
@@ -210,14 +209,6 @@ def test_blocks_are_thawed_from_the_top(tmp_path: Path) -> None:
         run_stage(root, stage_of("mlm", {"name": str(base), "freeze": settings}, optimisation))
         reached.append({name.split(".")[3] for name in changed(root, base) if ".layer." in name})
     assert reached == [set(), {"2"}, {"2", "1"}]
-
-
-class Dying(StoreLink):
-    """Ends the process's training as soon as a checkpoint lies on storage."""
-
-    def commit(self, folder: Path, step: int) -> None:
-        super().commit(folder, step)
-        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from tilth.recipe import Stage
 from tilth.runs import Artifact, Out
 from tilth.storage import Store
 from tilth.train import trace as traces
+from tilth.train.checkpoint import StoreLink
 from tilth.train.job import Job
 from tilth.train.preflight import prepare
 
@@ -108,6 +109,14 @@ def tiny_llama(folder: Path, **changes: Any) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+class Dying(StoreLink):
+    """Ends the process's training as soon as a checkpoint lies on storage."""
+
+    def commit(self, folder: Path, step: int) -> None:
+        super().commit(folder, step)
+        raise KeyboardInterrupt
 
 
 def at_step(root: Path, step: int, act: Callable[[dict[str, Any]], None], alive: Callable[[], bool]) -> None:

@@ -11,6 +11,7 @@ import torch
 from tilth.data.dataset import Dataset
 from tilth.data.rouge import rouge_l
 from tilth.data.schema import Row
+from tilth.train.chat import chat_ids
 from tilth.train.config import Answers
 
 if TYPE_CHECKING:
@@ -60,10 +61,7 @@ class Answering:
     def _prompt(self, row: Mapping[str, Any]) -> list[int]:
         if "messages" not in row:
             return list(self.tokenizer(row["prompt"])["input_ids"])
-        turns = list(row["messages"][:-1])
-        return list(
-            self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
-        )
+        return chat_ids(self.tokenizer, row["messages"][:-1], asks=True)
 
 
 def wanted(row: Mapping[str, Any]) -> str:

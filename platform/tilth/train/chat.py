@@ -31,7 +31,7 @@ def assistant_turns(tokenizer: Any, messages: Messages) -> dict[str, list[int]]:
     A turn is what the chat template adds to the conversation before it, its end-of-turn token included. StageError
     where the template renders a conversation's beginning differently from the beginning of the whole.
     """
-    whole = _ids(tokenizer, messages)
+    whole = chat_ids(tokenizer, messages)
     labels = [IGNORED] * len(whole)
     for number, message in enumerate(messages):
         if message["role"] != "assistant" or not number:
@@ -43,7 +43,7 @@ def assistant_turns(tokenizer: Any, messages: Messages) -> dict[str, list[int]]:
 
 
 def _beginning(tokenizer: Any, messages: Messages, whole: list[int], asks: bool) -> list[int]:
-    found = _ids(tokenizer, messages, asks)
+    found = chat_ids(tokenizer, messages, asks)
     if whole[: len(found)] != found:
         raise StageError(
             f"sft: the chat template renders the first {len(messages)} messages of a conversation differently from "
@@ -52,6 +52,7 @@ def _beginning(tokenizer: Any, messages: Messages, whole: list[int], asks: bool)
     return found
 
 
-def _ids(tokenizer: Any, messages: Messages, asks: bool = False) -> list[int]:
+def chat_ids(tokenizer: Any, messages: Messages, asks: bool = False) -> list[int]:
+    """The tokens of a conversation by its chat template; with `asks`, of one whose next turn is the assistant's."""
     found = tokenizer.apply_chat_template(list(messages), add_generation_prompt=asks, return_dict=True)
     return list(found["input_ids"])

@@ -51,6 +51,12 @@ class ModelConfig(Component):
             ]
         return []
 
+    def without_reference(self) -> Iterator[Problem]:
+        """What keeps the model as it begins from being told by switching its adapter off."""
+        if self.peft and self.peft.moves_base:
+            what = "the reference is the model with its adapter off, which init: pissa has changed"
+            yield Problem("model.peft.init", what, "use init: zero")
+
 
 class Averaging(Component):
     """An average of the weights over the steps, which is validated and left in the place of the last ones.

@@ -28,10 +28,7 @@ class Dpo(Training):
         return "preference"
 
     def check(self) -> list[Problem]:
-        found = super().check()
-        if self.model.peft and self.model.peft.moves_base:
-            what = "the reference is the model with its adapter off, which init: pissa has changed"
-            found.append(Problem("model.peft.init", what, "use init: zero"))
+        found = [*super().check(), *self.model.without_reference()]
         if self.tasks:
             found.append(Problem("tasks", "preferences are learnt as one task", "leave tasks out, or take stage sft"))
         return found

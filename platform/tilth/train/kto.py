@@ -30,10 +30,7 @@ class Kto(Training):
         return "unpaired"
 
     def check(self) -> list[Problem]:
-        found = super().check()
-        if self.model.peft and self.model.peft.moves_base:
-            what = "the reference is the model with its adapter off, which init: pissa has changed"
-            found.append(Problem("model.peft.init", what, "use init: zero"))
+        found = [*super().check(), *self.model.without_reference()]
         if self.tasks:
             found.append(Problem("tasks", "answers are learnt as one task", "leave tasks out, or take stage sft"))
         batches = self.scale.batches(self.optimisation.global_batch)

@@ -102,9 +102,7 @@ class Ppo(Training):
         if isinstance(peft, Prompts):
             what = f"{peft.kind} is no change of weights that rollouts could serve"
             yield Problem("model.peft", what, "take lora, ia3 or bottleneck")
-        elif peft is not None and peft.moves_base:
-            what = "the reference is the model with its adapter off, which init: pissa has changed"
-            yield Problem("model.peft.init", what, "use init: zero")
+        yield from self.model.without_reference()
         yield from self.rollouts.unfit(peft)
         if getattr(peft, "dropout", 0):
             what = "dropout makes the ratio of unchanged weights differ from 1"
