@@ -128,6 +128,23 @@ def test_submit_runs_the_recipe_there_and_a_second_submit_attaches(api, project,
     assert "data: done" in second.out
 
 
+def test_what_python_compiles_meanwhile_makes_no_new_job(project):
+    from tilth.jobs.commands import requested
+
+    package = project / "mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    spec = load_spec(write_spec(project, packages=[str(package)]))
+    before = requested(spec)
+    for folder in (project, package):
+        (folder / "__pycache__").mkdir()
+        (folder / "__pycache__" / "x.pyc").write_bytes(b"compiled")
+    assert requested(spec) == before
+    assert before.arguments["runtime_env"]["excludes"] == ["__pycache__"]
+    (package / "__init__.py").write_text("changed = True\n")
+    assert requested(spec).id != before.id
+
+
 def server(api):
     from tilth.jobs.server import JobServer
 

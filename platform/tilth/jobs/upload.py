@@ -15,6 +15,9 @@ from tilth.content import sha256
 from tilth.errors import Problem, RecipeError
 
 _SILENT = logging.Logger("silent", logging.CRITICAL)  # Ray tells of every ignore file that it reads
+#: what Python writes beside the code as it runs: sent along, it would make the same code a new job each time. Ray
+#: itself leaves it out of the working directory alone.
+COMPILED = ("__pycache__",)
 #: how many of the largest files are named
 NAMED = 5
 
@@ -63,7 +66,7 @@ class Upload:
 def uploads(working_dir: str, packages: Sequence[str]) -> dict[str, Upload]:
     """All that travels, by where it lies here. RecipeError where Ray would refuse it, with the largest files."""
     found = {working_dir: Upload.of(Path(working_dir), get_runtime_env_default_excludes())}
-    found |= {package: Upload.of(Path(package)) for package in packages}
+    found |= {package: Upload.of(Path(package), COMPILED) for package in packages}
     wrong = [problem for upload in found.values() if (problem := upload.problem()) is not None]
     if wrong:
         raise RecipeError(wrong)
