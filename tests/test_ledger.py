@@ -111,10 +111,10 @@ def test_a_transform_that_loses_or_doubles_rows_is_refused(
 def test_global_verdicts_move_rows_between_fates_without_losing_any(source: Dataset, tmp_path: Path) -> None:
     ledger = Ledger(Store.at(tmp_path / "out"), "test", cut(source, 16))
     run_units(Chain(source.store, "labelled", (Numbered(),)), ledger, INLINE, "test")
-    verdicts = Verdicts({"r0003/numbered.0": "duplicate: of r0001"}, {"r0004": "test"})
-    done = finish(ledger, "labelled", verdicts)
+    done = finish(ledger, "labelled", Verdicts({"r0003/numbered.0": "duplicate: of r0001"}))
     assert done.counts["reasons"] == {"duplicate": 1}
-    assert done.splits() == {"train": 198, "test": 1}
+    assert done.splits() == {"train": 199}
+    assert [row["id"] for row in done.rejected_rows()] == ["r0003/numbered.0"]
 
 
 def test_a_ledger_of_other_work_is_refused(source: Dataset, tmp_path: Path) -> None:

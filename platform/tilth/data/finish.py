@@ -24,30 +24,29 @@ if TYPE_CHECKING:
 SHARD_ROWS = 64 * ROW_GROUP
 
 
-@dataclass(frozen=True)
-class Verdicts:
-    """What only a look at all rows could decide, by row id: a reason to drop it, the split it belongs to."""
-
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    splits: Mapping[str, str] = field(default_factory=dict)
+class Decided(Protocol):
+    """What only a look at all rows could decide."""
 
     def apply(self, table: pa.Table) -> pa.Table:
-        """The table with its reason and split columns amended; a row already dropped keeps its reason."""
-        if not self.reasons and not self.splits:
+        """The rows of a unit, amended; a row already dropped keeps its reason."""
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Reasons to drop rows, by id."""
+
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def apply(self, table: pa.Table) -> pa.Table:
+        """The table with its reason column amended; a row already dropped keeps its reason."""
+        import pyarrow as pa
+
+        ids = table["id"].to_pylist() if self.reasons else []
+        if self.reasons.keys().isdisjoint(ids):
             return table
-        ids = table["id"].to_pylist()
-        table = _amend(table, "reason", [old or self.reasons.get(i) for i, old in _pairs(ids, table["reason"])])
-        return _amend(table, "split", [self.splits.get(i, old) for i, old in _pairs(ids, table["split"])])
-
-
-def _pairs(ids: list[str], column: pa.ChunkedArray) -> Iterator[tuple[str, Any]]:
-    return zip(ids, column.to_pylist(), strict=True)
-
-
-def _amend(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
-    import pyarrow as pa
-
-    return table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
+        reasons = zip(ids, table["reason"].to_pylist(), strict=True)
+        column = pa.array([old or self.reasons.get(row_id) for row_id, old in reasons], pa.string())
+        return table.set_column(table.schema.get_field_index("reason"), "reason", column)
 
 
 class Books(Protocol):
@@ -77,7 +76,7 @@ def accepted_rows(ledger: Books, *, added: bool = False) -> Iterator[Row]:
 def finish(
     ledger: Books,
     row_type: str,
-    verdicts: Verdicts | None = None,
+    verdicts: Decided | None = None,
     carried: Dataset | None = None,
     max_quarantined: float = 1.0,
 ) -> Dataset:
@@ -101,7 +100,7 @@ def finish(
     return dataset
 
 
-def _written(ledger: Books, row_type: str, verdicts: Verdicts, carried: Dataset | None) -> _Writer:
+def _written(ledger: Books, row_type: str, verdicts: Decided, carried: Dataset | None) -> _Writer:
     """All rows in shards that no manifest names yet."""
     store = ledger.store
     for leftover in ("data", "rejected", *(name for name in store.list() if name.startswith(PARTIAL))):

@@ -16,7 +16,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any
@@ -227,8 +227,8 @@ class Ledger:
         total.check(self.store.url)
         return total
 
-    def tables(self) -> Iterator[pa.Table]:
-        """The committed rows of each unit in order, every file checked against its hash."""
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The committed rows of each unit in order, every file checked against its hash; all columns, or some."""
         import pyarrow.parquet as pq
 
         for _, record in sorted(self.records.items()):
@@ -239,7 +239,7 @@ class Ledger:
                     f"{self.store.at_url(record.file)} was damaged after it was written (its sha256 differs); "
                     "it has been removed: run again and only that unit is redone"
                 )
-            yield pq.read_table(_buffer(data))
+            yield pq.read_table(_buffer(data), columns=columns)
 
 
 def _parsed(line: bytes) -> Record | None:

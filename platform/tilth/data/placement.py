@@ -1,132 +1,191 @@
-"""What only a look at all rows decides: duplicates, ids used twice, splits, the sample."""
+"""What only a look at all rows decides: duplicates, ids used twice, splits, the sample.
+
+Everything is held in arrays by row number, see `tilth.data.seen`: about 55 bytes for each row while rows are compared,
+16 more where a split is stratified and a sample is drawn; then two, and what the few have that are dropped or renamed.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
-from tilth.data.clean import map_texts
-from tilth.data.dedup import normalise
-from tilth.data.finish import Verdicts
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from tilth.data.comparing import COPY, KEPT, RESERVED, TWICE, compare
+from tilth.data.drawing import drawn, not_sampled, places, reasons, stratified
 from tilth.data.ingest import MARK
-from tilth.data.schema import PAYLOADS, SPLITS
-from tilth.data.split import Sampling, Split, assign, not_sampled
+from tilth.data.schema import SPLITS
+from tilth.data.seen import MADE, Lot, Traits, marked_ids, see, unmarked
+from tilth.data.split import Sampling, Split
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from tilth.data.ledger import Ledger
-
-BATCH = 4096
-#: the id of an added row, see `schema.added`
-_MADE = re.compile(r"(.+)/[^/]+\.\d+")
-
-
-class _Seen(NamedTuple):
-    """A row as the decisions see it."""
-
-    key: str
-    split: str | None
-    label: str | None
-    content: bytes
-
-    @property
-    def id(self) -> str:
-        return self.key.rpartition(MARK)[0]
 
 
 @dataclass(frozen=True)
-class Placed(Verdicts):
-    """Verdicts by marked id; applying them also gives each row its final id."""
+class Placed:
+    """Verdicts by row number: 2 bytes for each row, 24 for each namesake, 21 for each copy and the ids they are of."""
 
-    ids: dict[str, str] = field(default_factory=dict)
+    #: by unit, the number of its first accepted row
+    starts: Mapping[int, int]
+    fates: NDArray[np.uint8]
+    splits: NDArray[np.int8]
+    #: see `tilth.data.comparing`
+    namesakes: NDArray[np.void]
+    copied: NDArray[np.void]
+    #: the rows that copies are of, ascending, and their ids
+    held: NDArray[np.int64]
+    held_ids: pa.LargeStringArray
+    label_names: list[str]
+    #: what the fates after RESERVED mean
+    left_out: tuple[str, ...]
 
     def apply(self, table: pa.Table) -> pa.Table:
-        import pyarrow as pa
+        """A unit with its reason and split columns amended and its ids final; a dropped row keeps its reason."""
+        if not table.num_rows:
+            return table
+        places = np.flatnonzero(pc.is_null(table["reason"]))
+        unit = table["id"][0].as_py().rpartition(MARK)[2].partition(".")[0]
+        start = self.starts[int(unit)]
+        rows = slice(start, start + len(places))
+        ids = unmarked(table["id"])
+        dropped = np.flatnonzero(self.fates[rows])
+        names = ids.take(pa.array(places[dropped])).to_pylist()
+        table = _amended(table, "reason", places[dropped], self._reasons(rows, names))
+        placed = self.splits[rows] >= 0
+        splits = pa.array(SPLITS).take(pa.array(self.splits[rows][placed]))
+        table = _amended(table, "split", places[placed], splits)
+        return self._named(table.set_column(table.schema.get_field_index("id"), "id", ids), rows, places)
 
-        table = super().apply(table)
-        final = pa.array([self.ids.get(key) or key.rpartition(MARK)[0] for key in table["id"].to_pylist()], pa.string())
-        for name in ("id", "root"):
-            table = table.set_column(table.schema.get_field_index(name), name, final)
+    def _named(self, table: pa.Table, rows: slice, places: NDArray[np.int64]) -> pa.Table:
+        """The table with another id for each namesake; a row that was read is its own root."""
+        found = _within(self.namesakes, rows)
+        at = places[found["row"] - rows.start]
+        taken = zip(table["id"].take(pa.array(at)).to_pylist(), found["number"].tolist(), strict=True)
+        table = _amended(table, "id", at, pa.array([f"{name}~{number}" for name, number in taken], pa.string()))
+        return table.set_column(table.schema.get_field_index("root"), "root", table["id"])
+
+    def _reasons(self, rows: slice, ids: list[str]) -> pa.Array:
+        """Why each row of a unit is dropped that is, given its id."""
+        fates = self.fates[rows]
+        copies = self._copies(rows)
+        texts = (
+            next(copies) if fate == COPY else self._reason(fate, name)
+            for fate, name in zip(fates[fates != KEPT].tolist(), ids, strict=True)
+        )
+        return pa.array(texts, pa.string())
+
+    def _copies(self, rows: slice) -> Iterator[str]:
+        found = _within(self.copied, rows)
+        names = self.held_ids.take(pa.array(np.searchsorted(self.held, found["first"]))).to_pylist()
+        for name, split, label in zip(names, found["split"].tolist(), found["label"].tolist(), strict=True):
+            where = f" ({SPLITS[split]})" if split >= 0 else ""
+            other = f", labelled {self.label_names[label]!r} there" if label >= 0 else ""
+            yield f"duplicate: of {name}{where}{other}"
+
+    def _reason(self, fate: int, name: str) -> str:
+        if fate == TWICE:
+            return f"quarantined/duplicate_id: {name!r} is the id of another row"
+        if fate == RESERVED and (made := MADE.fullmatch(name)):
+            return f"quarantined/reserved_id: {name!r} is what a row made from {made[1]!r} would be called"
+        return self.left_out[fate - RESERVED - 1]
+
+
+def _within(found: NDArray[np.void], rows: slice) -> NDArray[np.void]:
+    low, high = np.searchsorted(found["row"], [rows.start, rows.stop])
+    return found[low:high]
+
+
+def _amended(table: pa.Table, name: str, places: NDArray[np.int64], values: pa.Array) -> pa.Table:
+    """The table with other values at some places of a column, which ascend."""
+    if not len(places):
         return table
+    mask = np.zeros(table.num_rows, bool)
+    mask[places] = True
+    column = pc.replace_with_mask(table[name].combine_chunks(), pa.array(mask), values)
+    return table.set_column(table.schema.get_field_index(name), name, column)
 
 
 def place_rows(ledger: Ledger, row_type: str, duplicates: str, split: Split, sampling: Sampling | None) -> Placed:
-    """The verdicts over all committed rows. Of rows with the same input the first stays, test before train.
-
-    Holds about a kilobyte for each row in memory.
-    """
-    rows = list(_accepted(ledger, row_type, duplicates == "normalized"))
-    rows.sort(key=lambda row: -SPLITS.index(row.split) if row.split else 0)  # stable: else in the order of reading
-    ids, reasons = _namesakes(rows)
-    if duplicates != "keep":
-        _drop_copies(rows, reasons)
-    kept = [row for row in rows if row.key not in reasons]
-    drawn = assign({row.id: row.label for row in kept if not row.split}, split)
-    splits = {row.key: row.split or drawn[row.id] for row in kept}
+    """The verdicts over all committed rows. Of rows with the same input the first stays, test before train."""
+    keys, traits = see(ledger, row_type, duplicates == "normalized", _lots(split, sampling))
+    fates, namesakes, copied = compare(keys, traits, duplicates != "keep")
+    del keys
+    splits = _split(traits, fates, namesakes, split)
     if sampling is not None:
-        reasons |= not_sampled(((row.key, row.id, splits[row.key], row.label) for row in kept), sampling)
-    return Placed(reasons, splits, ids)
+        _sample(ledger, traits, fates, splits, sampling)
+    units = sorted(ledger.records)
+    starts = accumulate((ledger.records[unit].tally.accepted for unit in units), initial=0)
+    held = np.unique(copied["first"])
+    return Placed(
+        dict(zip(units, starts, strict=False)),
+        fates,
+        splits,
+        namesakes,
+        copied,
+        held,
+        unmarked(marked_ids(ledger, held)),
+        traits.label_names,
+        reasons(sampling) if sampling else (),
+    )
 
 
-def _accepted(ledger: Ledger, row_type: str, normalized: bool) -> Iterator[_Seen]:
-    """The rows that the units kept; `content` is the hash of what a model is given."""
-    import pyarrow.compute as pc
-
-    texts = [name for name in PAYLOADS[row_type] if name != "label"]
-    labels = ["label"] if "label" in PAYLOADS[row_type] else []
-    for table in ledger.tables():
-        kept = table.filter(pc.is_null(table["reason"])).select(["id", "split", "task", *texts, *labels])
-        for row in (row for batch in kept.to_batches(BATCH) for row in batch.to_pylist()):
-            values = [map_texts(row[name], _folded) if normalized else row[name] for name in texts]
-            text = json.dumps([row["task"], *values], ensure_ascii=False)
-            content = hashlib.blake2b(text.encode(), digest_size=16).digest()
-            yield _Seen(row["id"], row["split"], row.get("label"), content)
+def _lots(split: Split, sampling: Sampling | None) -> dict[str, Lot]:
+    """What is drawn for each row by its id: a byte, or eight where the order of all rows counts."""
+    lots: dict[str, Lot] = {"split": partial(drawn, split=split)}
+    if split.stratify:
+        lots["split"] = partial(places, split.seed, purpose="split")
+    if sampling is not None:
+        lots["sample"] = partial(places, sampling.seed, purpose="sample")
+    return lots
 
 
-def _folded(text: str) -> str:
-    return normalise(text) or text  # of marks alone nothing would be left
+def _split(traits: Traits, fates: NDArray[np.uint8], namesakes: NDArray[np.void], split: Split) -> NDArray[np.int8]:
+    """The split of every row that has one or is kept."""
+    splits = traits.splits.copy()
+    free = np.flatnonzero((fates == KEPT) & (splits < 0))
+    lots = traits.lots["split"][free]
+    splits[free] = _stratified(traits, free, lots, namesakes, split) if split.stratify else lots
+    return splits
 
 
-def _namesakes(rows: list[_Seen]) -> tuple[dict[str, str], dict[str, str]]:
-    """Final ids of rows whose id is taken, and reasons for those that cannot have the id that they were given."""
-    first: dict[str, _Seen] = {}
-    ids: dict[str, str] = {}
-    reasons: dict[str, str] = {}
-    taken = {row.id for row in rows}
-    times: Counter[str] = Counter()
-    for row in rows:
-        made = _MADE.fullmatch(row.id)
-        if (holder := first.setdefault(row.id, row)) is not row:
-            ids[row.key] = _free(row.id, taken, times)
-            if holder.content != row.content:
-                reasons[row.key] = f"quarantined/duplicate_id: {row.id!r} is the id of another row"
-        elif made and made[1] in taken:
-            reasons[row.key] = (
-                f"quarantined/reserved_id: {row.id!r} is what a row made from {made[1]!r} would be called"
-            )
-    return ids, reasons
+def _stratified(
+    traits: Traits, rows: NDArray[np.int64], lots: NDArray[np.float64], namesakes: NDArray[np.void], split: Split
+) -> NDArray[np.int8]:
+    """The split of each of these rows; rows of one id count once, with the label of the last."""
+    first = np.arange(len(traits.splits))
+    first[namesakes["row"]] = namesakes["first"]
+    roots, root = np.unique(first[rows], return_inverse=True)
+    labels, where = np.empty(len(roots), np.int32), np.empty(len(roots))
+    labels[root], where[root] = traits.labels[rows], lots
+    order = np.argsort(where, kind="stable")
+    found = np.empty(len(roots), np.int8)
+    found[order] = stratified(labels[order], split)
+    return found[root]
 
 
-def _free(name: str, taken: set[str], times: Counter[str]) -> str:
-    """An id that no row has; `times` counts how often one was looked for under each name."""
-    times[name] += 1
-    while (found := f"{name}~{times[name] + 1}") in taken:
-        times[name] += 1
-    taken.add(found)
-    return found
+def _sample(
+    ledger: Ledger, traits: Traits, fates: NDArray[np.uint8], splits: NDArray[np.int8], sampling: Sampling
+) -> None:
+    """Mark the rows that are not in the sample."""
+    kept = np.flatnonzero(fates == KEPT)
+    order = _ascending(ledger, kept, traits.lots["sample"][kept])
+    left = not_sampled(splits[order], traits.labels[order], traits.label_names, sampling)
+    fates[order] = np.where(left, RESERVED + left, KEPT)
 
 
-def _drop_copies(rows: list[_Seen], reasons: dict[str, str]) -> None:
-    """A reason for every row whose content an earlier row has."""
-    first: dict[bytes, _Seen] = {}
-    for row in rows:
-        if row.key not in reasons and (holder := first.setdefault(row.content, row)) is not row:
-            where = f" ({holder.split})" if holder.split else ""
-            label = f", labelled {holder.label!r} there" if holder.label != row.label else ""
-            reasons[row.key] = f"duplicate: of {holder.id}{where}{label}"
+def _ascending(ledger: Ledger, rows: NDArray[np.int64], lots: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The rows by ascending lot; rows of one id, which have the same, by their marked ids."""
+    index = np.argsort(lots, kind="stable")
+    same = np.diff(lots[index]) == 0
+    tied = np.flatnonzero(np.append(same, False) | np.append(False, same)) if len(rows) else index
+    alike = np.sort(index[tied])
+    ties = pa.table({"lot": lots[alike], "id": marked_ids(ledger, rows[alike])})
+    index[tied] = alike[pc.sort_indices(ties, [("lot", "ascending"), ("id", "ascending")])]
+    return rows[index]

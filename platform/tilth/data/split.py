@@ -1,12 +1,8 @@
-"""Splitting and sampling: pure functions of row ids, labels and a seed, before anything is added to the data."""
+"""Splitting and sampling, before anything is added to the data: what is asked for. `drawing` does it."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from fractions import Fraction
-from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field
@@ -52,67 +48,3 @@ def place(seed: int, root: str, purpose: str) -> float:
     """Where the hash puts a row, uniform in [0, 1): the same whatever other rows there are."""
     data = f"{seed}\x00{purpose}\x00{root}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") / 2**64
-
-
-def split_of(root: str, split: Split) -> str:
-    """The split of one row, from its root id alone."""
-    where = place(split.seed, root, "split")
-    if where < split.test:
-        return "test"
-    return "validation" if where < split.test + split.validation else "train"
-
-
-def assign(labels: Mapping[str, str | None], split: Split) -> dict[str, str]:
-    """The split of each root id; `labels` maps root ids to labels, which only a stratified split looks at."""
-    if not split.stratify:
-        return {root: split_of(root, split) for root in labels}
-    groups: dict[str | None, list[str]] = defaultdict(list)
-    for root, label in labels.items():
-        groups[label].append(root)
-    found: dict[str, str] = {}
-    for roots in groups.values():
-        roots.sort(key=lambda root: (place(split.seed, root, "split"), root))
-        test, validation = _quotas(len(roots), (split.test, split.validation))
-        names = ["test"] * test + ["validation"] * validation
-        found |= dict(zip(roots, names + ["train"] * (len(roots) - len(names)), strict=True))
-    return found
-
-
-def _quotas(rows: int, shares: Sequence[float]) -> tuple[int, ...]:
-    """Whole numbers of rows nearest to the shares (halves up); cumulative, so that no row is lost between two."""
-    edges, total = [0], Fraction(0)
-    for share in shares:
-        total += Fraction(str(share))
-        edges.append(int(rows * total + Fraction(1, 2)))
-    return tuple(high - low for low, high in pairwise(edges))
-
-
-def not_sampled(rows: Iterable[tuple[str, str, str, str | None]], sampling: Sampling) -> dict[str, str]:
-    """Reasons by key for the rows left out; `rows` are (key, root id, split, label).
-
-    Rows are taken in the order of their root's hash, so a larger sample contains the smaller one.
-    """
-    dropped: dict[str, str] = {}
-    chosen: dict[str, list[tuple[float, str, str | None]]] = defaultdict(list)
-    for key, root, split, label in rows:
-        if sampling.labels is not None and label not in sampling.labels:
-            dropped[key] = "not_sampled: its label is not among those asked for"
-        elif split in sampling.splits:
-            chosen[split].append((place(sampling.seed, root, "sample"), key, label))
-    for split in chosen:
-        dropped.update(_over(sorted(chosen[split]), sampling))
-    return dropped
-
-
-def _over(ordered: Sequence[tuple[float, str, str | None]], sampling: Sampling) -> Iterator[tuple[str, str]]:
-    """(key, reason) of the rows of one split that are too many of their label, or too many in all."""
-    of_label: Counter[str | None] = Counter()
-    rows = 0
-    for _, key, label in ordered:
-        if sampling.per_label is not None and of_label[label] >= sampling.per_label:
-            yield key, f"not_sampled: over {sampling.per_label} of its label"
-        elif sampling.rows is not None and rows >= sampling.rows:
-            yield key, f"not_sampled: over {sampling.rows} rows"
-        else:
-            of_label[label] += 1
-            rows += 1
