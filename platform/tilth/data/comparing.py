@@ -17,7 +17,7 @@ from tilth.data.seen import Keys, Traits
 #: what becomes of a row (uint8); those that are not in the sample have higher codes, one for each reason
 KEPT, COPY, TWICE, RESERVED = range(4)
 #: keys compared at once
-BLOCK = 1 << 20
+BLOCK = 1 << 13
 #: row number `row` has the id of row `first`; with `number` it has one of its own
 NAMESAKE = np.dtype([("row", np.int64), ("first", np.int64), ("number", np.int64)])
 #: row number `row` has the content of row `first`, whose split is given, and its label where that differs; else -1

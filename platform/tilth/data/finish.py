@@ -152,20 +152,22 @@ class _Writer(AbstractContextManager["_Writer"]):
         import pyarrow.compute as pc
 
         dropped = pc.is_valid(table["reason"])
-        kept, out = table.filter(pc.invert(dropped)), table.filter(dropped)
+        out = table.filter(dropped)
+        kept = table.filter(pc.invert(dropped)) if out.num_rows else table
         if self.counting:
             self._count(kept, out)
-        for split in sorted(set(kept["split"].to_pylist()), key=_split_order):
-            self._append(split, kept.filter(pc.equal(kept["split"], split)))
+        splits = sorted(pc.unique(kept["split"]).to_pylist(), key=_split_order)
+        for split in splits:
+            self._append(split, kept.filter(pc.equal(kept["split"], split)) if len(splits) > 1 else kept)
         if out.num_rows:
             self._append("rejected", out)
 
     def _count(self, kept: pa.Table, out: pa.Table) -> None:
         self.fates["accepted"] += kept.num_rows
-        self.via.update(via for via in kept["via"].to_pylist() if via)
-        for reason in out["reason"].to_pylist():
-            self.fates["quarantined" if is_quarantine(reason) else "filtered"] += 1
-            self.reasons[reason.partition(":")[0]] += 1
+        self.via.update(_counted(kept["via"].drop_null()))
+        for reason, rows in _counted(out["reason"]).items():
+            self.fates["quarantined" if is_quarantine(reason) else "filtered"] += rows
+            self.reasons[reason.partition(":")[0]] += rows
 
     def _append(self, stream: str, table: pa.Table) -> None:
         shard = self.open.get(stream)
@@ -205,6 +207,14 @@ class _Writer(AbstractContextManager["_Writer"]):
                 self.shards.sort(key=lambda shard: (_split_order(shard.split), shard.name))
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def _counted(column: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value stands in a column, in the order in which they first do."""
+    import pyarrow.compute as pc
+
+    values, counts = pc.value_counts(column).flatten()
+    return dict(zip(values.to_pylist(), counts.to_pylist(), strict=True))
 
 
 def _split_order(split: str) -> tuple[int, str]:

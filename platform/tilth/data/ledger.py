@@ -239,7 +239,7 @@ class Ledger:
                     f"{self.store.at_url(record.file)} was damaged after it was written (its sha256 differs); "
                     "it has been removed: run again and only that unit is redone"
                 )
-            yield pq.read_table(_buffer(data), columns=columns)
+            yield pq.ParquetFile(_buffer(data)).read(columns)  # half the time of read_table on a small unit
 
 
 def _parsed(line: bytes) -> Record | None:

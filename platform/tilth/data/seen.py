@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,8 @@ _NUMBERED = re.compile(r"(.+)~([2-9]|[1-9][0-9]{1,17})", re.DOTALL)
 #: row number `row` has an id that speaks of the one whose hash is `of`
 LINK = np.dtype([("row", np.int64), ("of", "S16"), ("number", np.int64)])
 
+_hash = partial(hashlib.blake2b, digest_size=16)
+
 #: from the ids of some rows to something drawn for each
 Lot = Callable[[Sequence[str]], NDArray[Any]]
 
@@ -39,7 +42,7 @@ Lot = Callable[[Sequence[str]], NDArray[Any]]
 class Keys(NamedTuple):
     """What rows are compared by: 32 bytes for each, and 32 for each link."""
 
-    #: BLAKE2b of the id, and of what a model is given
+    #: BLAKE2b of the id, and of what a model is given; numpy compares all 16 bytes
     names: NDArray[np.bytes_]
     contents: NDArray[np.bytes_]
     #: rows called PARENT/VIA.N, of PARENT
@@ -111,11 +114,7 @@ def unmarked(ids: Any) -> Any:
 
 
 def _hashed(texts: Iterable[str]) -> NDArray[np.bytes_]:
-    return np.array([_hash(text) for text in texts], "S16")
-
-
-def _hash(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return np.array([_hash(text.encode()).digest() for text in texts], "S16")
 
 
 def _contents(batch: pa.RecordBatch, texts: Sequence[str], normalized: bool) -> Iterator[str]:
@@ -143,9 +142,9 @@ def _links(ids: Sequence[str], start: int) -> tuple[NDArray[np.void], ...]:
     made, renamed, numbered = [], [], []
     for row, name in enumerate(ids, start):
         if "/" in name and (found := MADE.fullmatch(name)):
-            made.append((row, _hash(found[1]), 0))
+            made.append((row, _hash(found[1].encode()).digest(), 0))
             if parent := _NUMBERED.fullmatch(found[1]):
-                renamed.append((row, _hash(parent[1]), int(parent[2])))
+                renamed.append((row, _hash(parent[1].encode()).digest(), int(parent[2])))
         if "~" in name and (found := _NUMBERED.fullmatch(name)):
-            numbered.append((row, _hash(found[1]), int(found[2])))
+            numbered.append((row, _hash(found[1].encode()).digest(), int(found[2])))
     return tuple(np.array(links, LINK) for links in (made, renamed, numbered))
