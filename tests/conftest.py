@@ -53,9 +53,9 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[Any]:
-    """A local Ray with four logical CPUs, ended after the session."""
+    """A local Ray with two logical CPUs, ended after the session: each worker of a stage loads its libraries anew."""
     from tilth import cluster
 
-    ray = cluster.ray_ready(num_cpus=4)
+    ray = cluster.ray_ready(num_cpus=2)
     yield ray
     ray.shutdown()
