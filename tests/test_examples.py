@@ -61,6 +61,7 @@ def test_an_augmenter_of_ones_own(at_root: None, tmp_path: Path) -> None:
         assert (child["label"], child["split"], child["via"]) == (parent["label"], "train", "typos")
 
 
+@pytest.mark.timeout(1800)
 def test_the_quickstart_small(at_root: None, ray_session: object, tmp_path: Path) -> None:
     """The whole demo with few rows and steps: real models, Ray Data, Ray Train, DeepSpeed, report."""
     steps = [{"kind": "eda"}, {"kind": "back_translation"}, {"kind": "similarity", "min_cosine": 0.6}]
@@ -70,6 +71,7 @@ def test_the_quickstart_small(at_root: None, ray_session: object, tmp_path: Path
         "stages.originals_only.optimisation.steps=3",
         "stages.with_augmentation.optimisation.steps=3",
         "stages.evaluate.bootstrap.samples=200",
+        "stages.evaluate.resources.workers=1",
     )
     interrupt = signal.getsignal(signal.SIGINT)
     found = tilth.run("examples/quickstart.yaml", tmp_path, *small)

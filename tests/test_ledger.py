@@ -277,7 +277,9 @@ def test_a_row_that_kills_its_worker_is_found_and_its_neighbours_survive(
     assert done.counts["accepted"] == 2 * 99
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(
+    "share", [pytest.param(0.1, marks=pytest.mark.slow), 0.5, pytest.param(0.9, marks=pytest.mark.slow)]
+)
 def test_driver_killed_midway_redoes_only_what_was_not_committed(share: float, tmp_path: Path) -> None:
     steps = [{"kind": "faulty:Numbered", "variants": 2, "seconds": 0.1}]
     recipe = write_recipe(tmp_path, write_source(tmp_path, 80), steps=steps, unit_rows=4, resources={"workers": 2})

@@ -118,6 +118,8 @@ def _start_local(num_cpus: int | None) -> None:
     """
     import ray
 
+    # no notice comes before a single machine goes: a training need not start an actor that waits for one
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     for left in reversed(range(STARTS)):
         try:
             with _importable_by_workers():
