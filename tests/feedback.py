@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from tilth.data.transform import Inputs
+from tilth.generate.judges import Contest, Judge, JudgeFunction, Judgement
 
 #: calls until `letters` fails; None: it does not
 fails_after: int | None = None
@@ -30,3 +34,14 @@ def lower_case(prompts: list[str], completions: list[str], rows: list[dict[str, 
 def nothing(prompts: list[str], completions: list[str], rows: list[dict[str, Any]]) -> list[float]:
     """No number at all, which no policy should learn from."""
     return [float("nan")] * len(completions)
+
+
+class MostLetters(Judge):
+    """Scores answers by their share of letters; one that has none gets no score."""
+
+    def load(self, inputs: Inputs) -> JudgeFunction:
+        def judge(contests: Sequence[Contest]) -> list[Judgement]:
+            shares = [letters([], list(contest.candidates), []) for contest in contests]
+            return [Judgement(tuple(share or None for share in found)) for found in shares]
+
+        return judge

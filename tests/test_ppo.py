@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,9 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
 
 
 def test_the_stage_leaves_the_best_policy_and_says_what_it_did(tmp_path: Path, llama: Path) -> None:
-    made = run_stage(prompts_at(tmp_path), stage({"name": str(llama), "bottleneck": {"width": 4}}))
+    gold = {"reward": {"kind": "function", "function": "feedback:lower_case"}, "prompts": 4, "shown": 2}
+    gold["judge"] = {"kind": "feedback:MostLetters"}
+    made = run_stage(prompts_at(tmp_path), stage({"name": str(llama), "bottleneck": {"width": 4}}, gold=gold))
     store = Store.at(tmp_path).sub("train")
     seen = [store.read_json(f"looks/{name}") for name in store.list("looks")]
     assert [look["step"] for look in seen] == [0, 3, 6]
@@ -216,9 +219,16 @@ def test_the_stage_leaves_the_best_policy_and_says_what_it_did(tmp_path: Path, l
         sum(b - a for a, b in zip(seen[0]["golds"], top["golds"], strict=True)) / 4
     )
     assert [len(look["shown"]) for look in seen] == [2, 2, 2]
+    first = [row["completion"] for row in seen[0]["shown"]]
+    for look in seen[1:]:
+        shares = [feedback.letters([], [a, row["completion"]], []) for a, row in zip(first, look["shown"], strict=True)]
+        wins = [0.5 if a == b else float(b > a) for a, b in shares if a and b]
+        assert look["judged"] == len(wins)
+        assert look.get("win_rate") == (pytest.approx(sum(wins) / len(wins)) if wins else None)
+    assert "judged" not in seen[0]
     [section] = [part for part in sections({"train": made}) if part.anchor == "feedback-train"]
     assert len(section.pictures) == 1
-    assert "over 4 prompts. Reward and gold do not part" in section.words[0]
+    assert re.search(r"over 4 prompts\. .*answers win .*Reward and gold do not part", section.words[0])
     assert [len(table.rows) for table in section.tables] == [3, 2]
     lines = figures(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]

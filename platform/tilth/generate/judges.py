@@ -60,6 +60,13 @@ class Judgement:
     answers: tuple[Answer, ...] = ()
     failure: str | None = None
 
+    def win_rate(self) -> float | None:
+        """Of two candidates, how far the second one wins: 1, 0 or a half for a tie; None where nothing was judged."""
+        first, second = self.scores
+        if self.failure is not None or first is None or second is None:
+            return None
+        return 0.5 if first == second else float(second > first)
+
 
 #: Contests → one judgement each, in order. Thread-safe.
 JudgeFunction = Callable[[Sequence[Contest]], list[Judgement]]

@@ -12,8 +12,12 @@ from tilth.train.ppo import looks
 
 LOOKS = "looks"
 Look = Mapping[str, Any]
-HEAD = ("step", "reward", "gold", "KL", "entropy", "words", "repetition", "distinct 2-grams", "refusals", "ended")
-_COLUMNS = ("step", "reward", "gold", "kl", "entropy", "words", "repetition", "distinct_2", "refusals", "ended")
+#: what a look says, and what it is called in the table; the last two where there is a judge, and an ensemble
+COLUMNS = {
+    "step": "step", "reward": "reward", "gold": "gold", "kl": "KL", "entropy": "entropy", "words": "words",
+    "repetition": "repetition", "distinct_2": "distinct 2-grams", "refusals": "refusals", "ended": "ended",
+    "win_rate": "win rate", "disagreement": "disagreement",
+}  # fmt: skip
 
 
 def looked(artifact: Artifact) -> list[Look]:
@@ -47,15 +51,18 @@ def words(found: Sequence[Look]) -> str:
     first, last = found[0], found[-1]
     gain, low, high = looks.gain(first["golds"], last["golds"])
     said = f"Gold changed by {gain:.3g} (95 % interval {low:.3g} to {high:.3g}) over {len(last['golds']):,} prompts."
+    if "win_rate" in last:
+        said += f" Judged against those from before training, answers win {last['win_rate']:.0%} of {last['judged']}."
     part = looks.parting(found)
     if part is None:
         return f"{said} Reward and gold do not part."
     return f"{said} From step {part:,} on reward rises and gold falls: what is learnt there serves the reward alone."
 
 
-def table(found: Sequence[Look]) -> list[tuple[Any, ...]]:
-    """The figures and probes of every look, as rows under HEAD."""
-    return [tuple(look[name] for name in _COLUMNS) for look in found]
+def table(found: Sequence[Look]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Head and rows: the figures and probes of every look, a dash where it has none."""
+    known = [name for name in COLUMNS if any(name in look for look in found)]
+    return tuple(COLUMNS[name] for name in known), [tuple(look.get(name, "–") for name in known) for look in found]
 
 
 def side_by_side(found: Sequence[Look]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

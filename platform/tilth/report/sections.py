@@ -141,7 +141,7 @@ def _training(pictures: Pictures, artifacts: Mapping[str, Artifact]) -> Iterator
 
 def _feedback(pictures: Pictures, name: str, found: Sequence[alignment.Look]) -> Section:
     """What became of held-out prompts while a policy learnt from feedback."""
-    tables = [Table("Every look at held-out prompts", alignment.HEAD, alignment.table(found), folded=True)]
+    tables = [Table("Every look at held-out prompts", *alignment.table(found), folded=True)]
     head, rows = alignment.side_by_side(found)
     if rows:
         tables.append(Table("Answers to the same prompts", head, rows, folded=True))

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tilth.data.schema import row_seed
+from tilth.generate.judges import Contest, JudgeFunction
 from tilth.train.ppo.learner import Learner, Score
+from tilth.train.ppo.looks import Look
 from tilth.train.ppo.probes import probes
 from tilth.train.ppo.prompts import Prompt, asks
 from tilth.train.ppo.rollouts import Sample
@@ -21,9 +24,13 @@ class HeldOut:
     gold: Score | None
     shown: int
     seed: int
+    judge: JudgeFunction | None = None
 
-    def look(self, learner: Learner, step: int) -> dict[str, Any]:
-        """What the policy answers after `step` steps. The same random numbers each time, so that looks are paired."""
+    def look(self, learner: Learner, step: int, before: Look | None = None) -> dict[str, Any]:
+        """What the policy answers after `step` steps. The same random numbers each time, so that looks are paired.
+
+        `before` is the look at the policy before training, None if this is it; rank 0 has the judge compare with it.
+        """
         wanted = asks(self.prompts, 1, self.seed, "held out")
         learner.generating.sync()
         mine = learner.generating.generate(learner.ranks.share(wanted))
@@ -36,7 +43,7 @@ class HeldOut:
         seen = learner.examined(samples, [reward for _, reward, *_ in told])
         kl = ((seen.old - seen.reference) * seen.mask).sum(-1)
         texts = [learner.text(sample) for sample in samples]
-        found = {
+        found: dict[str, Any] = {
             "step": step,
             "reward": _mean([reward for _, reward, *_ in told]),
             "gold": _mean([gold for _, _, gold, _ in told]),
@@ -48,7 +55,24 @@ class HeldOut:
             "golds": [gold for _, _, gold, _ in told],
             "shown": self._shown(told, texts),
         }
-        return found if told[0][3] is None else {**found, "disagreement": _mean([item[3] or 0.0 for item in told])}
+        if told[0][3] is not None:
+            found["disagreement"] = _mean([item[3] or 0.0 for item in told])
+        return {**found, **self._compared(before, found["shown"])} if learner.ranks.rank == 0 else found
+
+    def _compared(self, before: Look | None, shown: Sequence[Look]) -> dict[str, float]:
+        """Share of the answers shown that beat those from before training, a tie as half; and how many were judged."""
+        if self.judge is None or before is None:
+            return {}
+        contests = [
+            Contest(
+                ({"role": "user", "content": then["prompt"]},),
+                (then["completion"], now["completion"]),
+                row_seed(self.seed, then["row"], "win rate"),
+            )
+            for then, now in zip(before["shown"], shown, strict=True)
+        ]
+        wins = [rate for item in self.judge(contests) if (rate := item.win_rate()) is not None]
+        return {"judged": len(wins), **({"win_rate": _mean(wins)} if wins else {})}
 
     def _disagreement(
         self, learner: Learner, samples: Sequence[Sample], by_row: dict[str, Prompt]

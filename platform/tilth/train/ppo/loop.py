@@ -149,7 +149,7 @@ class Loop:
         """Look at held-out prompts, and keep the weights where they are the best so far."""
         if self.held_out is None:
             return
-        found = {**self.held_out.look(self.learner, self.step)}
+        found = self.held_out.look(self.learner, self.step, self.found[0] if self.found else None)
         self.found.append(found)
         if self.scalars:
             self.scalars.write(self.step, found, "validation")

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tilth.config import EXECUTION, Component
 from tilth.errors import Problem
+from tilth.generate.judges import Judge
 from tilth.train.ppo.advantages import Advantage, Gae
 from tilth.train.rewards import Reward
 
@@ -99,7 +100,7 @@ class Watchers(Component):
     sync: float = Field(
         0.05,
         gt=0,
-        description="How far the mean ratio of learner and generator, on the same samples, may be from 1: else stop.",
+        description="Mean difference of learner and generator on the same samples, in nats a token, at which to stop.",
     )
     roll_backs: int = Field(3, ge=0, description="Times that a run may be rolled back before it stops.")
 
@@ -114,9 +115,16 @@ class Gold(Component):
     """How held-out prompts are looked at: by a reward that is never trained on (Gao et al. 2023, arXiv:2210.10760)."""
 
     reward: Reward | None = Field(None, description="Another measure of the same; null: the reward that is trained on.")
-
+    judge: Judge | None = Field(
+        None, description="Who compares the answers that are shown with those from before training: their win rate."
+    )
     prompts: int = Field(64, ge=2, description="Held-out prompts that are answered at each look, always the same.")
     shown: int = Field(8, ge=0, description="Of these, answers that are kept for the report.")
     max_kl: float | None = Field(
         None, gt=0, description="KL of a completion, in nats, beyond which a policy is not taken for the best."
     )
+
+    def check(self) -> list[Problem]:
+        if self.judge is not None and not self.shown:
+            return [Problem("judge", "compares the answers that are shown, and `shown` is 0", "raise shown")]
+        return []

@@ -67,7 +67,16 @@ class Ppo(Training):
         return train
 
     def figures(self, result: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        gained = ("gold", "gold_gain", "gold_gain_low", "gold_gain_high", "reward_gain", "held_out_kl", "parting")
+        gained = (
+            "gold",
+            "gold_gain",
+            "gold_gain_low",
+            "gold_gain_high",
+            "reward_gain",
+            "win_rate",
+            "held_out_kl",
+            "parting",
+        )
         samples = sum(line["samples"] for line in lines)
         seconds = sum(line["seconds"] for line in lines)
         return {
@@ -88,6 +97,8 @@ class Ppo(Training):
             yield Problem("rollouts.max_tokens", what, f"use at most {self.max_length // 2}, or a larger max_length")
         if self.gold.reward is not None and self.validation is None:
             yield Problem("gold.reward", "scores held-out prompts, and there are none", "set validation to their split")
+        if self.gold.judge is not None and self.validation is None:
+            yield Problem("gold.judge", "compares answers to held-out prompts, and there are none", "set validation")
         if self.validation and self.validation.split == self.split:
             yield Problem("validation.split", f"{self.split} is trained on", "name another split")
         if self.validation and self.validation.answers:

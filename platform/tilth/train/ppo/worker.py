@@ -128,7 +128,8 @@ def _held_out(job: Job, learner: Learner) -> HeldOut | None:
         return None
     found, _ = _prompts(job, stage.validation.split, learner)
     gold = None if stage.gold.reward is None else stage.gold.reward.load(job.inputs)
-    return HeldOut(found[: stage.gold.prompts], gold, stage.gold.shown, stage.optimisation.seed)
+    judge = None if stage.gold.judge is None or learner.ranks.rank else stage.gold.judge.load(job.inputs)
+    return HeldOut(found[: stage.gold.prompts], gold, stage.gold.shown, stage.optimisation.seed, judge)
 
 
 def _plan(stage: Ppo, prompts: int) -> Plan:
@@ -183,4 +184,5 @@ def _gains(loop: Loop, kept: int) -> dict[str, Any]:
     return {
         "gold": last["gold"], "gold_gain": gold, "gold_gain_low": low, "gold_gain_high": high,
         "reward_gain": reward, "held_out_kl": last["kl"], "best_step": kept, "parting": looks.parting(loop.found),
+        **({"win_rate": last["win_rate"]} if "win_rate" in last else {}),
     }  # fmt: skip
