@@ -288,7 +288,7 @@ def test_driver_killed_midway_redoes_only_what_was_not_committed(share: float, t
     environment = {**os.environ, "PYTHONPATH": str(HERE)}
     first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     units: set[str] = set()
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while len(units) < 20 * share and first.poll() is None and time.monotonic() < deadline:
         units = {file.name for file in out.glob("stages/augment/*/units/0*.parquet")}
         time.sleep(0.02)

@@ -88,6 +88,7 @@ def test_vllm_holds_the_learners_weights_after_every_update(peft: dict[str, Any]
             assert line["sync_ratio"] == pytest.approx(1, abs=1e-3)
             assert line["moved_bytes"] > 0
         assert lines[1]["ratio_max"] > 1.001  # the weights did change
+        served.sync()
         with torch.no_grad():
             for weight in policy.served().values():
                 weight.mul_(1.5).add_(0.05 * torch.randn_like(weight))
