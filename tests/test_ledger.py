@@ -300,8 +300,9 @@ def test_driver_killed_midway_redoes_only_what_was_not_committed(share: float, t
     redone: set[Path] = set()
     while second.poll() is None:
         for file, stamp in kept.items():
-            if file.exists() and file.stat().st_mtime_ns != stamp:
-                redone.add(file)
+            with contextlib.suppress(FileNotFoundError):  # a dataset that is finished has no more need of its units
+                if file.stat().st_mtime_ns != stamp:
+                    redone.add(file)
         time.sleep(0.01)
     assert second.returncode == 0, second.communicate()[1].decode()
     assert not redone
