@@ -22,6 +22,8 @@ from tilth.train.ppo.rollouts import Ask, Home, Sample, VllmRollouts
 
 #: bytes of a file of weights, which are read one after the other
 SHARD = "1GB"
+#: what its workers take all weights anew with
+EXTENSION = "tilth.generate.engines.reloading.Reloading"
 
 
 class Served:
@@ -45,6 +47,8 @@ class Served:
         rank = getattr(peft, "rank", 0)
         # log p as it was drawn, with the temperature in it
         how = {**arguments(wanted, base, min(home.max_length, context), rank), "logprobs_mode": "processed_logprobs"}
+        if not self.policy.adapted:
+            how["worker_extension_cls"] = EXTENSION
         self.engine: Any = shared_engine(how, config.engine.restarts)
         self.folder = scratch()
         self.version, self.count, self.adapter = -1, 0, None
@@ -92,7 +96,7 @@ class Served:
 
     async def _reload(self, folder: Path) -> None:
         """All weights in their places, and nothing remembered of what the old ones computed."""
-        await self.engine.life.engine.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        await self.engine.life.engine.collective_rpc("take_weights", args=(str(folder),))
         await self.engine.life.engine.reset_prefix_cache()
 
     def close(self) -> None:
