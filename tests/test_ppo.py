@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -228,7 +227,9 @@ def test_the_stage_leaves_the_best_policy_and_says_what_it_did(tmp_path: Path, l
     assert "judged" not in seen[0]
     [section] = [part for part in sections({"train": made}) if part.anchor == "feedback-train"]
     assert len(section.pictures) == 1
-    assert re.search(r"over 4 prompts\. .*answers win .*Reward and gold do not part", section.words[0])
+    won = f"answers win {seen[-1]['win_rate']:.0%} of {seen[-1]['judged']}"
+    compared = f"Judged against those from before training, {won}."
+    assert f"over 4 prompts. {compared} Reward and gold do not part" in section.words[0]
     assert [len(table.rows) for table in section.tables] == [3, 2]
     lines = figures(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]

@@ -24,6 +24,8 @@ STARTS = 3
 SIGHT_SECONDS = 60.0
 #: what only this machine reaches
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+#: whether Ray Train waits for notices that a node will go
+NOTICES = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 _session: list[Store] = []
 _shared: set[str] = set()
 # our own progress speaks; libraries read these while they are imported, here and in workers
@@ -61,17 +63,23 @@ def _is_up() -> bool:
 
 
 @contextmanager
-def _importable_by_workers() -> Iterator[None]:
-    """Workers of a local Ray inherit the environment in which it starts: let them import what this process can."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
+def _inherited_by_workers() -> Iterator[None]:
+    """The environment in which a local Ray starts, which its workers inherit: they import what this process can."""
+    changes = {
+        "PYTHONPATH": os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path),
+        # no notice comes before a single machine goes: a training need not start an actor that waits for one
+        NOTICES: os.environ.get(NOTICES, "0"),
+    }
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def token_file() -> Path:
@@ -118,11 +126,9 @@ def _start_local(num_cpus: int | None) -> None:
     """
     import ray
 
-    # no notice comes before a single machine goes: a training need not start an actor that waits for one
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     for left in reversed(range(STARTS)):
         try:
-            with _importable_by_workers():
+            with _inherited_by_workers():
                 # without an address Ray would join whatever last started here, or wait for it if it is gone
                 ray.init(
                     "local", num_cpus=num_cpus, log_to_driver=False, include_dashboard=False, logging_level="error"

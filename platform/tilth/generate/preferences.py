@@ -16,6 +16,7 @@ from tilth.data.schema import Row, RowType
 from tilth.data.transform import Inputs
 from tilth.errors import Problem, StageError
 from tilth.generate.base import Answer, Generate, Generator, Message, Prompt
+from tilth.generate.drafts import user
 from tilth.generate.judges import Contest, Judge, JudgeFunction, Judgement, position_bias, transcript
 from tilth.generate.method import Made, MakeFunction, RowMethod, Yield, opened
 
@@ -138,7 +139,7 @@ def _question(row: Row) -> tuple[Message, ...]:
     """What is to be answered, as turns; none for a row in which nobody asks."""
     if row.get("messages") is None:
         text = str(row.get("prompt") or row.get("text") or "")
-        return ({"role": "user", "content": text},) if text.strip() else ()
+        return user(text) if text.strip() else ()
     turns: Sequence[Message] = row["messages"]
     if turns and turns[-1]["role"] == "assistant":
         turns = turns[:-1]

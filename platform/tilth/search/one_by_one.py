@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -69,23 +70,18 @@ def followed(step: Step, report: Callable[[Sequence[Figures]], bool]) -> Iterato
     if step.reused:
         yield
         return
-    over, faults = threading.Event(), list[BaseException]()
+    over = threading.Event()
 
     def follow() -> None:
-        try:
-            while not over.wait(POLL_SECONDS):
-                if not report(step.stage.course(step.store)):
-                    step.store.write_json(STOP, {"why": "others did better at this step"})
-                    return
-        except BaseException as error:  # noqa: BLE001 - raised again by who waits
-            faults.append(error)
+        while not over.wait(POLL_SECONDS):
+            if not report(step.stage.course(step.store)):
+                step.store.write_json(STOP, {"why": "others did better at this step"})
+                return
 
-    thread = threading.Thread(target=follow, daemon=True, name="tilth-follow")
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-    for fault in faults:
-        raise fault
+    with ThreadPoolExecutor(1, thread_name_prefix="tilth-follow") as pool:
+        following = pool.submit(follow)
+        try:
+            yield
+        finally:
+            over.set()
+    following.result()  # raises what it was stopped by

@@ -24,6 +24,7 @@ from tilth.config import EXECUTION, Component, FunctionRef, ModelRef
 from tilth.data.schema import Row, row_seed
 from tilth.data.transform import Inputs
 from tilth.errors import Problem, StageError
+from tilth.generate.drafts import user
 from tilth.generate.judges import Contest, Judge, Pairwise
 from tilth.generate.sandbox import Limits
 from tilth.kinds import load_object
@@ -148,7 +149,7 @@ class Judged(Reward):
 
     def _contest(self, prompt: str, completion: str) -> Contest:
         seed = row_seed(self.seed, f"{prompt}\x00{completion}", "judge")
-        return Contest(({"role": "user", "content": prompt},), (completion,), seed)
+        return Contest(user(prompt), (completion,), seed)
 
 
 class PassesTests(Reward):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tilth.data.schema import row_seed
+from tilth.generate.drafts import user
 from tilth.generate.judges import Contest, JudgeFunction
 from tilth.train.ppo.learner import Learner, Score
 from tilth.train.ppo.looks import Look
@@ -65,7 +66,7 @@ class HeldOut:
             return {}
         contests = [
             Contest(
-                ({"role": "user", "content": then["prompt"]},),
+                user(then["prompt"]),
                 (then["completion"], now["completion"]),
                 row_seed(self.seed, then["row"], "win rate"),
             )
