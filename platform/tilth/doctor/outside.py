@@ -15,6 +15,7 @@ import requests
 from tilth.doctor.finding import FAULT, OK, Finding
 from tilth.doctor.nodes import SKEW_SECONDS, skewed
 from tilth.jobs.server import ANSWER_SECONDS, JobServer, resolved
+from tilth.jobs.upload import carried
 
 #: how long the job that looks at the nodes may take
 WAIT_SECONDS = 300.0
@@ -50,7 +51,7 @@ def _within(jobs: JobServer) -> list[Finding]:
     """What a job finds on every node."""
     job_id = f"tilth-doctor-{uuid.uuid4().hex[:8]}"
     folder = str(Path(__file__).parents[1])  # this package
-    jobs.submit(job_id, entrypoint="python -m tilth doctor --json", runtime_env={"py_modules": [folder]})
+    jobs.submit(job_id, entrypoint="python -m tilth doctor --json", runtime_env=carried([folder]))
     end = time.monotonic() + WAIT_SECONDS
     while not (job := jobs.job(job_id)).over:
         if time.monotonic() > end:

@@ -38,7 +38,7 @@ def submit(options: Namespace) -> dict[str, Any] | int:
 def requested(spec: JobSpec) -> Request:
     """The job as Ray's Jobs API takes it. RecipeError where too much would travel."""
     from tilth.jobs.follow import Request
-    from tilth.jobs.upload import COMPILED, readable, uploads
+    from tilth.jobs.upload import carried, readable, uploads
 
     found = uploads(spec.working_dir, spec.packages)
     for folder, upload in found.items():
@@ -46,7 +46,7 @@ def requested(spec: JobSpec) -> Request:
     job_id = content_id(spec, {folder: upload.digest() for folder, upload in found.items()})
     runtime_env: dict[str, Any] = {"working_dir": spec.working_dir}
     if spec.packages:
-        runtime_env |= {"py_modules": list(spec.packages), "excludes": list(COMPILED)}
+        runtime_env |= carried(spec.packages)
     if variables := spec.environment():
         runtime_env["env_vars"] = variables
     if spec.secrets:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE, _dir_travel, _get_excludes
@@ -15,7 +16,8 @@ from tilth.content import sha256
 from tilth.errors import Problem, RecipeError
 
 _SILENT = logging.Logger("silent", logging.CRITICAL)  # Ray tells of every ignore file that it reads
-#: what Python writes beside the code as it runs: sent along, it would make the same code a new job each time. Ray
+#: what Python writes beside the code as it runs: sent along, it would make the same code a new job each time, and a
+#: file that appears between Ray's two readings of a package makes the job name a package that was never sent. Ray
 #: itself leaves it out of the working directory alone.
 COMPILED = ("__pycache__",)
 #: how many of the largest files are named
@@ -71,6 +73,11 @@ def uploads(working_dir: str, packages: Sequence[str]) -> dict[str, Upload]:
     if wrong:
         raise RecipeError(wrong)
     return found
+
+
+def carried(packages: Sequence[str]) -> dict[str, Any]:
+    """The part of a runtime_env by which the folders of packages travel with a job."""
+    return {"py_modules": list(packages), "excludes": list(COMPILED)}
 
 
 def readable(size: float) -> str:
