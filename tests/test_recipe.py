@@ -123,8 +123,8 @@ stages:
     numbers = [int(where.partition(":")[0]) for where in lines]
     assert numbers == sorted(numbers)
     assert set(lines) == {
-        "1:name", "6:stages.fit.batch", "7:stages.fit.rat", "8:stages.fit.rate.value", "8:stages.fit.rate.valu",
-        "11:stages.more.data", "12:stages.more.batch", "14:stages.rows", "16:stages.sort",
+        "1:name", "5:stages.fit.data", "6:stages.fit.batch", "7:stages.fit.rat", "8:stages.fit.rate.value",
+        "8:stages.fit.rate.valu", "11:stages.more.data", "12:stages.more.batch", "14:stages.rows", "16:stages.sort",
     }  # fmt: skip
     assert lines["6:stages.fit.batch"].endswith("must be greater than or equal to 1, not 0")
     assert lines["7:stages.fit.rat"].endswith('unknown field; did you mean "rate"?')
@@ -132,6 +132,25 @@ stages:
     assert lines["12:stages.more.batch"].endswith("4 is not divisible by 3 workers; use 6")
     assert "module 'test_recipe' has no 'Mak'" in lines["14:stages.rows"]
     assert lines["16:stages.sort"].endswith('did you mean "augment"?')
+
+
+def test_what_is_sound_in_a_faulty_stage_is_checked_too(written, tmp_path):
+    (tmp_path / "rows.csv").write_text("text,category\na,b\n")
+    found = faults({"name": "x", "stages": {
+        "rows": {
+            "kind": "data", "row": "labelled", "split": {"test": 1.5},
+            "source": {"kind": "csv", "path": str(tmp_path / "rows.csv"), "columns": {"label": "categry"}},
+        },
+        "more": {"kind": "augment", "data": "@rows", "steps": [
+            {"kind": "contextual", "proposer": {"kind": "masked_lm", "model": "@wods"}}, {"kind": "eda", "variant": 2},
+        ]},
+    }})  # fmt: skip
+    assert set(found) == {
+        "stages.rows.split.test", "stages.rows.source.columns.label",
+        "stages.more.steps.0.proposer.model", "stages.more.steps.1.variant",
+    }  # fmt: skip
+    assert found["stages.rows.source.columns.label"].endswith('did you mean "category"?')
+    assert found["stages.more.steps.0.proposer.model"].endswith("there are: @more, @rows")
 
 
 def test_a_missing_field_is_named(written):

@@ -150,7 +150,7 @@ class Component(BaseModel):
             if cls.abstract:
                 raise PydanticCustomError("kind_missing", "needs a kind", {"family": cls.family, "given": value})
             return handler(value)
-        fields = {key: _frozen(item) for key, item in value.items()}
+        fields = {key: frozen(item) for key, item in value.items()}
         if not cls.family:
             return handler(fields)
         target = cls._target(fields.pop("kind", None))
@@ -188,7 +188,7 @@ class Component(BaseModel):
     def children(self) -> Iterator[tuple[str, Component]]:
         """Every component nested in this one, with its dotted path."""
         for name in type(self).model_fields:
-            for path, item in _leaves(getattr(self, name), name):
+            for path, item in leaves(getattr(self, name), name):
                 if isinstance(item, Component):
                     yield path, item
                     yield from ((f"{path}.{inner}", child) for inner, child in item.children())
@@ -209,16 +209,16 @@ class Component(BaseModel):
         """Every value that is no component, with its dotted path and the component that it stands in."""
         for owner_path, owner in (("", self), *self.children()):
             for name in type(owner).model_fields:
-                for path, item in _leaves(getattr(owner, name), name):
+                for path, item in leaves(getattr(owner, name), name):
                     yield f"{owner_path}.{path}".strip("."), owner, item
 
 
-def _frozen(value: Any) -> Any:
+def frozen(value: Any) -> Any:
     """Lists become tuples, all the way down: configs are immutable and YAML knows only lists."""
     if isinstance(value, list | tuple):
-        return tuple(_frozen(item) for item in value)
+        return tuple(frozen(item) for item in value)
     if isinstance(value, dict):
-        return {key: _frozen(item) for key, item in value.items()}
+        return {key: frozen(item) for key, item in value.items()}
     return value
 
 
@@ -233,13 +233,13 @@ def dump(value: Any) -> Any:
     return str(value) if isinstance(value, str) else value
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, tuple):
         for index, item in enumerate(value):
-            yield from _leaves(item, f"{path}.{index}")
+            yield from leaves(item, f"{path}.{index}")
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}")
+            yield from leaves(item, f"{path}.{key}")
     else:
         yield path, value
 

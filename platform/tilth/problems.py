@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
 
 from tilth.config import Component
 from tilth.errors import Problem
 from tilth.kinds import KINDS, load_class
+from tilth.sound import component_in
 
 _RULE = re.compile(r"^(?:[A-Z][a-z]+ )+should |^Value error, ")
 
@@ -100,13 +101,7 @@ def _fields_at(location: tuple[Any, ...], data: Any, root: type[Component]) -> l
         data = data[key]
         field = cls.model_fields.get(str(key))
         family = next((name for name in cls.model_fields if key in KINDS.get(name, {})), None)
-        cls = load_class(family, key) if family and not field else _component_in(field.annotation if field else cls)
+        cls = load_class(family, key) if family and not field else component_in(field.annotation if field else cls)
         if cls is not None and cls.abstract and isinstance(data, Mapping) and "kind" in data:
             cls = load_class(cls.family, data["kind"])
     return list(cls.model_fields) if cls is not None else []
-
-
-def _component_in(annotation: Any) -> type[Component] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Component):
-        return annotation
-    return next((found for arg in get_args(annotation) if (found := _component_in(arg))), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from tilth.config import Component, Ref
 from tilth.errors import Problem, RecipeError
 from tilth.overrides import overridden
 from tilth.problems import nearest, problems
+from tilth.sound import sound
 
 if TYPE_CHECKING:
     from tilth.runs import Artifact, Out
@@ -147,30 +147,32 @@ class Recipe(Component):
 
         `unbuilt` names stages that are written but missing here because they are faulty themselves.
         """
-        found = list(self._reference_problems(unbuilt))
+        refs = {f"stages.{name}.{path}": ref for name, stage in self.stages.items() for path, ref in stage.refs()}
+        found = [*self.reference_problems(refs, unbuilt), *self._circles()]
         for name, stage in self.stages.items():
-            found += [_under(f"stages.{name}", problem) for problem in stage.check()]
-            for path, child in stage.children():
-                found += [_under(f"stages.{name}.{path}", problem) for problem in child.check()]
+            found += _of_component(f"stages.{name}", stage)
         if not found and not unbuilt:
             for name, stage in self.stages.items():
                 found += [_under(f"stages.{name}", problem) for problem in stage.check_within(self)]
         return found
 
-    def _reference_problems(self, unbuilt: Collection[str]) -> Iterator[Problem]:
-        for name, stage in self.stages.items():
-            for path, ref in stage.refs():
-                where = f"stages.{name}.{path}"
-                target = self.stages.get(ref.stage)
-                if ref.stage in unbuilt:
-                    continue
-                if target is None:
-                    named = [*self.stages, *unbuilt]
-                    yield Problem(where, f"no stage is named {ref.stage!r}", nearest(ref.stage, named, "@"))
-                elif ref.wants not in ("any", produced := self.produces(ref.stage)):
-                    what = f"needs a {ref.wants}, but {ref} ({target.kind}) produces a {produced}"
-                    fits = [f"@{other}" for other in self.stages if self.produces(other) == ref.wants and other != name]
-                    yield Problem(where, what, f"stages that fit: {', '.join(fits) or 'none yet'}")
+    def reference_problems(self, refs: Mapping[str, Ref], unbuilt: Collection[str]) -> Iterator[Problem]:
+        """Those of these references, by dotted path, that name no stage or one that leaves something else."""
+        for where, ref in refs.items():
+            target = self.stages.get(ref.stage)
+            if ref.stage in unbuilt:
+                continue
+            if target is None:
+                yield Problem(
+                    where, f"no stage is named {ref.stage!r}", nearest(ref.stage, [*self.stages, *unbuilt], "@")
+                )
+            elif ref.wants not in ("any", produced := self.produces(ref.stage)):
+                what = f"needs a {ref.wants}, but {ref} ({target.kind}) produces a {produced}"
+                itself = where.split(".")[1]
+                fits = [f"@{name}" for name in self.stages if self.produces(name) == ref.wants and name != itself]
+                yield Problem(where, what, f"stages that fit: {', '.join(fits) or 'none yet'}")
+
+    def _circles(self) -> Iterator[Problem]:
         try:
             self.order()
         except CycleError as error:
@@ -208,15 +210,31 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[st
 
 
 def _sound_part(data: Mapping[str, Any]) -> list[Problem]:
-    """What check() finds in those stages of a faulty recipe that are sound in themselves."""
-    stages: dict[str, Stage] = {}
+    """What check() finds in those stages of a faulty recipe, and those parts of its faulty stages, that are sound."""
     written = data.get("stages")
     written = written if isinstance(written, Mapping) else {}
+    stages: dict[str, Stage] = {}
+    parts: dict[str, Component | Ref] = {}
     for name, stage in written.items():
-        with contextlib.suppress(ValidationError):  # reported already, with its place in the whole recipe
+        try:
             stages[str(name)] = Recipe(name="part", stages={name: stage}).stages[name]
-    part = Recipe.model_construct(name="part", description="", stages=stages)
-    return part.check(unbuilt=[str(name) for name in written if name not in stages])
+        except ValidationError:  # reported already, with its place in the whole recipe
+            parts |= sound(Stage, stage, f"stages.{name}")
+    unbuilt = [str(name) for name in written if name not in stages]
+    recipe = Recipe.model_construct(name="part", description="", stages=stages)
+    refs = {path: part for path, part in parts.items() if isinstance(part, Ref)}
+    found = recipe.check(unbuilt)
+    for path, part in parts.items():
+        if isinstance(part, Component):
+            refs |= {f"{path}.{inner}": ref for inner, ref in part.refs()}
+            found += _of_component(path, part)
+    return found + list(recipe.reference_problems(refs, unbuilt))
+
+
+def _of_component(path: str, component: Component) -> Iterator[Problem]:
+    """What a component and all in it find wrong with themselves, under its dotted path."""
+    for inner, part in (("", component), *component.children()):
+        yield from (_under(f"{path}.{inner}".rstrip("."), problem) for problem in part.check())
 
 
 def _importable(folder: Path) -> None:
