@@ -19,7 +19,7 @@ from helpers import contents, final, labelled, write_dataset
 from tilth.augment.base import Augmenter
 from tilth.data.chain import Chain, cut
 from tilth.data.dataset import Dataset, Shard
-from tilth.data.engine import run_units
+from tilth.data.engine import MANY_UNITS, run_units
 from tilth.data.finish import Verdicts, finish
 from tilth.data.ledger import Ledger
 from tilth.data.transform import Resources, Transform
@@ -30,8 +30,10 @@ HERE = Path(__file__).parent
 INLINE = Resources(workers=0)
 
 
-def augment(out: Store, source: Dataset, *steps: Transform, resources: Resources = INLINE) -> Dataset:
-    ledger = Ledger(out, "test", cut(source, 16))
+def augment(
+    out: Store, source: Dataset, *steps: Transform, resources: Resources = INLINE, unit_rows: int = 16
+) -> Dataset:
+    ledger = Ledger(out, "test", cut(source, unit_rows))
     run_units(Chain(source.store, source.row_type, steps), ledger, resources, "test")
     return finish(ledger, source.row_type)
 
@@ -268,13 +270,14 @@ def test_every_actor_of_the_pool_is_busy_on_small_inputs(ray_session: object, so
     assert min(rows.values()) >= 20
 
 
-def test_a_row_that_kills_its_worker_is_found_and_its_neighbours_survive(
-    ray_session: object, source: Dataset, tmp_path: Path
-) -> None:
-    done = augment(Store.at(tmp_path / "out"), source, Deadly(kill=("r0042",)), resources=Resources(workers=2))
+def test_a_row_that_kills_its_worker_is_found_and_its_neighbours_survive(ray_session: object, tmp_path: Path) -> None:
+    source, two = write_dataset(Store.at(tmp_path / "source"), labelled(200)), Resources(workers=2)
+    # so many units that the next one of a worker waits at it, and is lost with it
+    assert len(cut(source, 6)) >= MANY_UNITS * 2
+    done = augment(Store.at(tmp_path / "out"), source, Deadly(kill=("r0042",)), resources=two, unit_rows=6)
     assert [row["id"] for row in done.rejected_rows()] == ["r0042"]
     assert done.counts["quarantined"] == 1
-    assert done.counts["accepted"] == 2 * 99
+    assert done.counts["accepted"] == 2 * 199
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ stages:
 # from the bottom up: what stands in one row may import its own row and those above it in this table
 LAYERS = (
     ("errors", "kinds"),
-    ("config", "yaml12", "problems", "changes"),
+    ("config", "yaml12", "problems", "sound", "changes"),
     (
         "paths",
         "recipe",

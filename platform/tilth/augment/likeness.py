@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from tilth.augment.base import Variant
 from tilth.augment.words import words
 
 
+@lru_cache(maxsize=64)  # a text and its variants are asked for several times in a row
 def plain(text: str) -> tuple[str, ...]:
     """The words of `text` without capitals and punctuation: texts that agree in these are the same variant."""
     return tuple(word.text.casefold() for word in words(text))

@@ -27,6 +27,9 @@ from tilth.errors import StageError, TilthError
 from tilth.storage import Store
 
 PASSES = 3
+#: with so many units for each worker, the next one waits at a worker while it computes: it never idles for the
+#: quarter of a second that an answer takes through Ray Data. With fewer, one worker would hold what another could do.
+MANY_UNITS = 16
 
 
 class Work(Protocol):
@@ -172,10 +175,10 @@ def _pass(work: Work, store: Store, units: Sequence[Unit], resources: Resources)
             UnitWorker,
             fn_constructor_args=(work, store),
             batch_size=1,
-            # no more than it computes: a further unit queued on a dying actor would be lost with it
             compute=ray.data.ActorPoolStrategy(
                 size=count,
-                max_tasks_in_flight_per_actor=work.in_flight,
+                # what waits on an actor that dies is missing with what it computed, and run in the next pass
+                max_tasks_in_flight_per_actor=work.in_flight + (len(units) >= MANY_UNITS * count * work.in_flight),
                 max_concurrent_calls_per_actor=work.in_flight,
                 enable_true_multi_threading=work.in_flight > 1,
             ),

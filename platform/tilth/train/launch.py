@@ -93,13 +93,11 @@ def _on_ray(job: Job) -> None:
     from ray.train import TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from tilth.train.worker import entry
-
     scale = job.stage.scale
     room.refuse_unplaceable({"CPU": scale.cpus, "GPU": scale.gpus}, scale.min_workers or scale.workers)
     before = fitting.noted(job)
     trainer = TorchTrainer(
-        entry,
+        _entry,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if scale.gpus else "gloo"),
         scaling_config=_scaling(job),
@@ -112,6 +110,14 @@ def _on_ray(job: Job) -> None:
         if fitting.noted(job) != before:  # workers are started anew as often as it takes to fit
             return _on_ray(job)
         raise StageError(f"{job.name}: {_cause(error)}") from error
+
+
+def _entry(config: dict[str, Any]) -> None:
+    """What Ray Train calls on every worker. Light to load: its controller loads it too, before any worker starts."""
+    from tilth.train.checkpoint import RayLink
+
+    job: Job = config["job"]
+    job.stage.trainer()(job, RayLink())
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from tilth.data.loading import MEMBERS, Card, Pretrained, load_pretrained, load_
 from tilth.storage import Store
 from tilth.train import fitting, held_pairs, objectives, retention, trace
 from tilth.train.adapters import Tensors, factors, plain_lora
-from tilth.train.checkpoint import Link, RayLink, scratch, upload
+from tilth.train.checkpoint import Link, scratch, upload
 from tilth.train.company import Company
 from tilth.train.config import Batches
 from tilth.train.deepspeed import without_compiled_collectives
@@ -30,12 +30,6 @@ from tilth.train.range_test import settle_rate
 from tilth.train.thaw import freeze
 from tilth.train.validating import best_weights, measurements, save_weights, standing
 from tilth.train.watch import Watch
-
-
-def entry(config: dict[str, Any]) -> None:
-    """What Ray Train calls on every worker."""
-    job: Job = config["job"]
-    job.stage.trainer()(job, RayLink())
 
 
 def train(job: Job, link: Link, company: Company | None = None) -> None:
