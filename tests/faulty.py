@@ -42,12 +42,22 @@ class Deadly(Augmenter):
         return make
 
 
+def _node() -> str | None:
+    import ray
+
+    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
+
+
 class Located(Numbered):
-    """Notes the process that made each variant."""
+    """Notes the process that made each variant, and the node that it ran on."""
 
     def load_variants(self, inputs: Inputs) -> VariantsFunction:
         make = super().load_variants(inputs)
         return lambda samples: [
-            [Variant(item.text, meta={"pid": os.getpid()}) for item in made if isinstance(item, Variant)]
+            [
+                Variant(item.text, meta={"pid": os.getpid(), "node": _node()})
+                for item in made
+                if isinstance(item, Variant)
+            ]
             for made in make(samples)
         ]

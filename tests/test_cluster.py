@@ -13,7 +13,7 @@ import os, sys
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-cluster.add_node(num_cpus=1)
+cluster.add_node(num_cpus=1, labels={"ray.io/market-type": "spot"})
 cluster.wait_for_nodes()
 os.environ["RAY_ADDRESS"] = cluster.address
 from tilth import cluster as ours
@@ -35,6 +35,26 @@ with ours.session(Store.at(sys.argv[1])):
             print("fits:", refuse_unplaceable(each, count, join_seconds=2))
         except ClusterError as error:
             print("never:", error)
+    from helpers import labelled, write_dataset
+    from faulty import Located
+    from tilth import room
+    from tilth.data.chain import Chain, cut
+    from tilth.data.engine import run_units
+    from tilth.data.finish import finish
+    from tilth.data.ledger import Ledger
+    from tilth.data.transform import Resources
+    from tilth.nodes import Nodes
+    spot, fixed = [Resources(nodes=Nodes(spot=yes, memory_gib=0.1)) for yes in (True, False)]
+    source = write_dataset(Store.at(f"{sys.argv[1]}/source"), labelled(24))
+    ledger = Ledger(Store.at(f"{sys.argv[1]}/out"), "test", cut(source, 4))
+    run_units(Chain(source.store, source.row_type, (Located(),)), ledger, spot, "test")
+    nodes = {row["meta"]["node"] for row in finish(ledger, source.row_type).rows() if row["parent"]}
+    named = {node["NodeID"] for node in ours.ray_ready().nodes() if node["Labels"].get("ray.io/market-type") == "spot"}
+    print("on spot alone:", nodes == named, spot.count(room.held(spot.nodes.selector)))
+    try:
+        refuse_unplaceable(fixed.each, 1, fixed.nodes.selector, join_seconds=2)
+    except ClusterError as error:
+        print("never:", error)
 with ours.session(Store.at("memory://run")):
     print("nodes:", len(ours.ray_ready().nodes()))
 cluster.shutdown()
@@ -42,7 +62,10 @@ cluster.shutdown()
 
 
 def test_what_not_every_node_sees_and_what_no_node_can_hold_is_refused(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=480,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )  # fmt: skip
     assert "refused: --out" in done.stdout, done.stdout + done.stderr[-2000:]
     assert "nodes do not see" in done.stdout
     assert "shared: 2 []" in done.stdout
@@ -52,7 +75,10 @@ def test_what_not_every_node_sees_and_what_no_node_can_hold_is_refused(tmp_path:
     assert "3 workers of CPU 1, and this cluster can never hold them: its nodes have room for 2" in never[0]
     assert "CPU 2 (the most that one has: 1)" in never[1]
     assert "GPU 1 (the most that one has: 0)" in never[2]
-    assert len(never) == 3
+    assert "ray.io/market-type=on-demand" in never[3]
+    assert "no node has these labels; nodes have ray.io/market-type=spot" in never[3]
+    assert len(never) == 4
+    assert "on spot alone: True 1" in done.stdout
 
 
 def test_an_address_where_no_cluster_is_ends_at_once(tmp_path: Path) -> None:

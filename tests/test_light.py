@@ -47,6 +47,7 @@ LAYERS = (
         "ui",
         "cluster",
         "room",
+        "nodes",
         "content",
         "models",
         "hub",

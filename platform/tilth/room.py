@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,15 +16,21 @@ JOIN_SECONDS, POLL_SECONDS = 30.0, 1.0
 Shape = tuple[Mapping[str, float], float]
 
 
-def refuse_unplaceable(each: Mapping[str, float], count: int, join_seconds: float = JOIN_SECONDS) -> None:
+def refuse_unplaceable(
+    each: Mapping[str, float],
+    count: int,
+    labels: Mapping[str, str] | None = None,
+    join_seconds: float = JOIN_SECONDS,
+) -> None:
     """ClusterError unless `count` workers of `each` (CPU, GPU, memory in bytes) fit on the nodes there can be.
 
-    Those are the nodes there are and those that the autoscaler may start. That they are busy now is no fault.
+    Those are the nodes with these labels and those that the autoscaler may start, of whose labels it does not tell.
+    That they are busy now is no fault.
     """
     end = time.monotonic() + join_seconds
-    while (room := capacity(each, shapes := _shapes())) < count:
+    while (room := capacity(each, shapes := _shapes(labels or {}))) < count:
         if time.monotonic() >= end:
-            raise ClusterError(_missing(each, count, int(room), shapes))
+            raise ClusterError(_missing(each, count, int(room), shapes, labels or {}))
         time.sleep(POLL_SECONDS)
 
 
@@ -37,26 +44,45 @@ def _on_one(each: Mapping[str, float], has: Mapping[str, float]) -> int:
     return math.floor(min(fitting, default=math.inf) + 1e-9) if fitting else 1
 
 
-def _shapes() -> list[Shape]:
-    """Every node there is, and what the autoscaler may add where there is one that told the cluster so."""
+def held(labels: Mapping[str, str]) -> dict[str, float]:
+    """What the nodes with these labels have together."""
+    total: Counter[str] = Counter()
+    for resources in _alive(labels):
+        total.update(resources)
+    return dict(total)
+
+
+def _alive(labels: Mapping[str, str]) -> list[Mapping[str, float]]:
     import ray
+
+    return [
+        node["Resources"] for node in ray.nodes() if node["Alive"] and labels.items() <= dict(node["Labels"]).items()
+    ]
+
+
+def _shapes(labels: Mapping[str, str]) -> list[Shape]:
+    """Every node there is, and what the autoscaler may add where there is one that told the cluster so."""
     from ray._private.state import state
 
-    alive: list[Shape] = [(node["Resources"], 1.0) for node in ray.nodes() if node["Alive"]]
+    alive: list[Shape] = [(resources, 1.0) for resources in _alive(labels)]
     config: Any = state.get_cluster_config()
     groups = config.node_group_configs if config is not None else ()
     most = [math.inf if group.max_count < 0 else float(group.max_count) for group in groups]
     return alive + [(dict(group.resources), copies) for group, copies in zip(groups, most, strict=True) if copies]
 
 
-def _missing(each: Mapping[str, float], count: int, room: int, shapes: list[Shape]) -> str:
+def _missing(each: Mapping[str, float], count: int, room: int, shapes: list[Shape], labels: Mapping[str, str]) -> str:
     wanted = f"{count} worker{'s' * (count > 1)} of {_written(each)}"
+    if labels:
+        wanted += f" on nodes with {', '.join(f'{name}={value}' for name, value in labels.items())}"
     short = {
         name: max((has.get(name, 0.0) for has, _ in shapes), default=0.0)
         for name, need in each.items()
         if all(has.get(name, 0.0) < need for has, _ in shapes)
     }
-    if short:
+    if not shapes:
+        why = f"no node has these labels; nodes have {_labels() or 'none'}"
+    elif short:
         lacks = ", ".join(
             f"{_written({name: each[name]})} (the most that one has: {most:g})" for name, most in short.items()
         )
@@ -67,6 +93,17 @@ def _missing(each: Mapping[str, float], count: int, room: int, shapes: list[Shap
         f"a stage asks for {wanted}, and this cluster can never hold them: {why}; ask for less (resources, scale), or "
         "give the cluster such nodes"
     )
+
+
+def _labels() -> str:
+    """The labels of the nodes there are, those alone apart that name a single node."""
+    import ray
+
+    found = {
+        f"{name}={value}" for node in ray.nodes() if node["Alive"] for name, value in node["Labels"].items()
+        if name != "ray.io/node-id"
+    }  # fmt: skip
+    return ", ".join(sorted(found))
 
 
 def _written(resources: Mapping[str, float], names: Iterable[str] | None = None) -> str:

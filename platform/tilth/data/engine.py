@@ -97,7 +97,7 @@ def _inline(work: Work, ledger: Ledger) -> Generator[Record]:
 def _on_ray(work: Work, ledger: Ledger, resources: Resources) -> Generator[Record]:
     """Records as units commit; a unit that is not among them after three passes is isolated."""
     cluster.ray_ready()
-    room.refuse_unplaceable({"CPU": resources.cpus, "GPU": resources.gpus}, 1)  # the pool works with fewer than asked
+    room.refuse_unplaceable(resources.each, 1, resources.nodes.selector)  # the pool works with fewer than asked
     for _ in range(PASSES):
         if missing := ledger.missing():
             yield from _pass(work, ledger.store, missing, resources)
@@ -165,7 +165,7 @@ def _pass(work: Work, store: Store, units: Sequence[Unit], resources: Resources)
     """One run over `units` on Ray Data; units whose worker died are missing from the answers."""
     import ray
 
-    count = min(resources.count(ray.cluster_resources()), len(units))
+    count = min(resources.count(room.held(resources.nodes.selector)), len(units))
     _configure(ray.data.DataContext.get_current())
     blocks = ray.data.from_items([{"unit": json.dumps(asdict(unit))} for unit in units], override_num_blocks=len(units))
     with warnings.catch_warnings():
@@ -182,8 +182,7 @@ def _pass(work: Work, store: Store, units: Sequence[Unit], resources: Resources)
                 max_concurrent_calls_per_actor=work.in_flight,
                 enable_true_multi_threading=work.in_flight > 1,
             ),
-            num_cpus=resources.cpus,
-            num_gpus=resources.gpus,
+            **resources.options,
             max_restarts=-1,
             max_task_retries=0,
         )
@@ -244,8 +243,9 @@ class _Lone:
         from ray.exceptions import RayActorError
 
         if self.actor is None:
-            options = {"num_cpus": self.resources.cpus, "num_gpus": self.resources.gpus, "max_restarts": 0}
-            self.actor = ray.remote(UnitWorker).options(**options).remote(self.work, self.store)
+            self.actor = (
+                ray.remote(UnitWorker).options(**self.resources.options, max_restarts=0).remote(self.work, self.store)
+            )
         try:
             return ray.get(getattr(self.actor, method).remote(*args))
         except RayActorError:

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from tilth.config import EXECUTION, Component
 from tilth.data.schema import Row
+from tilth.nodes import Nodes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,9 +63,20 @@ class Resources(Component):
     )
     cpus: float = Field(1.0, gt=0, json_schema_extra=EXECUTION, description="CPU cores for each worker.")
     gpus: float = Field(0.0, ge=0, json_schema_extra=EXECUTION, description="GPUs for each worker; may be a share.")
+    nodes: Nodes = Field(Nodes(), json_schema_extra=EXECUTION, description="Which nodes workers may run on.")
+
+    @property
+    def each(self) -> dict[str, float]:
+        """What one worker takes, as Ray names resources."""
+        return self.nodes.each(self.cpus, self.gpus)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The same as options of a Ray task or actor, with the nodes that it may run on."""
+        return self.nodes.options(self.cpus, self.gpus)
 
     def count(self, available: Mapping[str, float]) -> int:
-        """Workers for a cluster with these `ray.cluster_resources()`."""
+        """Workers for nodes that have these resources together."""
         if isinstance(self.workers, int):
             return self.workers
         if self.gpus:

@@ -64,8 +64,7 @@ def _run(stage: Harness, folder: Path, tasks: Sequence[str]) -> dict[str, Told]:
     from tilth import cluster
 
     cluster.ray_ready()
-    where = {"num_cpus": stage.resources.cpus, "num_gpus": stage.resources.gpus}
-    found: dict[str, Told] = ray.get(ray.remote(scores).options(**where).remote(stage, folder, tasks))
+    found: dict[str, Told] = ray.get(ray.remote(scores).options(**stage.resources.options).remote(stage, folder, tasks))
     return found
 
 

@@ -146,8 +146,8 @@ class Training(Stage):
 
     @property
     def demand(self) -> dict[str, float]:
-        each = {"CPU": self.scale.cpus} | ({"GPU": self.scale.gpus} if self.scale.gpus else {})
-        return {name: amount * max(1, self.scale.workers) for name, amount in each.items()}
+        each = self.scale.nodes.each(self.scale.cpus, self.scale.gpus)
+        return {name: amount * max(1, self.scale.workers) for name, amount in each.items() if amount}
 
     @property
     def tells(self) -> tuple[str, ...]:

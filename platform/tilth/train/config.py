@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from tilth.config import Component, ModelRef
 from tilth.errors import Problem
 from tilth.kinds import KINDS
+from tilth.nodes import Nodes
 from tilth.train.freeze import Freeze
 from tilth.train.peft import Peft
 
@@ -172,6 +173,7 @@ class Scale(Component):
     )
     cpus: float = Field(1.0, gt=0, description="CPU cores for each worker.")
     gpus: float = Field(0.0, ge=0, description="GPUs for each worker.")
+    nodes: Nodes = Field(Nodes(), description="Which nodes workers may run on.")
     micro_batch: int | None = Field(None, ge=1, description="Rows a worker takes at once; default: at most 8.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, a third more time.")
     activation_offload: bool = Field(False, description="Keep a language model's activations in CPU memory.")

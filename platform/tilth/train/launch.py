@@ -94,7 +94,8 @@ def _on_ray(job: Job) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     scale = job.stage.scale
-    room.refuse_unplaceable({"CPU": scale.cpus, "GPU": scale.gpus}, scale.min_workers or scale.workers)
+    each = scale.nodes.each(scale.cpus, scale.gpus)
+    room.refuse_unplaceable(each, scale.min_workers or scale.workers, scale.nodes.selector)
     before = fitting.noted(job)
     trainer = TorchTrainer(
         _entry,
@@ -143,10 +144,15 @@ def _scaling(job: Job) -> Any:
     from ray.train import ScalingConfig
 
     scale = job.stage.scale
-    resources = {"CPU": scale.cpus} | ({"GPU": scale.gpus} if scale.gpus else {})
+    resources = {name: amount for name, amount in scale.nodes.each(scale.cpus, scale.gpus).items() if amount}
     elastic = scale.min_workers is not None and scale.min_workers < scale.workers
     workers = (scale.min_workers, scale.workers) if elastic else scale.workers
-    return ScalingConfig(num_workers=workers, use_gpu=bool(scale.gpus), resources_per_worker=resources)
+    return ScalingConfig(
+        num_workers=workers,
+        use_gpu=bool(scale.gpus),
+        resources_per_worker=resources,
+        label_selector=scale.nodes.selector or None,
+    )
 
 
 def _run_config(job: Job) -> Any:

@@ -54,7 +54,7 @@ class Pool:
         self.policy, self.version = home.policy, -1
         in_place = config.model_copy(update={"placement": "colocate"})
         self.make = (in_place, home.source, home.max_length, home.policy.half)
-        self.resources = {"num_cpus": config.cpus, "num_gpus": config.gpus, "scheduling_strategy": "DEFAULT"}
+        self.resources = {**config.nodes.options(config.cpus, config.gpus), "scheduling_strategy": "DEFAULT"}
         self.buckets: list[Any] = []
         self.actors = [self._start() for _ in range(actors)]
 

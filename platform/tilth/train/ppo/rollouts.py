@@ -15,6 +15,7 @@ from pydantic import Field
 from tilth.config import EXECUTION, Component
 from tilth.errors import Problem
 from tilth.generate.vllm import VllmEngine
+from tilth.nodes import Nodes
 from tilth.train.peft import Lora, Peft
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class Rollouts(Component, family="rollouts"):
     actors: int = Field(1, ge=1, json_schema_extra=EXECUTION, description="Ray actors, when disaggregated.")
     cpus: float = Field(1.0, gt=0, json_schema_extra=EXECUTION, description="CPU cores for each of them.")
     gpus: float = Field(0.0, ge=0, json_schema_extra=EXECUTION, description="GPUs for each of them.")
+    nodes: Nodes = Field(Nodes(), json_schema_extra=EXECUTION, description="Which nodes they may run on.")
 
     def start(self, home: Home) -> Generating:
         """The generator where `placement` says."""
