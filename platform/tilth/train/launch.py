@@ -114,7 +114,7 @@ def _on_ray(job: Job) -> None:
 
 
 def _entry(config: dict[str, Any]) -> None:
-    """What Ray Train calls on every worker. Light to load: its controller loads it too, before any worker starts."""
+    """What Ray Train calls on every worker; the driver, which only names it, loads none of the libraries for it."""
     from tilth.train.checkpoint import RayLink
 
     job: Job = config["job"]
