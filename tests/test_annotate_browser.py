@@ -21,6 +21,8 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium in PATH: apt-get install chromium, or set CHROMIUM"),
 ]
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
+#: a machine that is busy takes its time over a password's hash and a first page
+PATIENCE_MS = 120_000
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,7 @@ def test_from_the_invitation_to_the_export(kind: str, size: str, chromium: Any, 
     invited = campaign.manager().send("/manage", "/manage/invite", note="Ann").text
     width, height = SIZES[size]
     page = chromium.new_context(viewport={"width": width, "height": height}).new_page()
+    page.set_default_timeout(PATIENCE_MS)
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
@@ -79,6 +82,7 @@ def test_from_the_invitation_to_the_export(kind: str, size: str, chromium: Any, 
         page.wait_for_function(f"document.querySelector('input[name=assignment]')?.value !== '{before}'")
     assert "Thank you" in page.inner_text("h1")
     manager = chromium.new_context().new_page()
+    manager.set_default_timeout(PATIENCE_MS)
     manager.goto(f"{base}/login/{campaign.manager_token}")
     manager.get_by_role("button", name="Sign in").click()
     with manager.expect_download() as download:
