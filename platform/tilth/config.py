@@ -153,11 +153,11 @@ class Component(BaseModel):
         fields = {key: frozen(item) for key, item in value.items()}
         if not cls.family:
             return handler(fields)
-        target = cls._target(fields.pop("kind", None))
+        target = cls.class_of(fields.pop("kind", None))
         return handler(fields) if target is cls else target.model_validate(fields)
 
     @classmethod
-    def _target(cls, kind: Any) -> type[Self]:
+    def class_of(cls, kind: Any) -> type[Self]:
         """The class to build: `cls` itself, or for a family the class behind `kind`."""
         if not cls.abstract:
             if kind not in (None, kind_of(cls.family, cls)):

@@ -45,8 +45,8 @@ class Nodes(Component):
 
     def each(self, cpus: float, gpus: float) -> dict[str, float]:
         """What one worker takes, as Ray names resources; memory in bytes."""
-        memory = {} if self.memory_gib is None else {"memory": self.memory_gib * 2**30}
-        return {"CPU": cpus, "GPU": gpus, **memory}
+        memory = 0.0 if self.memory_gib is None else self.memory_gib * 2**30
+        return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus), ("memory", memory)) if amount}
 
     def options(self, cpus: float, gpus: float) -> dict[str, Any]:
         """The same and the labels, as options of a Ray task or actor."""

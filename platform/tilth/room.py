@@ -47,24 +47,23 @@ def _on_one(each: Mapping[str, float], has: Mapping[str, float]) -> int:
 def held(labels: Mapping[str, str]) -> dict[str, float]:
     """What the nodes with these labels have together."""
     total: Counter[str] = Counter()
-    for resources in _alive(labels):
-        total.update(resources)
+    for node in _alive(labels):
+        total.update(node["Resources"])
     return dict(total)
 
 
-def _alive(labels: Mapping[str, str]) -> list[Mapping[str, float]]:
+def _alive(labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The nodes there are that have these labels."""
     import ray
 
-    return [
-        node["Resources"] for node in ray.nodes() if node["Alive"] and labels.items() <= dict(node["Labels"]).items()
-    ]
+    return [node for node in ray.nodes() if node["Alive"] and labels.items() <= dict(node["Labels"]).items()]
 
 
 def _shapes(labels: Mapping[str, str]) -> list[Shape]:
     """Every node there is, and what the autoscaler may add where there is one that told the cluster so."""
     from ray._private.state import state
 
-    alive: list[Shape] = [(resources, 1.0) for resources in _alive(labels)]
+    alive: list[Shape] = [(node["Resources"], 1.0) for node in _alive(labels)]
     config: Any = state.get_cluster_config()
     groups = config.node_group_configs if config is not None else ()
     most = [math.inf if group.max_count < 0 else float(group.max_count) for group in groups]
@@ -97,13 +96,8 @@ def _missing(each: Mapping[str, float], count: int, room: int, shapes: list[Shap
 
 def _labels() -> str:
     """The labels of the nodes there are, those alone apart that name a single node."""
-    import ray
-
-    found = {
-        f"{name}={value}" for node in ray.nodes() if node["Alive"] for name, value in node["Labels"].items()
-        if name != "ray.io/node-id"
-    }  # fmt: skip
-    return ", ".join(sorted(found))
+    found = {item for node in _alive({}) for item in node["Labels"].items() if item[0] != "ray.io/node-id"}
+    return ", ".join(f"{name}={value}" for name, value in sorted(found))
 
 
 def _written(resources: Mapping[str, float], names: Iterable[str] | None = None) -> str:

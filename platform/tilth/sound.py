@@ -7,9 +7,9 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from tilth.config import Component, Ref, frozen, leaves
-from tilth.kinds import load_class
 
 
 def sound(cls: type[Component], data: Any, path: str) -> Iterator[tuple[str, Component | Ref]]:
@@ -19,7 +19,7 @@ def sound(cls: type[Component], data: Any, path: str) -> Iterator[tuple[str, Com
     try:
         yield path, cls.model_validate(data)
     except ValidationError:
-        target = _target(cls, data.get("kind"))
+        target = _target(cls, data.get("kind") if cls.family else None)
         for name, value in data.items():
             field = target.model_fields.get(str(name)) if target is not None else None
             if field is not None:
@@ -51,12 +51,10 @@ def _items(annotation: Any, value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _target(cls: type[Component], kind: Any) -> type[Component] | None:
-    """The class that `kind` names, or `cls` where it is no family; None where there is none."""
-    if not cls.abstract:
-        return cls
+    """The class that would be built; None where `kind` names none."""
     try:
-        return load_class(cls.family, kind) if isinstance(kind, str) else None
-    except LookupError:
+        return cls.class_of(kind)
+    except PydanticCustomError:
         return None
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 from tilth.augment.base import Variant
 from tilth.augment.words import words
 
 
-@lru_cache(maxsize=64)  # a text and its variants are asked for several times in a row
 def plain(text: str) -> tuple[str, ...]:
     """The words of `text` without capitals and punctuation: texts that agree in these are the same variant."""
     return tuple(word.text.casefold() for word in words(text))
@@ -18,9 +17,7 @@ def plain(text: str) -> tuple[str, ...]:
 
 def edit_similarity(one: str, other: str) -> float:
     """Share of words that both have in the same order (Indel similarity), 0 to 1; 1 for a change of case only."""
-    from rapidfuzz.distance import Indel
-
-    return float(Indel.normalized_similarity(plain(one), plain(other)))
+    return _in_order(plain(one), plain(other))
 
 
 def chrf(text: str, reference: str) -> float:
@@ -36,14 +33,16 @@ def judged(
 
     Adds `chrf` and `edit_similarity` to the original to each `meta`; from `near_identical` on a text is unchanged.
     """
+    before = plain(original)
     first: dict[tuple[str, ...], int] = {}
     variants = []
     for number, (text, meta) in enumerate(zip(texts, metas, strict=True)):
-        similarity = edit_similarity(text, original)
+        after = plain(text)
+        similarity = _in_order(after, before)
         measured = {**meta, "chrf": chrf(text, original), "edit_similarity": round(similarity, 3)}
-        same_as = first.setdefault(plain(text), number)
+        same_as = first.setdefault(after, number)
         reason = None
-        if plain(original) and not plain(text):
+        if before and not after:
             reason = "empty: no word is left"
         elif similarity >= near_identical:
             reason = f"unchanged: edit similarity {similarity:.2f} is not under {near_identical:g}"
@@ -51,6 +50,12 @@ def judged(
             reason = f"duplicate: the same words as variant {same_as}"
         variants.append(Variant(text, reason, measured))
     return variants
+
+
+def _in_order(one: Sequence[str], other: Sequence[str]) -> float:
+    from rapidfuzz.distance import Indel
+
+    return float(Indel.normalized_similarity(one, other))
 
 
 @cache

@@ -146,8 +146,7 @@ class Training(Stage):
 
     @property
     def demand(self) -> dict[str, float]:
-        each = self.scale.nodes.each(self.scale.cpus, self.scale.gpus)
-        return {name: amount * max(1, self.scale.workers) for name, amount in each.items() if amount}
+        return {name: amount * max(1, self.scale.workers) for name, amount in self.scale.each.items()}
 
     @property
     def tells(self) -> tuple[str, ...]:

@@ -183,6 +183,11 @@ class Scale(Component):
     memory_gib: float | None = Field(None, gt=0, description="Memory of a worker for deepspeed: auto; null: as found.")
     max_failures: int = Field(2, ge=0, description="Times that dead workers are started anew from a checkpoint.")
 
+    @property
+    def each(self) -> dict[str, float]:
+        """What one worker takes, as Ray names resources."""
+        return self.nodes.each(self.cpus, self.gpus)
+
     def over(self, workers: int) -> Scale:
         """The same over another number of workers."""
         return self.model_copy(update={"workers": workers})

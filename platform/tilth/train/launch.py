@@ -94,8 +94,7 @@ def _on_ray(job: Job) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     scale = job.stage.scale
-    each = scale.nodes.each(scale.cpus, scale.gpus)
-    room.refuse_unplaceable(each, scale.min_workers or scale.workers, scale.nodes.selector)
+    room.refuse_unplaceable(scale.each, scale.min_workers or scale.workers, scale.nodes.selector)
     before = fitting.noted(job)
     trainer = TorchTrainer(
         _entry,
@@ -144,13 +143,12 @@ def _scaling(job: Job) -> Any:
     from ray.train import ScalingConfig
 
     scale = job.stage.scale
-    resources = {name: amount for name, amount in scale.nodes.each(scale.cpus, scale.gpus).items() if amount}
     elastic = scale.min_workers is not None and scale.min_workers < scale.workers
     workers = (scale.min_workers, scale.workers) if elastic else scale.workers
     return ScalingConfig(
         num_workers=workers,
         use_gpu=bool(scale.gpus),
-        resources_per_worker=resources,
+        resources_per_worker=scale.each,
         label_selector=scale.nodes.selector or None,
     )
 
