@@ -395,7 +395,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
 def _joined(base: str, manager: Browser, name: str) -> Browser:
     page = manager.send("/manage", "/manage/invite", note=name).text
     path = "/join/" + page.partition("/join/")[2].partition('"')[0]
-    browser = Browser(httpx.Client(base_url=base, follow_redirects=True))
+    browser = Browser(httpx.Client(base_url=base, follow_redirects=True, timeout=60))
     browser.send(path, path, name=name)
     return browser
 

@@ -57,6 +57,31 @@ def test_probes_are_scored_on_the_model_before_and_on_the_one_that_is_left(tmp_p
     assert set(table) == {"data_test perplexity", "data_test token accuracy"}
 
 
+def test_a_zero_shot_task_is_scored_by_the_likeliest_choice(tmp_path: Path, llama: str) -> None:
+    labels = ("green", "blue as the sea", "red")
+    fields = [{"text": f"thing {i}" * (1 + i % 3), "label": labels[i % 3]} for i in range(9)]
+    tasks = tmp_path / "tasks"
+    dataset(tasks, [original(f"t{i}", "test", row) for i, row in enumerate(fields)])
+    dataset(tmp_path, texts(8, "train", "seed"), "text")
+    zero_shot = {"prompt": "{{ text }} is", "length": "tokens"}
+    probes = [{"data": "@tasks", "zero_shot": zero_shot, "rows": 7}, {"data": "@data", "split": "test"}]
+    what = stage(llama, {"probes": probes[:1]}, learning_rate=0.01)
+    made = run_stage(tmp_path, what, tasks=tasks)
+    for when, folder in (("before", Path(llama)), ("after", tmp_path / "train" / "model")):
+        loaded = load_trained(folder, device="cpu")
+        right = 0
+        for row in fields[:7]:
+            losses = {}
+            for label in ("blue as the sea", "green", "red"):
+                before, whole = (loaded.tokenizer(f"{row['text']} is{end}")["input_ids"] for end in ("", f" {label}"))
+                ids = torch.tensor([whole])
+                with torch.no_grad():
+                    logits = loaded.model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
+                losses[label] = -logits[len(before) - 1 :].mean().item()
+            right += min(losses, key=losses.__getitem__) == row["label"]
+        assert made.detail["probes"][when] == {"tasks_test zero-shot accuracy": pytest.approx(right / 7)}
+
+
 def test_replayed_rows_are_a_share_of_those_trained_on_and_are_named(tmp_path: Path, llama: str) -> None:
     dataset(tmp_path, [*texts(9, "train", "seed"), *texts(20, "general", "harvest")], "text")
     replay = {"data": "@data", "split": "general", "share": 0.25}

@@ -171,14 +171,15 @@ def test_other_adapters_are_packed_too(root: Path, methods: dict[str, Settings])
 @pytest.mark.slow
 def test_validation_and_patience_are_each_trials_own(root: Path) -> None:
     """One trial ends early, and each keeps its own best weights."""
-    fields = {"validation": {"split": "test", "every_steps": 1, "patience": 2}}
+    eager = {"split": "test", "every_steps": 1, "patience": 2}
     stages = {
-        "steady": sft(root, {"kind": "lora"}, fields=fields, steps=6),
-        "overshooting": sft(root, {"kind": "lora"}, fields=fields, steps=6, learning_rate=100.0),
+        "content": sft(root, {"kind": "lora"}, fields={"validation": eager}, steps=6),
+        "demanding": sft(root, {"kind": "lora"}, fields={"validation": {**eager, "min_delta": 10.0}}, steps=6),
     }
     found = packed(root, "patience", stages)
     by_itself = {name: alone(root, f"patience {name}", stage) for name, stage in stages.items()}
-    assert by_itself["overshooting"].metrics["steps"] < 6
+    assert [by_itself[name].metrics["steps"] for name in stages] == [6, 3]
+    assert [by_itself[name].metrics["best_step"] for name in stages] == [6, 1]
     for name in stages:
         assert_same(found[name], by_itself[name])
         for key in ("steps", "best_step"):

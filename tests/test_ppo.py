@@ -242,19 +242,22 @@ def test_the_stage_leaves_the_best_policy_and_says_what_it_did(tmp_path: Path, l
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", [None, {"stage": 2}], ids=["plain", "zero2"])
 def test_two_learners_learn_what_one_does(tmp_path: Path, llama: Path, zero: Any, ray_session: Any) -> None:
-    """And when one of them is killed, they go on from the checkpoint to the same end."""
+    """And when one of them is killed, they go on from the checkpoint to the same end as if it had not been."""
     found = []
-    for workers in (0, 2):
-        root = prompts_at(tmp_path / str(workers))
+    for workers, killed_at in ((0, None), (2, None), (2, 3)):
+        root = prompts_at(tmp_path / f"{workers}-{killed_at}")
         scale = {"workers": workers, "cpus": 0.5, "deepspeed": zero if workers else None}
-        with killer(root, at=3) if workers else nullcontext([1]) as killed:
+        with killer(root, at=killed_at) if killed_at else nullcontext([1]) as killed:
             run_stage(root, stage({"name": str(llama), "lora": {"rank": 4}}, scale=scale))
         assert killed
         found.append(figures(root))
-    alone, together = found
+    alone, together, broken_off = found
     assert [line["rows"] for line in together] == [line["rows"] for line in alone]
     for name in ("reward", "loss", "kl", "entropy"):
-        assert [line[name] for line in together] == pytest.approx([line[name] for line in alone], abs=5e-3)
+        ours, theirs, resumed = ([line[name] for line in lines] for lines in (together, alone, broken_off))
+        assert resumed == pytest.approx(ours, rel=1e-5, abs=1e-6)
+        # later a sum in another order has turned a sampled token into its neighbour, and with it all that follows
+        assert ours[:3] == pytest.approx(theirs[:3], abs=5e-3)
 
 
 def test_no_number_stops_the_run_before_it_is_learnt_from(tmp_path: Path, llama: Path) -> None:

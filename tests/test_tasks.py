@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from tilth.data.loading import load_tokenizer
 from tilth.data.schema import original
 from tilth.errors import StageError
 from tilth.models import resolve
+from tilth.train.multitask import TASKS, MultiTask
 from tilth.train.sampling import Annealed, Capped, Equal, Explicit, Proportional, Sampling, Temperature
 from tilth.train.schedule import Plan
+from tilth.train.watch import ROWS, TOKENS
 from tiny import model_folder
 from training import MINILM, dataset, die, run_stage, stage_of, trace
 
@@ -247,6 +250,18 @@ def test_two_workers_train_as_one(tmp_path: Path, small: str, tasks: Any, scale:
         if "conflict" in one:
             ours, theirs = (np.array(line["conflict"]["cosines"], dtype=float) for line in (one, two))
             assert theirs == pytest.approx(ours, abs=1e-2, nan_ok=True)
+
+
+def test_a_worker_that_sees_fewer_tasks_fills_up_with_rows_that_count_for_nothing() -> None:
+    trainer = MultiTask()
+    trainer.accelerator = SimpleNamespace(
+        num_processes=2, device="cpu", gather=lambda most: torch.cat([most, torch.tensor([3])])
+    )
+    run: Any = SimpleNamespace(names=("a", "b", "c"))
+    inputs = {"input_ids": torch.ones(2, 3), ROWS: ["r1", "r2"], TOKENS: [3, 2], TASKS: ["b", "b"]}
+    blank, again, part = trainer._parts(run, inputs, by_row=False)
+    assert [each.scale for each in (blank, again, part)] == [0, 0, 1]
+    assert [each.inputs.pop(ROWS) for each in (blank, again, part)] == [[""], [""], ["r1", "r2"]]
 
 
 @pytest.mark.slow

@@ -58,9 +58,9 @@ def stage_of(kind: str, model: Any, optimisation: dict[str, Any], **fields: Any)
     return Stage.model_validate({"kind": kind, **defaults, "model": model, "optimisation": settings, **fields})
 
 
-def run_stage(root: str | Path, stage: Stage) -> Artifact:
-    """The artifact of `stage` trained under `root`, on the dataset in `root/data`."""
-    return stage.run(*_given(root, stage))
+def run_stage(root: str | Path, stage: Stage, **others: Path) -> Artifact:
+    """The artifact of `stage` trained under `root`, on the dataset in `root/data`; `others` are such roots by name."""
+    return stage.run(*_given(root, stage, **others))
 
 
 def job_of(root: str | Path, stage: Any) -> Job:
@@ -68,12 +68,13 @@ def job_of(root: str | Path, stage: Any) -> Job:
     return prepare(stage, *_given(root, stage))
 
 
-def _given(root: str | Path, stage: Stage) -> tuple[Out, dict[str, Artifact]]:
+def _given(root: str | Path, stage: Stage, **others: Path) -> tuple[Out, dict[str, Artifact]]:
     store = Store.at(root)
+    roots = {"data": store, **{name: Store.at(other) for name, other in others.items()}}
     parts = identity(stage, lambda value: str(value) if value.startswith("@") else identity_of(value))
-    data = Artifact("data", "data", "dataset", "0" * 64, store.sub("data"), {})
+    data = {f"@{name}": Artifact(name, "data", "dataset", "0" * 64, at.sub("data"), {}) for name, at in roots.items()}
     out = Out("train", stage.kind, "model", digest(parts), parts, store.sub("train"))
-    return out, {"@data": data}
+    return out, data
 
 
 def dataset(root: str | Path, rows: list[dict[str, Any]], row_type: str = "labelled") -> Dataset:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tilth.data.schema import Row, arrow_schema, from_table
+from tilth.data.schema import PAYLOADS, Row, arrow_schema, from_table
 from tilth.errors import StorageError
 from tilth.storage import Store
 
@@ -80,6 +80,12 @@ class Dataset:
         for shard in self.shards:
             found[shard.split] = found.get(shard.split, 0) + shard.rows
         return found
+
+    def labels(self) -> list[str]:
+        """The sorted labels of labelled rows; none where the rows have no label."""
+        if "label" not in PAYLOADS[self.row_type]:
+            return []
+        return sorted({label for table in self.tables(["label"]) for label in table["label"].to_pylist() if label})
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The accepted rows as Arrow tables, one row group at a time, in manifest order."""

@@ -9,9 +9,16 @@ from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from tilth.data.schema import LINEAGE, PAYLOADS, Row
+from tilth.errors import Problem, StageError
+
 if TYPE_CHECKING:
     from jinja2 import Template
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+
+#: what a template about a row may name
+ROW_NAMES = frozenset((*LINEAGE, *(name for names in PAYLOADS.values() for name in names), "labels"))
 
 
 class RenderError(ValueError):
@@ -42,6 +49,25 @@ def fault(template: str, known: Iterable[str] | None = None, filters: tuple[str,
     named -= {*_environment().globals}
     unknown = sorted(named - set(known)) if known is not None else []
     return f"names {', '.join(unknown)}, which there is not" if unknown else None
+
+
+def asked(template: str, row: Row, labels: tuple[str, ...] = ()) -> str:
+    """The text of a template about a row; StageError, which names the row, where it has none."""
+    try:
+        return render(template, **{**row, "labels": labels})
+    except RenderError as error:
+        raise StageError(f"row {row['id']}: the prompt cannot be written: {error}") from error
+
+
+def row_problems(template: str | None) -> list[Problem]:
+    """What ails the template of a prompt about rows."""
+    why = None if template is None else fault(template, ROW_NAMES)
+    return [Problem("prompt", why, f"it may name: {', '.join(sorted(ROW_NAMES))}")] if why else []
+
+
+def joined(question: str, answer: str) -> str:
+    """A question with its answer after it, a space between where none is."""
+    return question + answer if question[-1:].isspace() or answer[:1].isspace() else f"{question} {answer}"
 
 
 @cache

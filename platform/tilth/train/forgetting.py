@@ -9,21 +9,28 @@ from pydantic import Field
 
 from tilth.config import Component, DatasetRef
 from tilth.errors import Problem
+from tilth.generate.choosing import Choosing
 
 if TYPE_CHECKING:
     from tilth.train.config import Scale
 
 
 class Probe(Component):
-    """Rows of general language, scored before and after training: perplexity, and tokens guessed right."""
+    """Rows of general ability, scored before and after training.
+
+    Of general language perplexity and the share of tokens guessed right; of a zero-shot task accuracy.
+    """
 
     data: DatasetRef = Field(description="The dataset; its rows must not be trained on.")
     split: str = Field("test", description="The split whose rows are scored.")
     rows: int = Field(64, ge=1, description="Rows scored, the first ones of the split.")
+    zero_shot: Choosing | None = Field(
+        None, description="The rows are a task, whose answer the model chooses; null: they are general language."
+    )
 
     @property
     def name(self) -> str:
-        return f"{self.data.lstrip('@')}_{self.split}"
+        return f"{self.data.lstrip('@')}_{self.split}" + (" zero-shot" if self.zero_shot else "")
 
 
 class Replay(Component):

@@ -176,7 +176,8 @@ class MultiTask:
         most = len(parts)
         if self.accelerator.num_processes > 1:
             most = int(self.accelerator.gather(torch.tensor([most], device=self.accelerator.device)).max())
-        return [Part(parts[0].task, _blank(inputs), 0.0)] * (most - len(parts)) + parts
+        # each with inputs of its own: a step takes row ids and token counts out of them
+        return [Part(parts[0].task, _blank(inputs), 0.0) for _ in range(most - len(parts))] + parts
 
     @contextmanager
     def _unreduced(self, model: Any, apart: bool) -> Iterator[None]:

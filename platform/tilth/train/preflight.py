@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tilth.data.dataset import Dataset
 from tilth.data.transform import Inputs
 from tilth.errors import ModelError, StageError
 from tilth.train.fitting import fitted
+from tilth.train.forgetting import Probe
 from tilth.train.job import Job
 from tilth.train.prompts import PromptTuning, PTuning
 from tilth.train.reward import RewardTraining
@@ -17,9 +19,10 @@ from tilth.train.reward import RewardTraining
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tilth.generate.choosing import Choosing
     from tilth.runs import Artifact, Out
     from tilth.train.base import Training
-    from tilth.train.forgetting import Probe, Replay
+    from tilth.train.forgetting import Replay
 
 
 #: the column that holds the classes of an objective
@@ -101,6 +104,20 @@ def _general(stage: Training, name: str, inputs: Mapping[str, Artifact]) -> None
         if not dataset.splits().get(part.split):
             have = ", ".join(f"{key} {count}" for key, count in dataset.splits().items() if count) or "no rows at all"
             raise StageError(f"{name}: split {part.split!r} of {part.data} is empty; there are: {have}")
+        if isinstance(part, Probe) and part.zero_shot:
+            _task(name, part, part.zero_shot, dataset)
+
+
+def _task(name: str, probe: Probe, choosing: Choosing, dataset: Dataset) -> None:
+    """Every row of a zero-shot task must have choices, a question and a right answer."""
+    labels = dataset.labels()
+    for row in islice(dataset.split(probe.split).rows(), probe.rows):
+        try:
+            choices = choosing.offered(row, labels)
+            choosing.question(row, choices)
+            choosing.right(row, choices)
+        except StageError as error:
+            raise StageError(f"{name}: {probe.name} of {probe.data}: {error}") from error
 
 
 def _refined(name: str, objective: str, row_type: str, folder: Path) -> str:

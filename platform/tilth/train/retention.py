@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import torch
 from transformers import TrainerCallback
 
+from tilth.data.batching import in_batches
 from tilth.data.dataset import Dataset
 from tilth.data.loading import load_trained
-from tilth.data.schema import row_rng
+from tilth.data.schema import Row, row_rng
+from tilth.generate.choosing import Choosing, Said
+from tilth.generate.render import joined
 from tilth.storage import Store
 from tilth.train.chat import as_trl, assistant_turns
 from tilth.train.forgetting import Probe, Replay
@@ -21,6 +26,8 @@ from tilth.train.job import Job
 from tilth.train.masking import IGNORED
 
 Scores = dict[str, float]
+#: input_ids and labels of a row
+Tokens = tuple[list[int], list[int]]
 PROBES = "probes.json"
 
 
@@ -41,38 +48,99 @@ def probe_after(job: Job, folder: Path) -> dict[str, dict[str, Scores]]:
 
 
 def probe_all(job: Job, model: Any, tokenizer: Any) -> Scores:
-    """Every probe's perplexity and share of tokens guessed right, by name; rows are cut at the stage's max_length."""
+    """What every probe finds, by name; texts are cut at the stage's max_length."""
+    asks = Asks(model, tokenizer, job.stage.max_length)
     found: Scores = {}
     for probe in job.stage.probes:
-        perplexity, accuracy = score(model, tokenizer, _rows(job, probe), job.stage.max_length)
-        found |= {f"{probe.name} perplexity": perplexity, f"{probe.name} token accuracy": accuracy}
+        rows = _rows(job, probe)
+        if probe.zero_shot is None:
+            perplexity, accuracy = asks.language(rows)
+            found |= {f"{probe.name} perplexity": perplexity, f"{probe.name} token accuracy": accuracy}
+        else:
+            labels = Dataset.open(Store.at(job.inputs.urls[probe.data])).labels()
+            found[f"{probe.name} accuracy"] = asks.choices(rows, probe.zero_shot, labels)
     return found
 
 
-def score(model: Any, tokenizer: Any, rows: list[dict[str, Any]], max_length: int) -> tuple[float, float]:
-    """(perplexity, share of tokens that are the likeliest) over the learnt tokens of `rows`, each row by itself."""
-    loss, right, asked = 0.0, 0, 0
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        for row in rows:
-            ids, labels = (torch.tensor(part[:max_length]) for part in _tokens(tokenizer, row))
-            found = model(ids[None].to(model.device), use_cache=False).logits[0]
-            logits = found[len(found) - len(ids) : -1].float().cpu()  # virtual tokens of an adapter come before
-            wanted = labels[1:]
-            loss += torch.nn.functional.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum").item()
-            right += int((logits.argmax(-1) == wanted).sum())
-            asked += int((wanted != IGNORED).sum())
-    model.train(was_training)
-    return (math.exp(min(loss / asked, 700.0)), right / asked) if asked else (math.nan, math.nan)
+class Seen(NamedTuple):
+    """What a model makes of the learnt tokens of a row: their summed loss in nats, and how many were the likeliest."""
+
+    loss: float
+    right: int
+    tokens: int
 
 
-def _rows(job: Job, probe: Probe) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Asks:
+    """A causal language model, asked about rows in batches of at most `size` padded tokens."""
+
+    model: Any
+    tokenizer: Any
+    max_length: int
+    size: int = 1024
+
+    def language(self, rows: list[Row]) -> tuple[float, float]:
+        """(perplexity, share of tokens that are the likeliest) over the learnt tokens of `rows`."""
+        found = self._seen([_tokens(self.tokenizer, row) for row in rows], slice(self.max_length))
+        asked = sum(each.tokens for each in found)
+        if not asked:
+            return math.nan, math.nan
+        loss, right = sum(each.loss for each in found), sum(each.right for each in found)
+        return math.exp(min(loss / asked, 700.0)), right / asked
+
+    def choices(self, rows: list[Row], choosing: Choosing, labels: Sequence[str]) -> float:
+        """Share of the rows whose right choice is the likeliest; of a text that is too long the beginning goes."""
+        offered = [choosing.offered(row, labels) for row in rows]
+        parts = [
+            _tokens(self.tokenizer, {"prompt": question, "completion": joined(question, choice)[len(question) :]})
+            for row, choices in zip(rows, offered, strict=True)
+            for question in [choosing.question(row, choices)]
+            for choice in choices
+        ]
+        found = iter(self._seen(parts, slice(-self.max_length, None)))
+        said = [[Said(each.loss, each.tokens) for each in islice(found, len(choices))] for choices in offered]
+        right = [
+            choosing.likeliest(choices, each)[0] == choosing.right(row, choices)
+            for row, choices, each in zip(rows, offered, said, strict=True)
+        ]
+        return sum(right) / len(right)
+
+    def _seen(self, encoded: list[Tokens], kept: slice) -> list[Seen]:
+        was_training = self.model.training
+        self.model.eval()
+        with torch.inference_mode():
+            parts = [(ids[kept], labels[kept]) for ids, labels in encoded]
+            found = in_batches(parts, self._pass, size=self.size, length=lambda part: len(part[0]))
+        self.model.train(was_training)
+        return found
+
+    def _pass(self, batch: list[Tokens]) -> list[Seen]:
+        """One forward pass over rows padded at their right."""
+        ids, mask, labels = (
+            torch.nn.utils.rnn.pad_sequence([torch.tensor(part) for part in parts], True, fill)
+            for parts, fill in (
+                ([part for part, _ in batch], 0),
+                ([[1] * len(part) for part, _ in batch], 0),
+                ([part for _, part in batch], IGNORED),
+            )
+        )
+        device = self.model.device
+        found = self.model(ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+        logits = found[:, found.shape[1] - ids.shape[1] : -1].float().cpu()  # virtual tokens of an adapter come before
+        wanted = labels[:, 1:]
+        losses = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none"
+        ).sum(1)
+        right, tokens = (logits.argmax(-1) == wanted).sum(1), (wanted != IGNORED).sum(1)
+        return [Seen(*each) for each in zip(losses.tolist(), right.tolist(), tokens.tolist(), strict=True)]
+
+
+def _rows(job: Job, probe: Probe) -> list[Row]:
     dataset = Dataset.open(Store.at(job.inputs.urls[probe.data])).split(probe.split)
     return list(islice(dataset.rows(), probe.rows))
 
 
-def _tokens(tokenizer: Any, row: dict[str, Any]) -> tuple[list[int], list[int]]:
+def _tokens(tokenizer: Any, row: Mapping[str, Any]) -> Tokens:
     """input_ids and labels: a text whole, a completion after its prompt, the assistant's turns of a conversation."""
     if row.get("messages"):
         found = assistant_turns(tokenizer, row["messages"])

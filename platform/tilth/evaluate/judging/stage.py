@@ -13,8 +13,8 @@ from tilth.data.transform import Resources
 from tilth.errors import Problem
 from tilth.evaluate.judging.people import People
 from tilth.evaluate.stage import Bootstrap
-from tilth.evaluate.tasks.prompting import template_problems
 from tilth.generate.judges import Judge
+from tilth.generate.render import row_problems
 from tilth.recipe import Stage
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class JudgeAnswers(Stage):
     )
 
     def check(self) -> list[Problem]:
-        return [*self._sources(), *self._models(), *template_problems(self.question)]
+        return [*self._sources(), *self._models(), *row_problems(self.question)]
 
     def _sources(self) -> Iterator[Problem]:
         if (self.answers is None) == (self.data is None):

@@ -14,9 +14,10 @@ from tilth.data.transform import Inputs, RowsFunction, Transform
 from tilth.errors import Problem, StageError
 from tilth.evaluate.measures.programs import PassAtK
 from tilth.evaluate.tasks.base import Pass, Task
-from tilth.evaluate.tasks.prompting import Questions, Shots, template_problems
+from tilth.evaluate.tasks.prompting import Questions, Shots
 from tilth.generate.base import Answer, Generator, Prompt, total_usage
 from tilth.generate.hf import HuggingFace
+from tilth.generate.render import row_problems
 from tilth.generate.shape import Shape
 from tilth.generate.vllm import Vllm
 
@@ -71,7 +72,7 @@ class Generation(Task):
         return self.shots.split if self.shots else None
 
     def check(self) -> list[Problem]:
-        problems = [*super().check(), *template_problems(self.prompt)]
+        problems = [*super().check(), *row_problems(self.prompt)]
         for place, metric in enumerate(self.metrics):
             if isinstance(metric, PassAtK) and max(metric.k) > self.answers.samples:
                 what = f"{max(metric.k)} of {self.answers.samples} samples cannot be estimated"

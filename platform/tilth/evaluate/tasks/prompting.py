@@ -15,13 +15,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tilth.config import Component
-from tilth.data.schema import LINEAGE, PAYLOADS, Row, value_at
-from tilth.errors import Problem, StageError
+from tilth.data.schema import Row, value_at
+from tilth.errors import StageError
 from tilth.generate.base import Message
-from tilth.generate.render import RenderError, fault, render
+from tilth.generate.render import asked, joined
 
-#: what a template may name
-NAMES = frozenset((*LINEAGE, *(name for names in PAYLOADS.values() for name in names), "labels"))
 _LABELS = "{{ text }}\n\nWhich of these labels fits: {{ labels | join(', ') }}? Answer with the label alone."
 _QUESTION = "{{ context }}\n\nQuestion: {{ question }}\nAnswer with words of the text, as few as possible.\nAnswer:"
 
@@ -75,11 +73,7 @@ class Questions:
 
     def question(self, row: Row) -> str:
         """What is asked about a row, as a text."""
-        template = self.template or _default(row)
-        try:
-            return render(template, **{**row, "labels": self.labels})
-        except RenderError as error:
-            raise StageError(f"row {row['id']}: the prompt cannot be written: {error}") from error
+        return asked(self.template or _default(row), row, self.labels)
 
     def _answer(self, row: Row) -> str:
         found = self.references(row)
@@ -97,17 +91,6 @@ class Questions:
         if row.get("answers") is not None:
             return list(dict.fromkeys(item["text"] for item in row["answers"])) or [""]
         return _texts(row.get("completion") or row.get("label") or row.get("chosen"))
-
-
-def template_problems(template: str | None) -> list[Problem]:
-    """What ails a template of a prompt."""
-    why = None if template is None else fault(template, NAMES)
-    return [Problem("prompt", why, f"it may name: {', '.join(sorted(NAMES))}")] if why else []
-
-
-def joined(question: str, answer: str) -> str:
-    """A question with its answer after it, a space between where none is."""
-    return question + answer if question[-1:].isspace() or answer[:1].isspace() else f"{question} {answer}"
 
 
 def _default(row: Row) -> str:
