@@ -16,6 +16,7 @@ KINDS: dict[str, dict[str, str]] = {
         "mix": "tilth.data.mix:Mix",
         "augment": "tilth.augment.stage:Augment",
         "gate": "tilth.augment.gate:Gate",
+        "pack": "tilth.train.prepack:Pack",
         "mlm": "tilth.train.mlm:Mlm",
         "sft": "tilth.train.sft:Sft",
         "export": "tilth.train.export:Export",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 Advance = Callable[[int], None]
+#: plain lines come no faster than this while work gets on, and as often as that while it does not
 PLAIN_SECONDS = 10.0
+SILENT_SECONDS = 30.0
 
 
 class Reporter:
@@ -50,7 +53,8 @@ class Reporter:
                 yield lambda amount: bar.update(task, advance=amount)
             return
         counter = _Counter(self, title, total, unit)
-        yield counter.advance
+        with counter.beating():
+            yield counter.advance
         counter.report(final=True)
 
     def _bar(self) -> Progress:
@@ -81,15 +85,33 @@ class _Counter:
         if time.monotonic() - self.last >= PLAIN_SECONDS:
             self.report()
 
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Within: a line also where nothing gets done, so that a log tells what takes long from what hangs."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(max(0.0, self.last + SILENT_SECONDS - time.monotonic())):
+                if time.monotonic() - self.last >= SILENT_SECONDS:
+                    self.report()
+
+        thread = threading.Thread(target=beat, daemon=True, name="tilth-heartbeat")
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
     def report(self, final: bool = False) -> None:
         self.last = time.monotonic()
         seconds = self.last - self.start
         if final and (seconds < 1.0 or self.shown == self.done):
             return
         self.shown = self.done
-        rate = self.done / seconds if seconds else 0.0
         share = f"{self.done:,}" + (f" of {self.total:,}" if self.total else "")
-        text = f"{self.title}: {share} {self.unit}, {seconds:.0f} s, {rate:,.1f} {self.unit}/s"
+        rate = f", {self.done / seconds:,.1f} {self.unit}/s" if self.done and seconds else ""
+        text = f"{self.title}: {share} {self.unit}, {seconds:.0f} s{rate}"
         event = {"title": self.title, "done": self.done, "total": self.total, "seconds": seconds}
         self.reporter.say(text, **{**event, "event": "progress"})
 

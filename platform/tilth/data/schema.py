@@ -1,4 +1,4 @@
-"""What a row is. Every dataset of a run has the same lineage columns and one of seven payloads.
+"""What a row is. Every dataset of a run has the same lineage columns and one of eight payloads.
 
 A row in Python is a plain dict with these keys; on storage it is Parquet with the declared Arrow schema, so
 that an all-null column never changes type between two files.
@@ -27,6 +27,8 @@ PAYLOADS: dict[str, tuple[str, ...]] = {
     "preference": ("prompt", "chosen", "rejected"),
     "tagged": ("tokens", "tags"),
     "qa": ("question", "context", "answers"),
+    # made by stage `pack`, from no source
+    "packed": ("input_ids", "labels", "pack"),
 }
 
 #: lineage columns, in every dataset
@@ -56,6 +58,7 @@ def arrow_schema(row_type: str) -> pa.Schema:
     message = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     kinds["messages"] = message
     kinds["tokens"] = kinds["tags"] = pa.list_(pa.string())
+    kinds["input_ids"] = kinds["labels"] = pa.list_(pa.int32())
     # an answer stands at character `start` of the context
     kinds["answers"] = pa.list_(pa.struct([("text", pa.string()), ("start", pa.int64())]))
     return pa.schema([(name, kinds.get(name, pa.string())) for name in (*LINEAGE, *PAYLOADS[row_type])])

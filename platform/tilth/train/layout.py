@@ -8,6 +8,7 @@ import datasets
 
 from tilth.train import packing
 from tilth.train.forgetting import Replay
+from tilth.train.prepack import PACKED
 from tilth.train.retention import replayed
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ def _pack(trainer: Any, parts: Parts, length: int) -> None:
     packing.demand_independence(trainer.model, parts.job.stage.model.name)
     with trainer.args.main_process_first(local=True, desc="packing"):
         key = f"{parts.job.fingerprint[:32]}-{length}"
-        trainer.train_dataset = packing.pack(trainer.train_dataset, length, key)
+        if parts.job.row_type == PACKED:
+            file = parts.rows / f"{key}-gathered.arrow"
+            trainer.train_dataset = packing.gathered(trainer.train_dataset, str(file), f"{key}-gathered")
+        else:
+            trainer.train_dataset = packing.pack(trainer.train_dataset, length, key)
     packs = packing.CollatePacks(parts.tokenizer.pad_token_id)
     trainer.data_collator = packing.EitherCollate(packs, trainer.data_collator)

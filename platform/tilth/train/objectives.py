@@ -26,6 +26,7 @@ from tilth.train.layout import lay_out
 from tilth.train.masking import IGNORED, MaskingCollator
 from tilth.train.mlm import Mlm
 from tilth.train.multitask import TASKS, MultiTask, TaskRun
+from tilth.train.prepack import PACKED
 from tilth.train.retention import PullToInit
 from tilth.train.tasks import Tasks
 from tilth.train.thaw import Thaw
@@ -155,8 +156,12 @@ def _language_model(parts: Parts) -> Any:
         **arguments(parts), max_length=stage.max_length, dataset_text_field="text",
         completion_only_loss=stage.learns != "all", activation_offloading=stage.scale.activation_offload,
     )  # fmt: skip
-    form = as_trl(parts.job.row_type, stage.learns, parts.tokenizer)
-    train, validation = (prepared(parts, args, split, form, "text") for split in splits(parts))
+    if parts.job.row_type == PACKED:
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
+        train, validation = (tokens(parts, args, split) for split in splits(parts))
+    else:
+        form = as_trl(parts.job.row_type, stage.learns, parts.tokenizer)
+        train, validation = (prepared(parts, args, split, form, "text") for split in splits(parts))
     return WatchedSFTTrainer(
         model=parts.model, args=args, train_dataset=train, eval_dataset=validation,
         processing_class=parts.tokenizer, peft_config=parts.peft,
@@ -231,6 +236,15 @@ def prepared(parts: Parts, args: Any, split: str | None, encode: Callable[..., d
         drop = [name for name in rows.column_names if name not in ("id", "task")]
         key = f"{parts.key}-{split}-{what}"
         return rows.map(encode, remove_columns=drop, new_fingerprint=key, desc=f"Preparing {split}")
+
+
+def tokens(parts: Parts, args: Any, split: str | None) -> Any:
+    """Rows of a split that are tokens already, memory-mapped: the first rank of each node writes, the others open."""
+    if split is None:
+        return None
+    with args.main_process_first(local=True, desc=f"opening {split}"):
+        rows = Dataset.open(parts.job.data).split(split).write_to(parts.rows)
+    return rows.select_columns(["id", "input_ids", "labels", "pack"])
 
 
 def arguments(parts: Parts) -> dict[str, Any]:

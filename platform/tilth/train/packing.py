@@ -1,9 +1,9 @@
 """Packing: several rows in one sequence, so that hardly a token of a batch is padding.
 
-Rows are laid together by best-fit decreasing (Ding et al. 2024, arXiv:2404.10830; TRL's `pack_dataset`, over a
-thousand rows at a time). Positions begin anew with every row, and no row attends to another: without a mask of its
-own a model of transformers makes a block-diagonal one from the positions. Not every architecture does, and not every
-adapter passes positions on, so `leak` measures it on the very model before it is trained.
+Rows are laid together by best-fit decreasing (Ding et al. 2024, arXiv:2404.10830), here by TRL's `pack_dataset`, over a
+thousand rows at a time, or before training by the stage `pack`. Positions begin anew with every row, and no row attends
+to another: without a mask of its own a model of transformers makes a block-diagonal one from the positions. Not every
+architecture does, and not every adapter passes positions on, so `leak` measures it on the very model before training.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from itertools import accumulate
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from trl import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -43,6 +46,39 @@ def pack(rows: datasets.Dataset, length: int, key: str) -> datasets.Dataset:
     rows = rows.map(numbered, with_indices=True, remove_columns=extra, new_fingerprint=f"{key}-numbered")
     packs = pack_dataset(rows, length, "bfd", {"new_fingerprint": f"{key}-packed", "desc": "Packing"})
     return packs.map(named, remove_columns=["row"], new_fingerprint=f"{key}-named", desc="Naming")
+
+
+def gathered(rows: datasets.Dataset, file: str, key: str) -> datasets.Dataset:
+    """The same packs of rows that the stage `pack` has laid side by side; no token passes through Python.
+
+    `rows` have id, input_ids, labels, pack. The result lies in `file`, `key` is its fingerprint.
+    """
+    table = rows.data.table if rows._indices is None else rows.flatten_indices().data.table
+    names = table["pack"].combine_chunks()
+    edges = np.flatnonzero(pc.not_equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False)) + 1
+    starts = np.concatenate([[0], edges])
+    spans = datasets.Dataset.from_dict({"start": starts, "stop": np.append(edges, len(names))}).with_format("arrow")
+
+    def laid(spans: pa.Table) -> pa.Table:
+        starts, stop = spans["start"].to_numpy(), spans["stop"][-1].as_py()
+        own, first = table.slice(starts[0], stop - starts[0]), starts - starts[0]
+        ids, labels = (own[name].combine_chunks() for name in ("input_ids", "labels"))
+        edges = np.append(first, len(own))
+        tokens = np.concatenate([[0], np.cumsum(pc.list_value_length(ids).to_numpy())])[edges]
+        columns = {
+            "input_ids": _lists(tokens, ids.flatten()),
+            "labels": _lists(tokens, labels.flatten()),
+            "seq_lengths": _lists(edges, pc.list_value_length(ids)),
+            "ids": _lists(edges, own["id"].combine_chunks()),
+        }
+        return pa.table(columns)
+
+    kept = {"cache_file_name": file, "new_fingerprint": key}
+    return spans.map(laid, batched=True, remove_columns=["start", "stop"], desc="Gathering", **kept).with_format(None)
+
+
+def _lists(edges: Any, values: Any) -> Any:
+    return pa.ListArray.from_arrays(pa.array(edges, pa.int32()), values)
 
 
 @dataclass(frozen=True)

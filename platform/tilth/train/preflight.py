@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from tilth.data.dataset import Dataset
 from tilth.data.transform import Inputs
 from tilth.errors import ModelError, StageError
+from tilth.train.config import Packing
 from tilth.train.fitting import fitted
 from tilth.train.forgetting import Probe
 from tilth.train.job import Job
+from tilth.train.prepack import PACKED
 from tilth.train.prompts import PromptTuning, PTuning
 from tilth.train.reward import RewardTraining
 
@@ -35,6 +37,8 @@ def prepare(stage: Training, out: Out, inputs: Mapping[str, Artifact]) -> Job:
     where = Inputs.of(inputs)
     folder = where.model(stage.model.name)
     objective = _refined(out.stage, stage.objective_of(dataset.row_type), dataset.row_type, folder)
+    if dataset.row_type == PACKED:
+        stage = _packed(stage, out.stage, inputs[stage.data], folder)
     if stage.model.peft and (why := stage.model.peft.refuses.get(objective)):
         raise StageError(f"{out.stage}: {stage.model.peft.kind} cannot be trained for {objective}: {why}")
     _fitting(stage, out.stage, objective)
@@ -54,11 +58,34 @@ def prepare(stage: Training, out: Out, inputs: Mapping[str, Artifact]) -> Job:
         raise ModelError(
             f"{out.stage}: {stage.model.name} has no chat template; name a model that was made for conversations"
         )
-    conditioned = stage.conditioned_on(dataset.row_type, objective)
+    told = inputs[stage.data].detail
+    conditioned = told.get("conditioned", stage.conditioned_on(dataset.row_type, objective))
     return Job(
         out.stage, stage, out.fingerprint, out.store, dataset.store, dataset.row_type, objective, labels, conditioned,
         where,
     )  # fmt: skip
+
+
+def _packed(stage: Training, name: str, data: Artifact, folder: Path) -> Training:
+    """The stage with the lengths of its packs; they must be of the model's own tokenizer."""
+    from tilth.data.loading import load_tokenizer
+    from tilth.train.tokens import tokenizer_digest
+
+    told = data.detail
+    if "tokenizer" not in told:
+        raise StageError(f"{name}: the packs of {stage.data} went through a stage {data.kind}; pack after it")
+    if told["tokenizer"] != tokenizer_digest(load_tokenizer(folder)):
+        raise StageError(
+            f"{name}: {stage.data} was packed with another tokenizer or chat template than that of "
+            f"{stage.model.name}; name the same model in both stages"
+        )
+    if stage.split not in told["packed"]:
+        raise StageError(f"{name}: {stage.data} packs {', '.join(told['packed'])}, not {stage.split}; see its splits")
+    changes = {"packing": Packing(length=told["length"]), "max_length": told["max_length"]}
+    stage = stage.model_copy(update=changes)
+    for problem in stage.check():
+        raise StageError(f"{name}: {problem.what}; {stage.data} is packed, train on what it was made from instead")
+    return stage
 
 
 def _fitting(stage: Training, name: str, objective: str) -> None:
@@ -99,8 +126,9 @@ def _general(stage: Training, name: str, inputs: Mapping[str, Artifact]) -> None
     wanted: list[Probe | Replay] = [*stage.probes, *filter(None, [stage.forgets.replay])]
     for part in wanted:
         dataset = Dataset.open(inputs[part.data])
-        if dataset.row_type == "preference":
-            raise StageError(f"{name}: {part.data} holds preference rows, which are no general text; name another")
+        if dataset.row_type in ("preference", PACKED):
+            what = f"{part.data} holds {dataset.row_type} rows, which are no general text"
+            raise StageError(f"{name}: {what}; name another")
         if not dataset.splits().get(part.split):
             have = ", ".join(f"{key} {count}" for key, count in dataset.splits().items() if count) or "no rows at all"
             raise StageError(f"{name}: split {part.split!r} of {part.data} is empty; there are: {have}")

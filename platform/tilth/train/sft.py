@@ -11,6 +11,7 @@ from tilth.errors import Problem, StageError
 from tilth.train.base import Training
 from tilth.train.config import Packing
 from tilth.train.forgetting import Forgetting
+from tilth.train.prepack import PACKED
 
 if TYPE_CHECKING:
     from tilth.recipe import Stage
@@ -88,6 +89,13 @@ class Sft(Training):
             yield Problem("packing.length", what, f"use {self.max_length} or more, or lower max_length")
 
     def objective_of(self, row_type: str) -> str:
+        if row_type == PACKED:
+            if self.objective == "classification" or self.packing or self.forgetting.replay:
+                raise StageError(
+                    "sft: rows of a stage pack are a language model's, and lie in their packs already; leave out "
+                    "objective, packing and replay (general rows are joined before they are packed, by a stage mix)"
+                )
+            return "language_model"
         if row_type == "preference":
             raise StageError("sft needs text, labelled, completion or chat rows, not preference rows; use stage dpo")
         if (fixed := _HEADS.get(row_type)) and self.objective in ("auto", fixed):

@@ -192,9 +192,10 @@ def _quiet(folder: Path) -> dict[str, str]:
     if current_platform.is_cpu() and "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS" not in os.environ:
         # a step of long prompts on a busy CPU takes longer than the five minutes after which vLLM thinks itself dead
         quiet["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"] = "3600"
-    # several workers on one machine would all bind their threads to the same cores
-    if "OMP_NUM_THREADS" in os.environ and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
-        quiet["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    # by itself vLLM leaves out a core and binds threads to the others, to the same ones in every worker of a machine
+    if current_platform.is_cpu() and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
+        cores = str(len(os.sched_getaffinity(0)))
+        quiet |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", cores)}
     return quiet
 
 
