@@ -264,6 +264,20 @@ def judged(scores: Any, lengths: Any, ties: Any = None) -> JudgedPairs:
     return JudgedPairs(scores, np.asarray(lengths, dtype=float), np.zeros(len(scores), bool) if ties is None else ties)
 
 
+def test_no_pair_is_judged_by_a_slope_that_was_learnt_from_it() -> None:
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(1, 50, size=(6, 2)).astype(float)
+    scores = rng.normal(size=(6, 2, 1))
+    lead, longer = scores[:, 0, 0] - scores[:, 1, 0], lengths[:, 0] - lengths[:, 1]
+    found = judged(scores, lengths).without_length().lead
+    for half in (0, 1):
+        own, other = slice(half, None, 2), slice(1 - half, None, 2)
+        slope = (lead[other] @ longer[other]) / (longer[other] @ longer[other])
+        assert found[own] == pytest.approx(lead[own] - slope * longer[own])
+    one = judged(scores[:1], lengths[:1])
+    assert one.without_length().lead == pytest.approx(one.lead), "of a single pair nothing is known"
+
+
 def test_figures_agree_with_a_plain_loop() -> None:
     rng = np.random.default_rng(0)
     scores, lengths = rng.normal(size=(60, 2, 3)), rng.integers(1, 50, size=(60, 2))

@@ -41,19 +41,29 @@ class JudgedPairs:
     @property
     def slope(self) -> float:
         """Points of reward for each character by which one answer of a pair is longer: least squares through 0."""
-        squares = float(self.longer @ self.longer)
-        return float(self.lead @ self.longer) / squares if squares else 0.0
+        return self._slope(np.ones(len(self.lead), dtype=bool))
 
     def without_length(self) -> JudgedPairs:
-        """The same with what length explains taken off every score; lengths at their mean lose nothing."""
-        excess = self.slope * (self.lengths - self.lengths.mean())
+        """The same with what length explains taken off every score, each half of the pairs by the slope of the other.
+
+        So no pair is judged by what was learnt from it. Lengths at their mean lose nothing.
+        """
+        odd = np.arange(len(self.lead)) % 2 == 1
+        slopes = np.where(odd, self._slope(~odd), self._slope(odd))
+        excess = slopes[:, None] * (self.lengths - self.lengths.mean())
         return replace(self, scores=self.scores - excess[:, :, None])
+
+    def _slope(self, pairs: Any) -> float:
+        longer = self.longer[pairs]
+        squares = float(longer @ longer)
+        return float(self.lead[pairs] @ longer) / squares if squares else 0.0
 
 
 def figures(job: Job, folder: Path) -> dict[str, Any]:
     """`pairs`: what the model in `folder` makes of the validation split; nothing where there is none.
 
-    With `length_bias: regress_out` the correction is written to the model's card, and the figures are those with it.
+    With `length_bias: regress_out` the correction is written to the model's card; the figures are those with it, no
+    pair's by what was fitted to it.
     """
     stage = job.stage
     if not isinstance(stage, RewardTraining) or stage.validation is None:

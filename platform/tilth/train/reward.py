@@ -54,7 +54,8 @@ class RewardTraining(Training):
     )
     ensemble: Ensemble = Field(Ensemble(), description="Heads and seeds of an ensemble.")
     length_bias: Literal["report", "regress_out"] = Field(
-        "report", description="regress_out: take off every score what length alone explains on held-out pairs."
+        "report",
+        description="regress_out: take off every score what length alone explains on held-out pairs; cross-fitted.",
     )
 
     def objective_of(self, row_type: str) -> str:
