@@ -71,6 +71,11 @@ class Pack(Stage):
     )
     resources: Resources = Field(default_factory=Resources, description="Workers.", json_schema_extra=EXECUTION)
 
+    @property
+    def room(self) -> int:
+        """Tokens of a pack."""
+        return self.length or self.max_length
+
     def check(self) -> list[Problem]:
         if self.length is None or self.length >= self.max_length:
             return []
@@ -96,10 +101,10 @@ class Pack(Stage):
         check_quarantine(out.store, result.counts, self.max_quarantined)
         detail = {
             "row_type": PACKED, "tokenizer": tokenizer_digest(tokenizer), "max_length": self.max_length,
-            "length": self.length or self.max_length, "packed": list(self.splits),
+            "length": self.room, "packed": list(self.splits),
             "conditioned": source.row_type == "labelled",
         }  # fmt: skip
-        return out.artifact(fill(result.split(*self.splits), detail["length"]), result.counts, detail)
+        return out.artifact(fill(result.split(*self.splits), self.room), result.counts, detail)
 
     def _pack(self, out: Out, source: Dataset, context: Inputs) -> Dataset:
         from tilth.data.chain import Chain, cut
@@ -109,7 +114,7 @@ class Pack(Stage):
 
         step = Tokens(
             model=self.model, row_type=source.row_type, loss_on=self.loss_on, max_length=self.max_length,
-            length=self.length or self.max_length, packed=self.splits,
+            length=self.room, packed=self.splits,
         )  # fmt: skip
         ledger = Ledger(out.store, out.fingerprint, cut(source, self.unit_rows))
         run_units(Chain(source.store, PACKED, (step,), context), ledger, self.resources, out.stage)
