@@ -87,7 +87,7 @@ class Pack(Stage):
 
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
         from tilth.data.dataset import Dataset
-        from tilth.data.finish import check_quarantine, finished
+        from tilth.data.finish import finished
         from tilth.data.loading import load_tokenizer
         from tilth.train.tokens import fill, tokenizer_digest
 
@@ -98,13 +98,18 @@ class Pack(Stage):
         if source.row_type == "chat" and not tokenizer.chat_template:
             raise StageError(f"{out.stage}: {self.model} has no chat template; name a model made for conversations")
         result = finished(out.store) or self._pack(out, source, context)
-        check_quarantine(out.store, result.counts, self.max_quarantined)
         detail = {
             "row_type": PACKED, "tokenizer": tokenizer_digest(tokenizer), "max_length": self.max_length,
-            "length": self.room, "packed": list(self.splits),
-            "conditioned": source.row_type == "labelled",
+            "length": self.room, "packed": list(self.splits), "conditioned": source.row_type == "labelled",
         }  # fmt: skip
-        return out.artifact(fill(result.split(*self.splits), self.room), result.counts, detail)
+        artifact = out.artifact(fill(result.split(*self.splits), self.room), result.counts, detail)
+        self.judge(artifact, inputs)
+        return artifact
+
+    def judge(self, artifact: Artifact, inputs: Mapping[str, Artifact]) -> None:
+        from tilth.data.finish import check_quarantine
+
+        check_quarantine(artifact.store, artifact.counts, self.max_quarantined)
 
     def _pack(self, out: Out, source: Dataset, context: Inputs) -> Dataset:
         from tilth.data.chain import Chain, cut
