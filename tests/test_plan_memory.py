@@ -18,7 +18,7 @@ import tilth
 from fake_hub import Hub, serving
 from tilth.planning import plan
 from tilth.train.config import ModelConfig, Optimisation, Scale
-from tilth.train.memory import training_bytes
+from tilth.train.memory import Footprint, training_bytes
 from tilth.weights import Weights, in_folder, weights
 
 BERT = {
@@ -201,3 +201,10 @@ def test_a_model_and_rows_of_the_hub_are_counted_without_a_download(tmp_path):
 def test_a_hub_out_of_reach_leaves_both_unknown(tmp_path):
     asked = ["weights('org/tiny')", "H(path='org/one').count()"]
     assert elsewhere(asked, tmp_path, "http://127.0.0.1:9") == ["None", "None"]
+
+
+@pytest.mark.parametrize(
+    ("trained", "shown"), [(1000, "(100 %)"), (996, "(100 %)"), (123, "(12 %)"), (12, "(1.2 %)"), (1, "(0.1 %)")]
+)
+def test_the_share_that_is_trained_is_written_out(trained: int, shown: str) -> None:
+    assert shown in str(Footprint(trained, 1000, 0, 0, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from helpers import finished_stage, reject, write_dataset
 from tilth.data.bootstrap import Interval
 from tilth.data.schema import added, original
 from tilth.evaluate.scores import Comparison, compared_detail, score
-from tilth.report import write_report
+from tilth.report import figures, write_report
 from tilth.report.svg import Pictures
 from tilth.report.training import gap, gaps
 from tilth.runs import Artifact, Run
@@ -231,3 +232,10 @@ def test_a_reward_model_is_drawn_with_its_calibration_and_said_in_words(run: Run
     assert f"the better answer has the higher score in {accuracy:.1%}" in said
     assert "Its 2 members disagree" in said
     assert "Calibration of reward" in said
+
+
+def test_rounds_and_steps_are_counted_in_whole_numbers() -> None:
+    history = [{"accepted": 10 * n, "made": 20 * n} for n in range(1, 4)]
+    found = re.findall(r">([\d.]+)</text>", figures.growth(Pictures(), history, "rows by round").svg)
+    assert {"1", "2", "3"} <= set(found)
+    assert not {"1.25", "1.5", "1.50", "2.5", "2.50"} & set(found)

@@ -89,7 +89,7 @@ def _data(pictures: Pictures, artifact: Artifact) -> Section:
     splits = ", ".join(f"{rows:,} {split}" for split, rows in dataset.splits().items())
     words = [f"{len(dataset):,} {dataset.row_type} rows: {splits}."]
     if carried := dataset.counts.get("carried"):
-        words.append(f"{carried:,} rows of other splits were passed through unchanged.")
+        words.append(f"{carried:,} rows were passed through as they came.")
     tables = [Table("Rows by origin and fate", ("made by", "fate", "rows"), flows, folded=True)]
     if "rounds" in artifact.detail:
         words.append(generation.ended(artifact.detail))

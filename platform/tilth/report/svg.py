@@ -15,11 +15,15 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Drawn in these colours, written as CSS variables of the page, which has a light and a dark value for each.
 INK, MUTED, RULE, BAD = "#1b1f23", "#66707a", "#d5d9de", "#b3362b"
 SERIES = ("#2166ac", "#c2660c", "#2b7a4b", "#8e4a9e", "#0e8a8a", "#8a6d1b")
 _VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", BAD: "bad"} | {c: f"c{i}" for i, c in enumerate(SERIES, 1)}
+
+#: axes of what is counted: no tick between two of them
+_COUNTED = ("step", "round")
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
@@ -72,6 +76,9 @@ class Pictures:
 
     def of(self, figure: Figure, title: str, description: str) -> Picture:
         """The figure as inline SVG with a title and a description."""
+        for axes in figure.axes:
+            if axes.get_xlabel() in _COUNTED and axes.get_xscale() == "linear":
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         drawn = io.BytesIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         with mpl.rc_context(_STYLE):

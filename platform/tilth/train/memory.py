@@ -36,7 +36,8 @@ class Footprint:
         share = 100 * self.trained / max(1, self.total)
         parts = ("weights", "gradients", "optimizer", "activations")
         each = ", ".join(f"{name} {getattr(self, name) / GIB:.2g}" for name in parts)
-        counts = f"about {self.trained:,} of {self.total:,} weights ({share:.2g} %) are trained"
+        percent = f"{share:.0f}" if share >= 10 else f"{share:.2g}"
+        counts = f"about {self.trained:,} of {self.total:,} weights ({percent} %) are trained"
         return f"{counts}; memory about {self.bytes / GIB:.2g} GiB ({each})"
 
 
