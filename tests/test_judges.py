@@ -30,6 +30,26 @@ def test_marks_on_aspects_are_averaged_and_missing_ones_left_out():
     assert found.failure is None
 
 
+def test_the_mean_of_several_marks_tells_answers_apart():
+    asked: list[Prompt] = []
+
+    class Drawing(Generator):
+        def load(self, inputs: Inputs) -> Generate:
+            marks = iter([("3", "3", "4"), ("3", "none", "3"), ("1", "5", "2"), ("none", "none", "none")])
+
+            def answer(prompts):
+                asked.extend(prompts)
+                return [Answer(tuple(map(Completion, next(marks)))) for _ in prompts]
+
+            return answer
+
+    judge = Aspects(generator=Drawing(retries=0), aspects={"clear": "It is clear.", "true": "It is true."}, samples=3)
+    [found] = judge.load(Inputs())([Contest(user("q"), ("x", "y"))])
+    assert [(prompt.n, prompt.temperature) for prompt in asked] == [(3, 1)] * 4
+    assert found.scores == pytest.approx(((10 / 3 + 3) / 2, 8 / 3), abs=2e-4)
+    assert found.figures == {"marks": 12, "unjudged": 4}
+
+
 def test_every_aspect_of_every_answer_is_asked_with_its_own_description():
     asked: list[Prompt] = []
 

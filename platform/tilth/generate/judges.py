@@ -180,11 +180,17 @@ class Pairwise(Asked):
 class Aspects(Asked):
     """Marks from 1 to 5 on several aspects, each asked by itself (UltraFeedback: Cui et al. 2024, arXiv:2310.01377).
 
-    Figures: `marks`, and `unjudged`, those without a usable answer, which the mean leaves out.
+    A judge that is asked once gives many answers the same mark. The mean of several marks that are drawn by its own
+    probabilities tells them apart. Figures: `marks`, and `unjudged`, those without a usable answer, which the mean
+    leaves out.
     """
 
     aspects: dict[str, str] = Field(ASPECTS, min_length=1, description="Aspect: what deserves full marks in it.")
     rubric: tuple[str, ...] = Field((), description="What marks 1 to 5 mean; none: 1 very poor, 5 excellent.")
+
+    samples: int = Field(
+        1, ge=1, le=64, description="Marks drawn for each aspect (G-Eval: arXiv:2303.16634, 20); 1: the likeliest."
+    )
 
     def check(self) -> list[Problem]:
         if len(self.rubric) in (0, 5):
@@ -206,13 +212,14 @@ class Aspects(Asked):
             f"{marks or '1 is very poor, 5 is excellent.'} Say the mark alone."
         )
         seed = row_seed(contest.seed, f"{number}.{name}", "aspects")
-        return Prompt(({"role": "user", "content": text},), seed, shape=_MARK, temperature=0)
+        temperature = 0 if self.samples == 1 else 1
+        return Prompt(({"role": "user", "content": text},), seed, self.samples, _MARK, temperature)
 
     def judged(self, contest: Contest, answers: Sequence[Answer]) -> Judgement:
-        marks = [int(answer.first.value) if answer.first.whole else None for answer in answers]
-        size = len(self.aspects)
+        drawn = [_marks(answer) for answer in answers]
+        marks, size = [_mean(each) for each in drawn], len(self.aspects)
         scores = tuple(_mean(marks[start : start + size]) for start in range(0, len(marks), size))
-        figures = {"marks": len(marks), "unjudged": marks.count(None)}
+        figures = {"marks": sum(map(len, drawn)), "unjudged": sum(each.count(None) for each in drawn)}
         return Judgement(scores, figures, tuple(answers), _nothing(answers) if set(marks) == {None} else None)
 
 
@@ -269,7 +276,13 @@ def position_bias(figures: dict[str, Any]) -> dict[str, float]:
     return {**found, "first_place": round(figures["first"] / flipped, 4)} if flipped else found
 
 
-def _mean(marks: Sequence[int | None]) -> float | None:
+def _marks(answer: Answer) -> list[int | None]:
+    """A mark for each sample, None where it is none."""
+    said = answer.completions or (answer.first,)
+    return [int(each.value) if each.whole else None for each in said]
+
+
+def _mean(marks: Sequence[float | None]) -> float | None:
     known = [mark for mark in marks if mark is not None]
     return round(sum(known) / len(known), 4) if known else None
 
