@@ -60,10 +60,10 @@ class Hill(Stage):
         out.store.remove(STOP)
         if self.raises is not None and self.x > self.raises:
             raise ValueError(f"x is {self.x:.3f}")
-        if self.hangs is not None and self.x > self.hangs:
-            time.sleep(3600)
         if self.dies is not None and self.x > self.dies:
             os._exit(1)
+        if self.hangs is not None and self.x > self.hangs:
+            time.sleep(3600)
         told: list[tuple[int, float]] = []
         for step in range(1, self.steps + 1):
             told.append((step, 2 - self.height + 1 / step))
