@@ -156,12 +156,10 @@ def _language_model(parts: Parts) -> Any:
         **arguments(parts), max_length=stage.max_length, dataset_text_field="text",
         completion_only_loss=stage.learns != "all", activation_offloading=stage.scale.activation_offload,
     )  # fmt: skip
-    if parts.job.row_type == PACKED:
-        args.dataset_kwargs = {"skip_prepare_dataset": True}
-        train, validation = (tokens(parts, args, split) for split in splits(parts))
-    else:
-        form = as_trl(parts.job.row_type, stage.learns, parts.tokenizer)
-        train, validation = (prepared(parts, args, split, form, "text") for split in splits(parts))
+    packed = parts.job.row_type == PACKED
+    args.dataset_kwargs = {"skip_prepare_dataset": packed}
+    form = None if packed else as_trl(parts.job.row_type, stage.learns, parts.tokenizer)
+    train, validation = (prepared(parts, args, split, form, "text") for split in splits(parts))
     return WatchedSFTTrainer(
         model=parts.model, args=args, train_dataset=train, eval_dataset=validation,
         processing_class=parts.tokenizer, peft_config=parts.peft,
@@ -226,25 +224,20 @@ def splits(parts: Parts) -> tuple[str, str | None]:
     return parts.job.stage.splits
 
 
-def prepared(parts: Parts, args: Any, split: str | None, encode: Callable[..., dict[str, Any]], what: str) -> Any:
-    """Encoded rows of a split, memory-mapped: the first rank of each node encodes, the others open its file."""
+def prepared(
+    parts: Parts, args: Any, split: str | None, encode: Callable[..., dict[str, Any]] | None, what: str
+) -> Any:
+    """Rows of a split, memory-mapped: a node's first rank encodes what is no tokens yet, the others open its file."""
     if split is None:
         return None
     dataset = Dataset.open(parts.job.data).split(split)
     with args.main_process_first(local=True, desc=f"preparing {split}"):
         rows = dataset.write_to(parts.rows)
+        if encode is None:
+            return rows.select_columns(["id", "input_ids", "labels", "pack"])
         drop = [name for name in rows.column_names if name not in ("id", "task")]
         key = f"{parts.key}-{split}-{what}"
         return rows.map(encode, remove_columns=drop, new_fingerprint=key, desc=f"Preparing {split}")
-
-
-def tokens(parts: Parts, args: Any, split: str | None) -> Any:
-    """Rows of a split that are tokens already, memory-mapped: the first rank of each node writes, the others open."""
-    if split is None:
-        return None
-    with args.main_process_first(local=True, desc=f"opening {split}"):
-        rows = Dataset.open(parts.job.data).split(split).write_to(parts.rows)
-    return rows.select_columns(["id", "input_ids", "labels", "pack"])
 
 
 def arguments(parts: Parts) -> dict[str, Any]:
