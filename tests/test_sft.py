@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -163,12 +164,18 @@ def test_an_adapter_with_its_head_gives_the_same_logits_in_plain_peft(tmp_path: 
         torch.testing.assert_close(loaded.model(**batch).logits, plain(**batch).logits)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_its_rows(tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_stops_the_run_and_names_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "node"
+    own.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(own))
     dataset(tmp_path, questions(24))
     stage = stage_of("sft", MINILM, {"epochs": 4, "learning_rate": 1e30, "max_grad_norm": 0})
     with pytest.raises(StageError, match=r"(nan|inf).* at step \d+, on rows t\d\d\d, .*lower optimisation"):
         run_stage(tmp_path, stage)
     assert not (tmp_path / "train" / "result.json").exists()
+    assert not list(own.glob("tilth-*")), "what was prepared on the node's own disk is left behind"
 
 
 # language models

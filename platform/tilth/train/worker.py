@@ -37,11 +37,23 @@ def train(job: Job, link: Link, company: Company | None = None) -> None:
 
     A loss that is not finite ends training with `failed.json` instead. `company`: the trials it is trained with.
     """
-    start = time.monotonic()
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()  # a new head is reported as missing weights, which it is meant to be
     folder = _folder(job)
+    try:
+        trainer = _train(job, link, folder, company)
+        link.settle()
+        trainer.accelerator.wait_for_everyone()
+        if trainer.args.local_process_index == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        if "LOCAL_RANK" not in os.environ:  # elsewhere the next attempt finds its rows prepared there
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _train(job: Job, link: Link, folder: Path, company: Company | None) -> Any:
+    start = time.monotonic()
     if job.stage.scale.zero and not job.stage.scale.gpus:
         without_compiled_collectives()
     watch = Watch(job.out, link)
@@ -67,14 +79,13 @@ def train(job: Job, link: Link, company: Company | None = None) -> None:
                 "grad_norm": str(watch.diverged["grad_norm"]),
             }
             job.out.write_json(FAILED, {"fingerprint": job.fingerprint, **line})
-        return
-    if watch.stopped:
-        return
-    measured = _validate(job, trainer)
-    if trainer.average:
-        trainer.average.apply()
-    watch.flush(trainer.state.global_step)
-    _leave(job, link, trainer, principal, {**measured, "seconds": time.monotonic() - start})
+    elif not watch.stopped:
+        measured = _validate(job, trainer)
+        if trainer.average:
+            trainer.average.apply()
+        watch.flush(trainer.state.global_step)
+        _leave(job, link, trainer, principal, {**measured, "seconds": time.monotonic() - start})
+    return trainer
 
 
 def _folder(job: Job) -> Path:
@@ -163,10 +174,6 @@ def _leave(job: Job, link: Link, trainer: Any, principal: Tensors, measured: dic
             measured["range_test"] = (job.out.read_json(RANGE) or {})["curve"]
         result = {"fingerprint": job.fingerprint, "steps": trainer.state.global_step, "workers": link.world}
         job.out.write_json(RESULT, {**result, "parameters": parameters(trainer.model), **measured})
-    link.settle()
-    trainer.accelerator.wait_for_everyone()
-    if trainer.args.local_process_index == 0:
-        shutil.rmtree(Path(trainer.args.output_dir).parent, ignore_errors=True)
 
 
 def parameters(model: Any) -> dict[str, int]:
