@@ -372,8 +372,25 @@ def test_a_plan_says_the_rows_that_it_can_know_and_no_others(tmp_path):
     pq.write_table(pa.table({"text": ["a", "b", "c"]}), tmp_path / "rows.parquet")
     table = {"source": {"kind": "parquet", "path": str(tmp_path / "rows.parquet")}}
     assert planned(None, table) == [{"rows": 3}, {"rows": 9}]
-    assert planned(None, lines, "stages.data.sample.rows=2") == [{}, {}]
+    assert planned(None, lines, "stages.data.sample.rows=2") == [{"rows": 2}, {"rows": 6}]
+    assert planned(None, lines, "stages.data.split.test=0.4") == [{"rows": 7}, {"rows": 12}], "tests are not augmented"
     assert planned(None, {"source": {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl.gz")}}) == [{}, {}]
+
+
+def test_a_plan_knows_what_a_sample_by_label_keeps(tmp_path):
+    lines = [f'{{"text": "a card {i}", "intent": "{"abc"[i % 3]}"}}\n' for i in range(30)]
+    (tmp_path / "rows.jsonl").write_text("".join([*lines, "no json\n", '{"text": "b", "intent": "d"}\n']))
+    source = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "columns": {"label": "intent"}}
+    stage = {"row": "labelled", "sources": {"train": source, "test": source}, "max_quarantined": 1}
+    stage["sample"] = {"per_label": 4}
+    assert planned(None, stage)[0] == {"rows": 13 + 31}
+    assert planned(None, stage, "stages.data.sample.labels=[a, d]")[0] == {"rows": 5 + 11}
+    whole, shares = {**stage, "source": source, "split": {"test": 0.5}}, "stages.data.sample.rows=3"
+    del whole["sources"]
+    assert planned(None, whole, shares)[0] == {"rows": 3 + 16}
+    artifact = tilth.run({"name": "x", "stages": {"data": {"kind": "data", **stage}}}, tmp_path / "out")["data"]
+    # the same rows in train and in test count for test alone
+    assert artifact.counts["splits"] == {"test": 31}
 
 
 def test_a_plan_takes_rows_and_time_from_what_was_done(tmp_path):

@@ -22,7 +22,7 @@ def plan(recipe: Recipe, out: str | Path | None, probe: bool = False) -> list[di
     the run for the report.
     """
     run = Run(out if out is not None else Path("/nonexistent"))
-    rows: dict[str, float] = {}
+    rows: dict[str, Mapping[str, int]] = {}
     table = []
     steps = {step.name: step for step in run.plan(recipe)}
     for step in steps.values():
@@ -33,7 +33,7 @@ def plan(recipe: Recipe, out: str | Path | None, probe: bool = False) -> list[di
             estimate.setdefault("gib", held / 2**30)
         if not step.reused and (again := step.stage.runs_again(recipe)):
             estimate |= _repeated(run, again)
-        rows[step.name] = estimate.get("rows", 0)
+        rows[step.name] = estimate.pop("splits", {})
         table.append({
             "stage": step.name, "kind": step.stage.kind, "reused": step.reused, "why": step.why,
             "fingerprint": step.fingerprint[:16], "estimate": estimate,
@@ -41,18 +41,22 @@ def plan(recipe: Recipe, out: str | Path | None, probe: bool = False) -> list[di
     return table
 
 
-def _estimate(run: Run, step: Step, rows: dict[str, float]) -> dict[str, float]:
+def _estimate(run: Run, step: Step, rows: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
     """From the finished artifact where there is one, else the stage's own rough figures; what is unknown is absent.
 
-    The time is that of the latest finished version of the stage, in proportion to the rows.
+    `rows`: what the stages before leave, by split; `splits` in what is returned is what this one leaves. The time is
+    that of the latest finished version of the stage, in proportion to the rows.
     """
     if step.reused and (artifact := Artifact.read(step.store)) is not None:
-        return {"rows": artifact.counts.get("accepted", 0), "seconds": 0.0}
-    upstream = max((rows[ref.stage] for _, ref in step.stage.refs()), default=0)
-    found = {name: value for name, value in step.stage.estimate(int(upstream)).items() if value}
+        counts = artifact.counts
+        return {"rows": counts.get("accepted", 0), "seconds": 0.0, "splits": counts.get("splits", {})}
+    given = max((rows[ref.stage] for _, ref in step.stage.refs()), key=lambda splits: sum(splits.values()), default={})
+    upstream = sum(given.values())
+    estimate = step.stage.estimate(given)
+    found = {"splits": given, **{name: value for name, value in estimate.items() if value or name == "splits"}}
     found |= step.store.read_json(PROBE) or {}
     if (earlier := run.artifacts(step.name)) and "seconds" not in found:
-        before = earlier[-1].counts.get("inputs", 0)
+        before = earlier[-1].counts.get("inputs", 0) + earlier[-1].counts.get("carried", 0)
         found["seconds"] = earlier[-1].seconds * (upstream / before if upstream and before else 1)
     return found
 

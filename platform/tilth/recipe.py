@@ -45,9 +45,12 @@ class Stage(Component, family="stage"):
         """Do the work under `out`; `inputs` maps each "@stage" of this config to its artifact."""
         raise TypeError(f"{type(self).__name__} must define run()")
 
-    def estimate(self, rows: int) -> dict[str, float]:
-        """Rough cost for `rows` input rows, where known: rows, tokens, seconds, gib."""
-        return {"rows": rows}
+    def estimate(self, rows: Mapping[str, int]) -> dict[str, Any]:
+        """Rough cost for so many input rows of each split, where known: rows, tokens, seconds, gib.
+
+        With them `splits`: how many rows of each split it leaves, where that is not what it was given.
+        """
+        return {"rows": sum(rows.values())}
 
     def memory(self, sized: Sized) -> float | None:
         """Bytes that models take in all workers of the stage together; None where it holds none or one is unknown."""

@@ -53,7 +53,7 @@ class Feedback(Stage):
         what = f"there are no answers at {self.answers}"
         return [Problem("answers", what, "collect them with `tilth annotate RUN`, or check the path")]
 
-    def estimate(self, rows: int) -> dict[str, float]:
+    def estimate(self, rows: Mapping[str, int]) -> dict[str, Any]:
         """Known once the answers are read."""
         return {}
 

@@ -29,9 +29,6 @@ class Gate(Augment):
             if isinstance(step, Augmenter)
         ]
 
-    def estimate(self, rows: int) -> dict[str, float]:
-        return {"rows": rows}
-
     @property
     def working(self) -> tuple[Transform, ...]:
         return tuple(_Alone(step=step) for step in self.steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import chain
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -54,9 +54,11 @@ class Augment(Stage):
             if isinstance(step, Augmenter) and names.count(step.via) > 1
         ]
 
-    def estimate(self, rows: int) -> dict[str, float]:
-        added = sum(step.variants for step in self.steps if isinstance(step, Augmenter))
-        return {"rows": rows * (1 + added)}
+    def estimate(self, rows: Mapping[str, int]) -> dict[str, Any]:
+        """Rows: those of the splits that it works on, and all that are made of them before the gates."""
+        times = 1 + sum(step.variants for step in self.steps if isinstance(step, Augmenter))
+        worked = {split: count * times for split, count in rows.items() if split in self.splits}
+        return {"rows": sum(worked.values()), "splits": {**rows, **worked}}
 
     def memory(self, sized: Sized) -> float | None:
         return held(self, sized, self.resources)

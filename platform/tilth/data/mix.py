@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -100,9 +100,9 @@ class Mix(Stage):
         # float error must not take a row away
         return {task: int(rows * scale + 1e-9) for task, rows in wanted.items()}
 
-    def estimate(self, rows: int) -> dict[str, float]:
+    def estimate(self, rows: Mapping[str, int]) -> dict[str, Any]:
         """The rows are those of several datasets, which are known only once they are there."""
-        return {}
+        return {"splits": {}}
 
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
         from tilth.data.finish import finished

@@ -19,7 +19,7 @@ from tilth.data.readers import EXCERPT, Bad, Item, Record
 from tilth.data.schema import PAYLOADS, Row, original
 from tilth.data.source import Source
 
-_ABSENT = object()
+ABSENT = object()
 #: items of a list or mapping in an excerpt
 SHOWN = 20
 #: who speaks in a chat, as chat templates know them
@@ -70,7 +70,7 @@ class Shaper:
         payload = _fitted(payload)
         meta: dict[str, Any] = {"file": file, "line": record.line}
         for name in self.source.carried:
-            if (kept := _look(record.value, name)) is not _ABSENT:
+            if (kept := look(record.value, name)) is not ABSENT:
                 meta[name] = _carried(kept)
         row_id = self._given_id(record.value) or content_id(self.source.task, payload)
         row = original(row_id, "", payload, meta)
@@ -82,8 +82,8 @@ class Shaper:
 
     def _value(self, record: Mapping[str, Any], name: str) -> Any:
         theirs = self.source.columns.get(name, name)
-        value = _look(record, theirs)
-        if value is _ABSENT:
+        value = look(record, theirs)
+        if value is ABSENT:
             raise _Unfit(f"missing_column: no {theirs!r} in the record")
         if value is None:
             raise _Unfit(f"null: {name}")
@@ -93,8 +93,8 @@ class Shaper:
         """The id of a record whose column is mapped; content-derived ids need none."""
         if "id" not in self.source.columns:
             return None
-        value = _look(record, self.source.columns["id"])
-        given = "" if value is _ABSENT or value is None else clean_text(_checked(value, "id"), self.clean)
+        value = look(record, self.source.columns["id"])
+        given = "" if value is ABSENT or value is None else clean_text(_checked(value, "id"), self.clean)
         if not given:
             raise _Unfit("missing_id: the record has no id although one is mapped")
         return given
@@ -112,7 +112,7 @@ def content_id(*parts: Any) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
-def _look(record: Any, path: str) -> Any:
+def look(record: Any, path: str) -> Any:
     """The value at a dotted path; a key that holds dots itself comes first."""
     if isinstance(record, Mapping) and path in record:
         return record[path]
@@ -122,8 +122,8 @@ def _look(record: Any, path: str) -> Any:
     elif dot and isinstance(record, Mapping) and head in record:
         inner = record[head]
     else:
-        return _ABSENT
-    return _look(inner, rest) if dot else inner
+        return ABSENT
+    return look(inner, rest) if dot else inner
 
 
 def _checked(value: Any, name: str) -> Any:

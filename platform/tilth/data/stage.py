@@ -10,6 +10,7 @@ from pydantic import Field
 
 from tilth.config import EXECUTION
 from tilth.data.clean import Cleaning
+from tilth.data.foretelling import foretold
 from tilth.data.schema import PAYLOADS, RowType
 from tilth.data.source import Source
 from tilth.data.split import Sampling, Split, SplitName
@@ -68,6 +69,10 @@ class Data(Stage):
             **{f"sources.{k}": v for k, v in self.sources.items()},
         }
 
+    def _by_split(self) -> dict[str, Source]:
+        """Every source by its split, by "" where its rows are not split yet."""
+        return {"": self.source} if self.source else {str(split): source for split, source in self.sources.items()}
+
     def _unmapped(self, where: str, source: Source, found: list[str] | None) -> list[Problem]:
         """Columns of the row that the source would have to have under our own names, and has not."""
         known = PAYLOADS[self.row]
@@ -86,10 +91,10 @@ class Data(Stage):
         ]
         return [Problem(f"{where}.{p.where}", p.what, p.mend or "map it in columns") for p in problems]
 
-    def estimate(self, rows: int) -> dict[str, float]:
-        """The records of the sources, as far as a glance tells; what a sample keeps of them is not known before."""
-        counts = [source.count() for source in self._named().values()]
-        return {} if self.sample or None in counts else {"rows": sum(count or 0 for count in counts)}
+    def estimate(self, rows: Mapping[str, int]) -> dict[str, Any]:
+        """The records of the sources that the sample keeps, as far as a glance tells."""
+        splits = foretold(self._by_split(), self.split, self.sample) or {}
+        return {"rows": sum(splits.values()), "splits": splits}
 
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
         from tilth.data.finish import finished
@@ -115,9 +120,7 @@ class Data(Stage):
         from tilth.data.ledger import Ledger
         from tilth.data.placement import place_rows
 
-        sources: dict[str, Source] = (
-            {"": self.source} if self.source else {str(split): source for split, source in self.sources.items()}
-        )
+        sources = self._by_split()
         self._first_look(sources)
         work = Ingest(self.row, sources, self.clean, pieces(sources))
         ledger = Ledger(out.store, out.fingerprint, work.units())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -119,6 +119,9 @@ class Evaluate(Stage):
         if self.single and not problems and set(self.named) <= set(self.single.values()):
             problems.append(Problem("single", "no model of several tasks is left to compare", "add one to models"))
         return problems
+
+    def estimate(self, rows: Mapping[str, int]) -> dict[str, Any]:
+        return {"rows": rows.get(self.split, 0)}
 
     def memory(self, sized: Sized) -> float | None:
         """Of the largest model: one is loaded after another."""

@@ -76,9 +76,9 @@ class Generate(Stage):
                     problems.append(Problem(f"steps.{index}.{where}", what, f"use one of: {', '.join(known)}"))
         return problems
 
-    def estimate(self, rows: int) -> dict[str, float]:
+    def estimate(self, rows: Mapping[str, int]) -> dict[str, Any]:
         """Rows: the target; the rest is known after a probe (`tilth plan --probe`) or a run."""
-        return {"rows": self.target or 0}
+        return {"rows": self.target or 0, "splits": {"train": self.target or 0}}
 
     def probe(self, inputs: Mapping[str, Artifact]) -> dict[str, float]:
         from tilth.data.dataset import Dataset

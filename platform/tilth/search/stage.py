@@ -122,7 +122,7 @@ class Search(Stage):
             trials += len(self.repeats.seeds) * (1 + min(self.repeats.finalists, trials))
         return dict.fromkeys(reached(self, recipe), trials)
 
-    def estimate(self, rows: int) -> dict[str, Any]:
+    def estimate(self, rows: Mapping[str, int]) -> dict[str, Any]:
         return {}
 
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:

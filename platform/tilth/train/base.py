@@ -129,11 +129,11 @@ class Training(Stage):
                 mend = f"install it (pip install {name}) or leave it out"
                 yield Problem("trackers", f"{name} is not installed", mend)
 
-    def estimate(self, rows: int) -> dict[str, float]:
+    def estimate(self, rows: Mapping[str, int]) -> dict[str, Any]:
         """Tokens are an upper bound: every row of full length."""
-        optimisation = self.optimisation
-        seen = optimisation.steps * optimisation.global_batch if optimisation.steps else rows * optimisation.epochs
-        return {"rows": rows, "tokens": int(seen * ((optimisation.steps and self.pack_length) or self.max_length))}
+        optimisation, own = self.optimisation, rows.get(self.split, 0)
+        seen = optimisation.steps * optimisation.global_batch if optimisation.steps else own * optimisation.epochs
+        return {"rows": own, "tokens": int(seen * ((optimisation.steps and self.pack_length) or self.max_length))}
 
     def memory(self, sized: Sized) -> float | None:
         """Of weights, gradients and optimizer state; activations come on top."""

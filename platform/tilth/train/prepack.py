@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -82,8 +82,9 @@ class Pack(Stage):
         what = f"packs of {self.length} tokens cannot hold rows of {self.max_length}"
         return [Problem("length", what, f"use {self.max_length} or more, or lower max_length")]
 
-    def estimate(self, rows: int) -> dict[str, float]:
-        return {"rows": rows, "tokens": rows * self.max_length}
+    def estimate(self, rows: Mapping[str, int]) -> dict[str, Any]:
+        total = sum(rows.values())
+        return {"rows": total, "tokens": total * self.max_length}
 
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
         from tilth.data.dataset import Dataset

@@ -46,7 +46,7 @@ class Ppo(Training):
             )
         return "feedback"
 
-    def estimate(self, rows: int) -> dict[str, float]:
+    def estimate(self, rows: Mapping[str, int]) -> dict[str, Any]:
         """Tokens of one look at every sample, an upper bound; they are looked at a few times more."""
         found = super().estimate(rows)
         return {**found, "tokens": found["tokens"] * self.algorithm.advantage.samples}
