@@ -27,6 +27,7 @@ NAMES = (
     "dedup",
     "resume",
     "packing",
+    "trl",
     "conflict",
     "ppo",
     "evaluate",

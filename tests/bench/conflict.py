@@ -6,23 +6,15 @@ as the trace tells it, without loading and saving.
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from tests.bench.paired import Facts, paired
 from tests.bench.result import Options, Result, banking_texts
+from tests.bench.training import trained
 from tests.bench.units import quiet
-from tilth.data.dataset import Dataset, Shard
-from tilth.data.schema import original, to_table
-from tilth.recipe import Stage
-from tilth.runs import Artifact, Out
-from tilth.storage import Store
+from tilth.data.schema import original
 
 SUMMARY = "rows/s with per-task gradients and PCGrad, over plain training"
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -49,27 +41,15 @@ def _result(what: str, ratio: float, rounds: int, steps: int) -> Result:
 
 
 def _trained(model: dict[str, Any], steps: int, tasks: Any) -> Facts:
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store.at(Path(folder))
-        data = Artifact("data", "data", "dataset", "0" * 64, _dataset(store.sub("data"), steps).store, {})
-        stage = Stage.model_validate({
-            "kind": "sft", "data": "@data", "model": model, "tasks": tasks, "max_length": 48,
-            "optimisation": {"steps": steps, "global_batch": BATCH}, "scale": {"workers": 0, "micro_batch": 8},
-        })  # fmt: skip
-        stage.run(Out("train", "sft", "model", "1" * 64, {}, store.sub("train")), {"@data": data})
-        lines = [json.loads(line) for line in store.sub("train").read("trace.jsonl").splitlines()]
-    # the first step also warms up
-    return {"rate": BATCH * (steps - 1) / sum(line["seconds"] for line in lines[1:])}
-
-
-def _dataset(store: Store, steps: int) -> Dataset:
     texts = banking_texts(steps * BATCH)
     rows = [
         {**original(f"r{n}", "train", {"text": text, "label": f"label{n % 5}"}), "task": "abc"[n % 3]}
         for n, text in enumerate(texts)
     ]
-    store.write_with("data/train-00000.parquet", lambda handle: pq.write_table(to_table(rows, "labelled"), handle))
-    shard = Shard("data/train-00000.parquet", "train", len(rows), 0, "")
-    made = Dataset(store, "labelled", (shard,), (), {"inputs": len(rows), "accepted": len(rows)})
-    made.save()
-    return made
+    stage = {
+        "kind": "sft", "model": model, "tasks": tasks, "max_length": 48,
+        "optimisation": {"steps": steps, "global_batch": BATCH}, "scale": {"workers": 0, "micro_batch": 8},
+    }  # fmt: skip
+    # the first step also warms up
+    lines = trained(stage, rows, "labelled")
+    return {"rate": BATCH * (steps - 1) / sum(line["seconds"] for line in lines[1:])}

@@ -256,13 +256,13 @@ def missing(options: Options) -> str | None:
 
 def measure(options: Options) -> Iterator[Result]:
     os.environ.update(ENVIRONMENT)
-    prompts = str(options.size(64, 256))
-    for peer, aim in AIMS.items():
-        with ExitStack() as stack:
-            a, b = (stack.enter_context(Worker(__spec__.name, name, prompts)) for name in ("ours", peer))
-            # ray.data.llm is cold in each round, and says itself when its engine began
-            found = paired(a, b, options.rounds)
-        yield _compared(peer, found, aim, prompts)
+    prompts = str(options.size(96, 256))
+    with Worker(__spec__.name, "ours", prompts) as a:
+        for peer, aim in AIMS.items():
+            with Worker(__spec__.name, peer, prompts) as b:
+                # ray.data.llm is cold in each round, and says itself when its engine began
+                found = paired(a, b, options.rounds)
+            yield _compared(peer, found, aim, prompts)
     with ExitStack() as stack:
         a, b = (stack.enter_context(Worker(__spec__.name, f"samples of {name}")) for name in ("ours", "ray.data.llm"))
         kept = a()["kept"], b()["kept"]
