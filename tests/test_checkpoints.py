@@ -26,6 +26,13 @@ def link(tmp_path: Path) -> StoreLink:
     return found
 
 
+def test_what_a_killed_write_left_is_in_no_listing(tmp_path: Path) -> None:
+    store = Store.at(tmp_path)
+    store.write("looks/00000010.json", b"{}")
+    (tmp_path / "looks/.00000020.json.ab12.tmp").write_bytes(b"{")
+    assert store.list("looks") == ["00000010.json"]
+
+
 def test_the_newest_is_taken_and_the_last_ones_are_kept(link: StoreLink, tmp_path: Path) -> None:
     found = link.resume()
     assert found is not None

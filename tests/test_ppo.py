@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,16 +21,19 @@ from tilth.errors import StageError
 from tilth.recipe import Stage
 from tilth.report.sections import sections
 from tilth.storage import Store
+from tilth.train.checkpoint import StoreLink
 from tilth.train.config import ModelConfig, Optimisation
 from tilth.train.ppo import looks
 from tilth.train.ppo.advantages import Advantage
 from tilth.train.ppo.decoding import Decoder
 from tilth.train.ppo.detecting import alarms
 from tilth.train.ppo.learner import Learner, Settings
+from tilth.train.ppo.loop import Loop, Plan, best_at
 from tilth.train.ppo.policy import Policy
 from tilth.train.ppo.probes import probes
 from tilth.train.ppo.prompts import prompts_of, taken
 from tilth.train.ppo.rollouts import Ask, Home, HuggingFaceRollouts
+from tilth.train.ppo.served import Served
 from tilth.train.ppo.settings import Algorithm, Kl, Shaping, Watchers
 from tilth.train.ppo.source import Source
 from tilth.weights import Weights
@@ -293,10 +298,66 @@ def test_what_ppo_cannot_do_is_refused(tmp_path: Path) -> None:
     assert "name another split" in problems(validation="train")[0]
     assert "there are none" in problems(validation=None)[0]
     assert "actors need Ray" in problems(rollouts={"kind": "hf", "max_tokens": 6, "placement": "disaggregate"})[0]
+    assert "divides nothing" in problems(scale={"deepspeed": {"stage": 0}})[0]
+    back = {"watchers": {"kl": {"limit": 9, "action": "roll_back"}}, "algorithm": {"stop_at_kl": None}}
+    assert "a rank alone cannot go back" in problems(scale={"deepspeed": {"stage": 2}}, **back)[0]
+    assert stage("x", validation={"split": "validation", "every_steps": 1}).tells == ()
     dataset(tmp_path, [*asked(3), *asked(2, "validation")], "completion")
     folder = model_folder(tmp_path / "m", "t5")
     with pytest.raises(StageError, match="needs a causal language model"):
         run_stage(tmp_path, stage(str(folder)))
+
+
+def test_one_held_out_prompt_is_too_few(tmp_path: Path, llama: Path) -> None:
+    dataset(tmp_path, [*asked(8), *asked(1, "validation")], "completion")
+    with pytest.raises(StageError, match=r"one prompt alone of split 'validation' fits.*hold out more"):
+        run_stage(tmp_path, stage(str(llama)))
+
+
+def test_what_a_cluster_must_hold_are_learners_and_the_actors_that_draw() -> None:
+    actors = {"kind": "hf", "max_tokens": 6, "placement": "disaggregate", "actors": 5, "cpus": 2, "gpus": 0.5}
+    assert stage("x", scale={"workers": 2, "cpus": 3}, rollouts=actors).demand == {"CPU": 6 + 4 * 2, "GPU": 2.0}
+    assert stage("x", scale={"workers": 2, "cpus": 3}, rollouts={**actors, "placement": "colocate"}).demand["CPU"] == 6
+
+
+def test_the_best_weights_stay_until_no_checkpoint_that_may_be_taken_up_needs_them(tmp_path: Path) -> None:
+    """Golds by look; a checkpoint is committed after each, and only its successor's start makes it certain."""
+    loop = Loop(None, [], None, Plan(9, 1, 0), Store.at(tmp_path), StoreLink(Store.at(tmp_path)), tmp_path)  # type: ignore[arg-type]
+    for step, gold, left in ((1, 0.1, [1]), (2, 0.2, [1, 2]), (3, 0.0, [2]), (4, 0.3, [2, 4]), (5, 0.4, [4, 5])):
+        loop.found.append({"step": step, "gold": gold, "kl": 0.0})
+        if gold == max(look["gold"] for look in loop.found):
+            Store.at(tmp_path).write(f"{best_at(step)}/weights", b"w")
+        loop._forget_bests()
+        assert Store.at(tmp_path).list("best") == [f"step-{number:08d}" for number in left]
+
+
+class Restarted:
+    """In place of vLLM: an engine that dies in the first call and comes back with the weights from before training."""
+
+    def __init__(self) -> None:
+        self.life, self.loop, self.calls = SimpleNamespace(engine="first"), self, 0
+
+    def run(self, work: Any) -> Any:
+        return asyncio.run(work)
+
+
+def test_an_engine_that_was_started_anew_gets_the_weights_before_it_is_heard(tmp_path: Path) -> None:
+    served = object.__new__(Served)
+    served.engine, served.policy = Restarted(), SimpleNamespace(adapted=False)  # type: ignore[assignment]
+    served.folder, served.count, told = tmp_path, 3, []
+
+    async def every(asks: Any) -> list[Any]:
+        told.append(f"asked {served.engine.life.engine}")
+        if len(told) == 1:
+            served.engine.life.engine = "second"
+        return [served.engine.life.engine]
+
+    async def reload(folder: Path) -> None:
+        told.append(f"reloaded {folder.name}")
+
+    served._all, served._reload = every, reload  # type: ignore[method-assign]
+    assert served.generate([]) == ["second"]
+    assert told == ["asked first", "reloaded 000003", "asked second"]
 
 
 def test_memory_counts_the_reference_and_the_critic() -> None:

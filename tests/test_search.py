@@ -192,6 +192,8 @@ REFUSED = [
     ({"stage": "hull"}, "no stage is named 'hull'"),
     ({"also": [{"metric": "look/seen"}]}, "look/seen is an objective twice"),
     ({"repeats": {"seeds": [1, 2]}}, "repeats.path: 1 does not fit: .*optimisation"),
+    ({"repeats": {"seeds": [1, 0], "path": "seed"}}, "0 is the seed that the search itself runs with"),
+    ({"repeats": {"seeds": [1, 1], "path": "seed"}}, "a seed stands there twice"),
 ]
 
 
@@ -342,6 +344,23 @@ def test_what_can_share_a_pack_does_and_scores_as_it_would_alone(tmp_path: Path)
     assert [trial["state"] for trial in packed].count("failed") == 2
     company = [json.loads(file.read_text()) for file in tmp_path.glob("packed/stages/hill/*/company.json")]
     assert company.count(2) >= 3, "trials ran two at a time"
+
+
+def test_twins_of_a_pack_are_trained_once_and_what_is_damaged_is_trained_anew(tmp_path: Path) -> None:
+    hill = {"kind": "searched:Range", "steps": 3}
+    space = {"x": {"kind": "choice", "values": [0.1]}, "inner.width": {"kind": "choice", "values": [2]}}
+    settings = {"space": space, "searcher": {"kind": "random"}, "runner": {"kind": "packed", "places": 2}}
+    told = trials(searched(tmp_path, hill, trials=3, **settings))
+    assert begun(tmp_path) == [1, 1], "the recipe as written, and one trial for all"
+    assert [trial["state"] for trial in told] == ["complete"] * 3
+    assert len({json.dumps(trial["scores"]) for trial in told}) == 1
+    lost = list(tmp_path.glob("stages/hill/*/model/*"))
+    for file in lost:
+        file.unlink()
+    again = trials(searched(tmp_path, hill, trials=4, **settings))
+    assert lost
+    assert all(file.exists() for file in lost)
+    assert [trial["scores"] for trial in again] == [told[0]["scores"]] * 4
 
 
 def test_a_trial_that_is_ended_leaves_its_place_in_the_pack(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tilth.errors import ClusterError
@@ -32,6 +32,27 @@ def refuse_unplaceable(
         if time.monotonic() >= end:
             raise ClusterError(_missing(each, count, int(room), shapes, labels or {}))
         time.sleep(POLL_SECONDS)
+
+
+def refuse_beyond(demand: Mapping[str, float], join_seconds: float = JOIN_SECONDS) -> None:
+    """ClusterError unless all nodes there can be have together what a stage's workers and actors ask for together."""
+    end = time.monotonic() + join_seconds
+    while short := _short(demand, shapes := _shapes({})):
+        if time.monotonic() >= end:
+            has = {name: sum(copies * shape.get(name, 0.0) for shape, copies in shapes) for name in short}
+            raise ClusterError(
+                f"a stage asks for {_written(demand)} in all its workers and actors, and this cluster can never give "
+                f"it: it has {_written(has)}; ask for less (scale, rollouts), or give the cluster more nodes"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _short(demand: Mapping[str, float], shapes: Sequence[Shape]) -> list[str]:
+    """The resources of which there is less than is asked for."""
+    return [
+        name for name, need in demand.items()
+        if need > sum(copies * shape.get(name, 0.0) for shape, copies in shapes if shape.get(name)) + 1e-9
+    ]  # fmt: skip
 
 
 def capacity(each: Mapping[str, float], shapes: Iterable[Shape]) -> float:

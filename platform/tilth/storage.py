@@ -27,6 +27,8 @@ from tilth.paths import filesystem, reaching
 Built = TypeVar("Built")
 #: how the names of directories in the making begin
 PARTIAL = ".partial-"
+#: how the name of a file that is being written ends; it begins with a dot
+UNFINISHED = ".tmp"
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,17 @@ class Store:
             return bool(self.fs.exists(self.path(name)))
 
     def list(self, name: str = "") -> list[str]:
-        """File and directory names directly under `name`, sorted; empty where there is none."""
+        """File and directory names directly under `name`, sorted; empty where there is none.
+
+        What a write that was killed has left is not among them.
+        """
         try:
             with reaching(self.at_url(name)):
                 found = self.fs.ls(self.path(name), detail=False, refresh=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(posixpath.basename(str(item).rstrip("/")) for item in found)
+        names = (posixpath.basename(str(item).rstrip("/")) for item in found)
+        return sorted(name for name in names if not (name.startswith(".") and name.endswith(UNFINISHED)))
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every file below, by its path from here; empty where there is no such directory."""
@@ -227,7 +233,7 @@ def _replace_local(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
     name: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
         with os.fdopen(handle, "wb") as file:
             fill(file)
             file.flush()

@@ -13,7 +13,7 @@ from tilth.errors import Problem, RecipeError
 from tilth.problems import nearest, problems
 from tilth.recipe import Recipe, Stage
 from tilth.search.measures import home
-from tilth.search.places import Data, Keys, keys_of, located, ordered, place
+from tilth.search.places import Data, Keys, keys_of, located, ordered, place, value_at
 from tilth.search.space import Choice, Space
 
 if TYPE_CHECKING:
@@ -54,6 +54,18 @@ def unfit(search: Search, recipe: Recipe) -> Iterator[Problem]:
         seeds = Choice.model_construct(values=search.repeats.seeds)
         for problem in _path_problems(search, part, search.repeats.path, seeds, bases[:1]):
             yield Problem("repeats.path", problem.what, problem.mend)
+        yield from _seeds(search, bases[0])
+
+
+def _seeds(search: Search, written: Data) -> Iterator[Problem]:
+    """A finalist was picked by the seed of the recipe: with that one, or one twice, luck would count as skill."""
+    if search.repeats is None:
+        return
+    seeds, own = search.repeats.seeds, value_at(written, keys_of(search.target, search.repeats.path))
+    if own in seeds and search.repeats.path not in search.space:
+        yield Problem("repeats.seeds", f"{own} is the seed that the search itself runs with", "use others")
+    if len(set(seeds)) < len(seeds):
+        yield Problem("repeats.seeds", "a seed stands there twice", "name each once")
 
 
 def _measuring(search: Search, recipe: Recipe) -> Iterator[Problem]:

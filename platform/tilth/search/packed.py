@@ -28,6 +28,8 @@ def run(trials: Trials, bench: Bench, places: int) -> None:
     desk = Desk(trials, bench, places)
     while batch := desk.batch():
         desk.run(batch)
+    for trial in desk.later:
+        trials.tell(trial, one_by_one.one(trials, trial, bench))
 
 
 @dataclass
@@ -52,6 +54,10 @@ class Desk:
         #: asked, and not fit for the pack at hand
         self.aside: list[Ready] = []
         self.running: dict[str, Ready] = {}
+        #: fingerprints that were given to a pack: no two trials may write to one place
+        self.given: set[str] = set()
+        #: twins of such trials, which reuse what these leave, and those whose finished stage is damaged
+        self.later: list[Trial] = []
 
     def batch(self) -> list[Ready]:
         """Trials until they fill a pack, those first that were put aside; at most twice as many as it holds."""
@@ -77,7 +83,11 @@ class Desk:
     def _ready(self, trial: Trial) -> Ready | None:
         """The trial with all that its searched stage builds on; None where there is nothing to train, or it failed."""
         found = self.bench.guarded(lambda: self._prepared(trial))
+        if isinstance(found, Ready) and (found.step.damaged or found.step.fingerprint in self.given):
+            self.later.append(trial)
+            return None
         if isinstance(found, Ready) and not found.step.reused:
+            self.given.add(found.step.fingerprint)
             return found
         self.trials.tell(trial, self.bench.attempt(trial.values) if isinstance(found, Ready) else found)
         return None

@@ -95,6 +95,8 @@ def _on_ray(job: Job) -> None:
 
     scale = job.stage.scale
     room.refuse_unplaceable(scale.each, scale.min_workers or scale.workers, scale.nodes.selector)
+    if scale.min_workers is None:
+        room.refuse_beyond(job.stage.demand)
     before = fitting.noted(job)
     trainer = TorchTrainer(
         _entry,

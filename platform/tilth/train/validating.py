@@ -51,9 +51,16 @@ class Validating(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, settings: Validation, watch: Watch, trainer: Any, answering: Answering | None) -> None:
         self.settings, self.watch, self.trainer, self.answering = settings, watch, trainer, answering
+        #: where the weights lie that were the best at the last checkpoint
+        self.before = ""
 
     def standing(self) -> Standing:
         return standing(measurements(self.trainer.state), self.settings.min_delta)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A checkpoint that training goes on from knows the best weights too."""
+        if measurements(state):
+            self.before = _name(self.standing().step)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         answers = self.answering(self.trainer.model) if self.answering and self.watch.link.rank == 0 else None
@@ -69,12 +76,16 @@ class Validating(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop, control.should_save = True, False
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The newest checkpoint knows the best weights: those before them will not be asked for again."""
+        """Weights that are the best neither now nor as the checkpoint before has it will not be asked for again.
+
+        The newest checkpoint may still be on its way: whoever resumes may take up either.
+        """
         if self.watch.link.rank == 0 and measurements(state):
-            keep = _name(self.standing().step)
+            best = _name(self.standing().step)
             for name in self.watch.store.list(BEST):
-                if f"{BEST}/{name}" != keep:
+                if f"{BEST}/{name}" not in (best, self.before):
                     self.watch.store.remove(f"{BEST}/{name}")
+            self.before = best
 
 
 def best_weights(store: Store, step: int) -> Path:

@@ -248,7 +248,7 @@ class Learner:
 
     def save(self, folder: Path, *, writes: bool = True) -> None:
         """Write all that the next step depends on; every rank calls it, and those that all agree on write for all."""
-        self.optimiser.save(folder)
+        self.optimiser.save(folder, writes=writes)
         if not writes:
             return
         weights = {name: weight.detach().contiguous().cpu() for name, weight in self.policy.learnt().items()}

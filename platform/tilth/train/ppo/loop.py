@@ -73,6 +73,8 @@ class Loop:
     lines: list[dict[str, Any]] = field(default_factory=list)
     value_losses: list[float] = field(default_factory=list)
     found: list[dict[str, Any]] = field(default_factory=list)
+    #: the step that was the best at the last checkpoint
+    best_before: int = 0
     _shown: float = 0.0
 
     def run(self) -> None:
@@ -157,10 +159,9 @@ class Loop:
             self.store.write_json(f"{LOOKS}/{self.step:08d}.json", found)
         keeps = self.plan.validation is not None and self.plan.validation.keeps_best
         if keeps and looks.best(self.found, self.plan.gold.max_kl) is found and self.link.rank == 0:
-            self.store.remove(BEST)
             folder = scratch()
             save_model(self.learner, folder)
-            upload(folder, self.store, f"{BEST}/step-{self.step:08d}")
+            upload(folder, self.store, best_at(self.step))
             shutil.rmtree(folder)
 
     # checkpoints
@@ -174,8 +175,22 @@ class Loop:
             own = {"step": self.step, "roll_backs": self.roll_backs, "value_losses": self.value_losses}
             (folder / STATE).write_text(json.dumps(own), encoding="utf-8")
         self.link.commit(folder, self.step)
+        self._forget_bests()
         self._show(always=True)
         self._note_good()
+
+    def _forget_bests(self) -> None:
+        """Remove the weights that were the best, and are it neither now nor as the checkpoint before has it.
+
+        The newest one is still on its way: whoever resumes may take up either.
+        """
+        if self.link.rank or not self.found:
+            return
+        best = looks.best(self.found, self.plan.gold.max_kl)["step"]
+        for name in self.store.list(BEST):
+            if f"{BEST}/{name}" not in (best_at(best), best_at(self.best_before)):
+                self.store.remove(f"{BEST}/{name}")
+        self.best_before = best
 
     def _note_good(self) -> None:
         """Keep the present state at hand on every rank, where a detector may ask for it."""
@@ -195,6 +210,8 @@ class Loop:
         self.step, self.roll_backs, self.value_losses = own["step"], own["roll_backs"], own["value_losses"]
         names = [name for name in self.store.list(LOOKS) if int(Path(name).stem) <= self.step]
         self.found = [self.store.read_json(f"{LOOKS}/{name}") for name in names]
+        if self.found:
+            self.best_before = looks.best(self.found, self.plan.gold.max_kl)["step"]
 
     def _flush(self) -> None:
         """Write the lines that are not written yet."""
@@ -208,6 +225,11 @@ class Loop:
             self._shown = time.monotonic()
             where = {"host": socket.gethostname(), "pid": os.getpid()}
             self.store.write_json(PROGRESS, {"step": self.step, "total": self.plan.steps, **where})
+
+
+def best_at(step: int) -> str:
+    """Where the weights of a step lie that was the best so far."""
+    return f"{BEST}/step-{step:08d}"
 
 
 def save_model(learner: Learner, folder: Path) -> None:

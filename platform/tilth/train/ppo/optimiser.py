@@ -50,7 +50,7 @@ class Stepping(Protocol):
 
     def drop(self) -> None: ...
 
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path, *, writes: bool) -> None: ...
 
     def load(self, folder: Path) -> None: ...
 
@@ -84,9 +84,10 @@ class Optimiser:
         """Forget the gradients so far."""
         self.inner.zero_grad(set_to_none=True)
 
-    def save(self, folder: Path) -> None:
-        """Write the state, which is the same on every rank."""
-        torch.save(self.inner.state_dict(), folder / OPTIMIZER)
+    def save(self, folder: Path, *, writes: bool) -> None:
+        """Write the state, which is the same on every rank, where this one writes for all."""
+        if writes:
+            torch.save(self.inner.state_dict(), folder / OPTIMIZER)
 
     def load(self, folder: Path) -> None:
         """Put back what `save` wrote."""

@@ -91,7 +91,13 @@ class Pool:
         self.version = self.policy.version
         weights = {name: w.detach().cpu() for name, w in self.policy.served().items()}
         self.buckets = [ray.put(bucket) for bucket in _buckets(weights)]
-        ray.get([actor.take.remote(bucket, self.version) for actor in self.actors for bucket in self.buckets])
+        sent = [[actor.take.remote(bucket, self.version) for bucket in self.buckets] for actor in self.actors]
+        for at, taken in enumerate(sent):
+            try:
+                ray.get(taken)
+            except RayActorError as error:
+                ui.reporter().say(f"a rollout actor died ({error}); another takes its place")
+                self.actors[at] = self._start()
         return int(sum(weight.nbytes for weight in weights.values())) * len(self.actors)
 
     def pids(self) -> list[int]:

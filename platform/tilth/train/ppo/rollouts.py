@@ -105,7 +105,11 @@ class Rollouts(Component, family="rollouts"):
             return self.open(home)
         from tilth.train.ppo.pool import Pool
 
-        return Pool(self, home, max(1, self.actors // home.learners))
+        return Pool(self, home, self.actors_of(home.learners) // home.learners)
+
+    def actors_of(self, learners: int) -> int:
+        """How many actors so many learners start together: each has the same number, and one at least."""
+        return 0 if self.placement == "colocate" else learners * max(1, self.actors // learners)
 
     def unfit(self, peft: Peft | None) -> list[Problem]:
         """Which adapters it cannot serve."""

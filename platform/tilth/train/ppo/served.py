@@ -17,6 +17,7 @@ from tilth.generate.engines.vllm_engine import import_quietly, shared_engine
 from tilth.generate.engines.weights import Weights
 from tilth.generate.vllm import Vllm
 from tilth.train.checkpoint import scratch
+from tilth.train.peft import Lora
 from tilth.train.ppo.decoding import ends
 from tilth.train.ppo.rollouts import Ask, Home, Sample, VllmRollouts
 
@@ -44,7 +45,7 @@ class Served:
             engine=config.engine,
         )  # fmt: skip
         peft = home.source.config.peft
-        rank = getattr(peft, "rank", 0)
+        rank = max([peft.rank, *peft.rank_pattern.values()]) if isinstance(peft, Lora) else 0
         # log p as it was drawn, with the temperature in it
         how = {**arguments(wanted, base, min(home.max_length, context), rank), "logprobs_mode": "processed_logprobs"}
         if not self.policy.adapted:
@@ -54,8 +55,13 @@ class Served:
         self.version, self.count, self.adapter = -1, 0, None
 
     def generate(self, asks: Sequence[Ask]) -> list[Sample]:
-        found: list[Sample] = self.engine.loop.run(self._all(asks))
-        return found
+        while True:
+            begun = self.engine.life.engine
+            found: list[Sample] = self.engine.loop.run(self._all(asks))
+            if self.policy.adapted or not self.count or self.engine.life.engine is begun:
+                return found
+            # an engine that was started anew holds the weights from before training
+            self.engine.loop.run(self._reload(self.folder / f"{self.count:06d}"))
 
     async def _all(self, asks: Sequence[Ask]) -> list[Sample]:
         return list(await asyncio.gather(*map(self._one, asks)))

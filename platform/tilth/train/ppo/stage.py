@@ -61,6 +61,21 @@ class Ppo(Training):
         critic = self.algorithm.advantage.critic
         return held + copies + (held if critic and critic.trunk == "separate" else 0.0)
 
+    @property
+    def demand(self) -> dict[str, float]:
+        """That of the learners and of the actors that draw completions."""
+        actors = self.rollouts.actors_of(max(1, self.scale.workers))
+        found = dict(super().demand)
+        for name, amount in (("CPU", self.rollouts.cpus), ("GPU", self.rollouts.gpus)):
+            if actors and amount:
+                found[name] = found.get(name, 0.0) + amount * actors
+        return found
+
+    @property
+    def tells(self) -> tuple[str, ...]:
+        """Nothing while it runs: it looks at answers, and has no loss on held-out rows."""
+        return ()
+
     def trainer(self) -> Callable[[Job, Link], None]:
         from tilth.train.ppo.worker import train
 
@@ -141,6 +156,11 @@ class Ppo(Training):
         if self.scale.deepspeed == "auto" or (zero and zero.stage == 3):
             what = "rollouts and the reference need whole weights, which ZeRO stage 3 divides"
             yield Problem("scale.deepspeed", what, "use stage 1 or 2, or null")
+        if zero and zero.stage == 0:
+            yield Problem("scale.deepspeed.stage", "stage 0 divides nothing among the learners", "use 1 or 2, or null")
+        if zero and self.watchers.rolls_back:
+            what = "a rank alone cannot go back to what DeepSpeed has divided among all"
+            yield Problem("watchers", f"roll_back: {what}", "let them stop or raise_kl, or set scale.deepspeed to null")
         if zero and self.algorithm.stop_at_kl is not None:
             what = "DeepSpeed has divided a gradient before it is known to go too far"
             yield Problem("algorithm.stop_at_kl", what, "set it to null, or scale.deepspeed to null")

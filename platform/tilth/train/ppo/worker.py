@@ -14,11 +14,11 @@ from tilth.errors import StageError
 from tilth.train import trace
 from tilth.train.checkpoint import Link, scratch, upload
 from tilth.train.deepspeed import without_compiled_collectives
-from tilth.train.job import BEST, FAILED, RESULT, Job
+from tilth.train.job import FAILED, RESULT, Job
 from tilth.train.ppo import looks
 from tilth.train.ppo.held_out import HeldOut
 from tilth.train.ppo.learner import Learner, Settings
-from tilth.train.ppo.loop import DivergedError, Loop, Plan, save_model
+from tilth.train.ppo.loop import DivergedError, Loop, Plan, best_at, save_model
 from tilth.train.ppo.optimiser import Optimiser, Stepping
 from tilth.train.ppo.policy import Critic, Policy
 from tilth.train.ppo.prompts import Prompt, prompts_of
@@ -126,7 +126,12 @@ def _held_out(job: Job, learner: Learner) -> HeldOut | None:
     stage = _stage(job)
     if stage.validation is None:
         return None
-    found, _ = _prompts(job, stage.validation.split, learner)
+    found, skipped = _prompts(job, stage.validation.split, learner)
+    if len(found) < 2:
+        raise StageError(
+            f"{job.name}: one prompt alone of split {stage.validation.split!r} fits ({skipped} are too long for "
+            f"max_length {stage.max_length}), and a gain has no interval then; raise max_length, or hold out more"
+        )
     gold = None if stage.gold.reward is None else stage.gold.reward.load(job.inputs)
     judge = None if stage.gold.judge is None or learner.ranks.rank else stage.gold.judge.load(job.inputs)
     return HeldOut(found[: stage.gold.prompts], gold, stage.gold.shown, stage.optimisation.seed, judge)
@@ -150,7 +155,7 @@ def _leave(job: Job, loop: Loop, measured: dict[str, Any]) -> None:
     if kept == loop.step:
         save_model(loop.learner, folder)
     else:
-        shutil.copytree(job.out.fetch(f"{BEST}/step-{kept:08d}"), folder, dirs_exist_ok=True)
+        shutil.copytree(job.out.fetch(best_at(kept)), folder, dirs_exist_ok=True)
     peft = stage.model.peft.kind if stage.model.peft else None
     Card("language_model", (), job.base if peft else "", peft, stage.max_length).write(folder)
     job.out.remove("model")

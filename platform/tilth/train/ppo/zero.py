@@ -45,8 +45,8 @@ class ZeroOptimiser:
     def drop(self) -> None:
         raise TypeError("DeepSpeed cannot forget gradients; the stage does not let it come to that")
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part of the state; every rank calls it."""
+    def save(self, folder: Path, *, writes: bool) -> None:
+        """Write this rank's part of the state; every rank calls it, and has a part of its own."""
         self.module.save_checkpoint(str(folder / ZERO), tag="state", save_latest=False, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
