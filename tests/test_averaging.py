@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tilth.data.loading import load_pretrained
+from tilth.data.schema import original
 from tilth.errors import StageError
 from tilth.storage import Store
 from tilth.train.launch import CHECKPOINTS
@@ -83,6 +84,20 @@ def test_a_rate_that_is_found_trains_as_the_same_rate_given(tmp_path: Path, llam
     assert min(losses) < losses[0]
     run_stage(tmp_path / "given", stage_of("sft", llama, {"steps": 4, "learning_rate": rate}))
     assert trace(tmp_path / "auto") == trace(tmp_path / "given")
+
+
+@pytest.mark.slow
+def test_a_rate_is_found_by_several_workers_together(tmp_path: Path, ray_session: Any) -> None:
+    """TRL's losses gather what all workers hold: one that tests alone would wait for the others for ever."""
+    folder = str(tiny_llama(tmp_path / "model"))
+    rows = [original(f"c{i}", "train", {"prompt": f"Thing {i} is", "completion": " green."}) for i in range(16)]
+    dataset(tmp_path, rows, "completion")
+    scale = {"workers": 2, "cpus": 0.5}
+    settings = {"steps": 2, "global_batch": 8, "learning_rate": "auto"}
+    found = run_stage(tmp_path, stage_of("sft", folder, settings, scale=scale))
+    losses = [loss for _, loss in found.detail["range_test"]]
+    assert min(losses) < losses[0]
+    assert trace(tmp_path)[0]["learning_rate"] == pytest.approx(found.metrics["learning_rate"])
 
 
 def test_no_rate_is_made_up() -> None:

@@ -45,6 +45,10 @@ def test_the_margin_grows_over_a_reference_that_stays(tmp_path: Path, method: di
     assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # nothing is preferred yet
     assert lines[0]["reward_margin"] == pytest.approx(0, abs=1e-5)
     assert made.metrics["reward_margin"] > 0.01
+    # nine pairs in three steps of four: what fills up is in no figure
+    assert made.metrics["reward_accuracy"] == 1.0
+    for line in lines[-3:]:
+        assert line["loss"] == pytest.approx(math.log1p(math.exp(-line["reward_margin"])), rel=0.02)
     assert made.counts == {"rows": 9, "rows_seen": 9}
     loaded = load_trained(Store.at(tmp_path).sub("train").fetch("model"), device="cpu")
     assert loaded.objective == "language_model"
@@ -86,7 +90,11 @@ def test_answers_are_learnt_from_one_by_one(tmp_path: Path, loss: str) -> None:
 
 def test_a_reference_point_needs_the_micro_batch_that_it_says() -> None:
     [problem] = stage_of("kto", "x", {"global_batch": 8}, exchange=8).check()
-    assert "a micro-batch has 4" in str(problem)
+    assert "the workers take 4 at once; set it to 4" in str(problem)
+    scale = {"workers": 2, "micro_batch": 4}
+    assert stage_of("kto", "x", {"global_batch": 8}, exchange=8, scale=scale).check() == []
+    [problem] = stage_of("kto", "x", {"global_batch": 8}, exchange=8, scale={**scale, "min_workers": 1}).check()
+    assert "fewer answers would share a reference point" in str(problem)
 
 
 def test_it_stands_on_an_adapter_as_its_reference(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from transformers import LlamaModel
 from tilth import ui
 from tilth.data.schema import original
 from tilth.errors import StageError
-from tilth.train.config import DeepSpeed, ModelConfig, Optimisation, Scale
-from tilth.train.fitting import ROOM, zero_preset
+from tilth.train.config import Batches, DeepSpeed, ModelConfig, Optimisation, Scale
+from tilth.train.fitting import MICRO, ROOM, batches, shrunk, zero_preset
 from tilth.weights import Weights
-from training import dataset, run_stage, stage_of, tiny_llama, trace
+from training import dataset, job_of, run_stage, stage_of, tiny_llama, trace
 
 GIB = 2**30
 SEVEN_BILLION = Weights(7_000_000_000, 28_000_000_000)
@@ -93,6 +93,32 @@ def test_rows_that_do_not_fit_are_taken_fewer_at_once_and_it_is_said(
     assert made.detail["micro_batch"] == {"rows": 2, "too_many": 8}
     said = capsys.readouterr().err
     assert "train: 8 rows at once do not fit the device's memory; each worker now takes 2, 4 times a step" in said
+
+
+def test_a_smaller_micro_batch_is_kept_below_the_recipes_own_and_divides_the_share_of_any_number_of_workers(
+    tmp_path: Path,
+) -> None:
+    dataset(tmp_path, texts(24), "text")
+    model = str(tiny_llama(tmp_path / "model"))
+    scale = {"workers": 3, "min_workers": 2}
+    job = job_of(tmp_path, stage_of("sft", model, {"global_batch": 24}, scale=scale))
+    job.out.write_json(MICRO, {"fingerprint": job.fingerprint, "rows": 3, "first": 6})
+    assert batches(job, 2) == Batches(2, 3, 4)
+    assert batches(job, 3) == Batches(3, 2, 4)
+    lowered = job_of(tmp_path, stage_of("sft", model, {"global_batch": 24}, scale={**scale, "micro_batch": 1}))
+    assert lowered.fingerprint == job.fingerprint
+    assert batches(lowered, 2) == Batches(2, 1, 12)
+
+
+def test_a_reference_point_is_not_made_of_fewer_answers(tmp_path: Path) -> None:
+    pairs = [original(f"p{i}", "train", {"prompt": "say:", "chosen": " yes", "rejected": " no"}) for i in range(8)]
+    dataset(tmp_path, pairs, "preference")
+    model = str(tiny_llama(tmp_path / "model"))
+    kto = stage_of("kto", model, {"global_batch": 8}, exchange=8, scale={"workers": 0, "micro_batch": 8})
+    job = job_of(tmp_path, kto)
+    error = shrunk(job, batches(job, 1))
+    assert "too small for the 8 rows that belong together at once" in str(error)
+    assert not job.out.exists(MICRO)
 
 
 def test_one_row_that_does_not_fit_is_an_error_with_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,7 +138,10 @@ def test_rows_that_fill_up_the_last_batch_teach_nothing(tmp_path: Path, base: Pa
     dataset(tmp_path, pairs(3), "preference")
     run_stage(tmp_path, stage_of("reward", str(base), {"steps": 1, "global_batch": 4, "learning_rate": 1e-9}))
     found = [lead.item() for lead in leads(load_trained(base, device="cpu"), pairs(3))]
-    assert trace(tmp_path)[0]["loss"] == pytest.approx(np.sum(np.log1p(np.exp(-np.array(found)))) / 4, rel=1e-4)
+    [line] = trace(tmp_path)
+    assert line["loss"] == pytest.approx(np.mean(np.log1p(np.exp(-np.array(found)))), rel=1e-4)
+    assert line["reward_margin"] == pytest.approx(np.mean(found), rel=1e-4)
+    assert line["reward_accuracy"] == pytest.approx(np.mean([lead > 0 for lead in found]))
 
 
 def test_heads_are_an_ensemble_whose_members_learn_from_other_pairs(tmp_path: Path, llama: Path) -> None:

@@ -164,6 +164,16 @@ def test_an_adapter_with_its_head_gives_the_same_logits_in_plain_peft(tmp_path: 
         torch.testing.assert_close(loaded.model(**batch).logits, plain(**batch).logits)
 
 
+def test_an_adapter_is_stood_on_with_a_head_of_other_labels(tmp_path: Path) -> None:
+    below, base = tmp_path / "below", {"lora": {"rank": 2}}
+    dataset(below, questions(12))
+    run_stage(below, stage_of("sft", {"name": MINILM, **base}, {"steps": 1, "global_batch": 4}))
+    more = [{**row, "label": f"{row['label']} {index % 2}"} for index, row in enumerate(questions(12))]
+    dataset(tmp_path, more)
+    run_stage(tmp_path, stage_of("sft", {"name": str(model_in(below)), **base}, {"steps": 1, "global_batch": 4}))
+    assert load_trained(model_in(tmp_path), device="cpu").labels == tuple(sorted({row["label"] for row in more}))
+
+
 def test_a_loss_that_is_no_number_stops_the_run_and_names_its_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

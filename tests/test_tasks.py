@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import skip_first_batches
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
 
 from tilth.data.loading import load_tokenizer
 from tilth.data.schema import original
 from tilth.errors import StageError
 from tilth.models import resolve
-from tilth.train.multitask import TASKS, MultiTask
+from tilth.train.multitask import TASKS, MultiTask, TaskMemory
 from tilth.train.sampling import Annealed, Capped, Equal, Explicit, Proportional, Sampling, Temperature
-from tilth.train.schedule import Plan
+from tilth.train.schedule import Plan, TaskSampler
 from tilth.train.watch import ROWS, TOKENS
 from tiny import model_folder
 from training import MINILM, dataset, die, run_stage, stage_of, trace
@@ -67,6 +70,26 @@ def test_annealing_moves_the_counts_from_proportional_to_equal() -> None:
     counts = plan(Annealed()).counts()
     assert counts[:40, 1].mean() == pytest.approx(16 / 9, abs=0.3)
     assert counts[-40:, 1].mean() == pytest.approx(8, abs=0.6)
+
+
+def test_a_pass_that_is_taken_up_in_its_middle_by_several_workers_is_that_pass() -> None:
+    index = {"a": list(range(8)), "b": list(range(8, 24))}
+    planned = Plan(Proportional(), {"a": 8, "b": 16}, 6, 12, 4, 0)
+
+    def batches(steps_before: int) -> list[list[int]]:
+        """What one of two workers is given of the rest of the second pass, three rows at a time."""
+        memory = TaskMemory()
+        memory.sampler = TaskSampler(planned, index)
+        loader = DataLoader(range(24), batch_size=3, sampler=memory.sampler)  # type: ignore[arg-type]
+        shard = prepare_data_loader(loader, num_processes=2, process_index=0, put_on_device=False)
+        memory.on_epoch_begin(None, SimpleNamespace(global_step=4 + steps_before), None)
+        rest = skip_first_batches(shard, steps_before) if steps_before else shard
+        rest.set_epoch(1)
+        return [batch.tolist() for batch in rest]
+
+    whole = batches(0)
+    assert len(whole) == 4
+    assert batches(2) == whole[2:]
 
 
 @pytest.mark.parametrize("sampling", [Proportional(), Equal()], ids=str)

@@ -168,7 +168,9 @@ def _merged(model: Any, folder: Path) -> Any:
 
     settings = PeftConfig.from_pretrained(folder)
     settings.task_type = None
-    return PeftModel.from_pretrained(model, folder, config=settings).merge_and_unload()
+    # a head of other labels is trained anew, as it is on a whole model
+    how = {"config": settings, "ignore_mismatched_sizes": True}
+    return PeftModel.from_pretrained(model, folder, **how).merge_and_unload()
 
 
 def refuse_unmergeable(folder: Path, card: Card) -> None:

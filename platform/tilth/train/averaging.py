@@ -41,7 +41,8 @@ class WeightAverage(TrainerCallback):  # type: ignore[misc]
         for name, parameter in self._weights():
             now = parameter.detach().float()
             if name in self.mean:
-                self.mean[name].lerp_(now, share)  # neither of them has a gradient
+                # one that was loaded lies where the weights lay before DeepSpeed moved them
+                self.mean[name] = self.mean[name].to(now.device).lerp_(now, share)
             else:
                 self.mean[name] = now.clone()
 

@@ -145,6 +145,16 @@ class Training(Stage):
         return self.model.name
 
     @property
+    def micro_batch_counts(self) -> bool:
+        """Whether the result depends on how many rows are taken at once, so that no fewer may be."""
+        return False
+
+    @property
+    def filler_loss(self) -> float | None:
+        """The loss of a row that only fills up a batch, where a mean over the batch counts it; None: it does not."""
+        return None
+
+    @property
     def demand(self) -> dict[str, float]:
         return {name: amount * max(1, self.scale.workers) for name, amount in self.scale.each.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -16,11 +17,16 @@ class Dpo(Training):
     The reference is the model as it begins: with an adapter the same weights and the adapter switched off, else a
     copy. loss: sigmoid is DPO's own, ipo that of Azar et al. 2023 (arXiv:2310.12036), hinge that of SLiC (Zhao et
     al. 2023, arXiv:2305.10425). A pair whose prompt alone fills max_length is not learnt from; `rows_seen` counts
-    the others. The last step of an epoch, where rows are missing to a whole batch, is that much weaker.
+    the others. Where rows are missing to a whole batch, a step is that much weaker; its figures are of those it has.
     """
 
     beta: float = Field(0.1, gt=0, description="How much a departure from the reference costs.")
     loss: Literal["sigmoid", "ipo", "hinge"] = Field("sigmoid", description="Loss of a difference of log-ratios.")
+
+    @property
+    def filler_loss(self) -> float:
+        """Of two empty answers, which are as likely to the model as to its reference."""
+        return {"sigmoid": math.log(2), "hinge": 1.0, "ipo": (0.5 / self.beta) ** 2}[self.loss]
 
     def objective_of(self, row_type: str) -> str:
         if row_type != "preference":

@@ -90,7 +90,9 @@ def batches(job: Job, workers: int) -> Batches:
     """How the global batch is divided: as the recipe says, or with fewer rows at once where those did not fit."""
     scale, size = job.stage.scale.over(workers), job.stage.optimisation.global_batch
     if (note := noted(job)) is not None:
-        scale = scale.model_copy(update={"micro_batch": note["rows"]})
+        share, most = size // max(1, workers), min(note["rows"], scale.micro_batch or note["rows"])
+        rows = max((n for n in range(1, most + 1) if share % n == 0), default=1)
+        scale = scale.model_copy(update={"micro_batch": rows})
     found = scale.batches(size)
     if found is None:
         raise StageError(f"{job.name}: {scale.batch_problem(size)}")
@@ -107,9 +109,10 @@ def shrunk(job: Job, tried: Batches) -> StageError:
     """Note a smaller micro-batch, about half, that leaves the global batch as it is; StageError at one row."""
     share = tried.micro * tried.accumulation
     rows = max((n for n in range(1, tried.micro // 2 + 1) if share % n == 0), default=0)
-    if not rows:
+    if not rows or job.stage.micro_batch_counts:
+        many = "one row" if tried.micro == 1 else f"the {tried.micro} rows that belong together"
         return StageError(
-            f"{job.name}: the device's memory is too small for one row at once; set scale.gradient_checkpointing, "
+            f"{job.name}: the device's memory is too small for {many} at once; set scale.gradient_checkpointing, "
             "scale.deepspeed with offload, model.dtype: bfloat16, or a smaller max_length"
         )
     first = (noted(job) or {"first": tried.micro})["first"]

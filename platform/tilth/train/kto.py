@@ -14,15 +14,20 @@ class Kto(Training):
     """KTO by TRL (Ethayarajh et al. 2024, arXiv:2402.01306): of a preference row both answers, apart from each other.
 
     loss: kto holds every answer against a reference point, the divergence from the reference model over `exchange`
-    answers whose prompts are exchanged, which TRL takes over a micro-batch; apo_zero (D'Oosterlinck et al. 2024,
-    arXiv:2408.06266) needs no such point. An answer whose prompt alone fills max_length is not learnt from.
+    answers whose prompts are exchanged, which TRL takes over the micro-batches of all workers together; apo_zero
+    (D'Oosterlinck et al. 2024, arXiv:2408.06266) needs no such point. An answer whose prompt alone fills max_length is
+    not learnt from.
     """
 
     beta: float = Field(0.1, gt=0, description="How much a departure from the reference costs.")
     loss: Literal["kto", "apo_zero"] = Field("kto", description="With a reference point, or without one.")
-    exchange: int = Field(8, ge=2, description="Answers of a reference point, which are a worker's micro-batch.")
+    exchange: int = Field(8, ge=2, description="Answers of a reference point: the workers' micro-batches together.")
     desirable_weight: float = Field(1.0, gt=0, description="Weight of the losses of better answers.")
     undesirable_weight: float = Field(1.0, gt=0, description="Weight of the losses of worse answers.")
+
+    @property
+    def micro_batch_counts(self) -> bool:
+        return self.loss == "kto"
 
     def objective_of(self, row_type: str) -> str:
         if row_type != "preference":
@@ -34,7 +39,12 @@ class Kto(Training):
         if self.tasks:
             found.append(Problem("tasks", "answers are learnt as one task", "leave tasks out, or take stage sft"))
         batches = self.scale.batches(self.optimisation.global_batch)
-        if self.loss == "kto" and batches and batches.micro != self.exchange:
-            what = f"{self.exchange} answers share a reference point, but a micro-batch has {batches.micro}"
-            found.append(Problem("exchange", what, f"set it to {batches.micro}, or scale.micro_batch to it"))
+        if self.loss == "kto" and batches and (together := batches.micro * batches.workers) != self.exchange:
+            what = f"{self.exchange} answers share a reference point, but the workers take {together} at once"
+            found.append(
+                Problem("exchange", what, f"set it to {together}, or scale.micro_batch so that they take as many")
+            )
+        if self.loss == "kto" and self.scale.min_workers not in (None, self.scale.workers):
+            what = "with fewer workers fewer answers would share a reference point"
+            found.append(Problem("scale.min_workers", what, "leave it out, or take loss: apo_zero"))
         return found

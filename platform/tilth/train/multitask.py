@@ -36,6 +36,7 @@ class TaskMemory(TrainerCallback, ExportableState):  # type: ignore[misc]
     def __init__(self, weighting: State | None = None, conflict: Memory | None = None) -> None:
         self.weighting: State = weighting or {}
         self.conflict: Memory = conflict or []
+        self.sampler: TaskSampler | None = None
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"weighting": self.weighting, "conflict": self.conflict}}
@@ -44,6 +45,11 @@ class TaskMemory(TrainerCallback, ExportableState):  # type: ignore[misc]
         saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
         self.weighting = saved.get("weighting", self.weighting)
         self.conflict = saved.get("conflict", self.conflict)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Which pass it is: accelerate does not tell a sampler that lies under skipped batches of several workers."""
+        if self.sampler is not None:
+            self.sampler.set_epoch(state.global_step // self.sampler.plan.pass_steps)
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,8 @@ class TaskRun:
         names = tuple(index)
         remedy = config.conflict or Unresolved()
         memory = TaskMemory(config.weighting.start(names), remedy.start(len(names)))
-        run = TaskRun(config, names, TaskSampler(plan, index), seed, memory)
+        memory.sampler = TaskSampler(plan, index)
+        run = TaskRun(config, names, memory.sampler, seed, memory)
         run.begin()
         return run
 

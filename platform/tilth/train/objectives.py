@@ -66,7 +66,7 @@ class Collate:
             if not row["id"] and "labels" in batch:
                 batch["labels"][index] = IGNORED
             elif not row["id"] and "weights" in batch:
-                batch["weights"][index] = 0
+                batch["weights"][index] = batch["real"][index] = 0
             elif not row["id"]:  # pairs: the better answers of the batch, then the worse ones
                 batch["completion_mask"][index :: len(rows)] = 0
         return batch

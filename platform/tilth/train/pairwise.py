@@ -21,6 +21,8 @@ from tilth.train.watch import Watched
 
 #: what a batch holds of each pair beside its tokens
 TOLD = ("margin", "better", "weights")
+#: 0 for a pair that only fills up the batch
+REAL = "real"
 
 
 def pair_loss(
@@ -43,13 +45,21 @@ class WatchedRewardTrainer(Watched, RewardTrainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        told = {name: inputs.pop(name) for name in TOLD}
+        told, real = {name: inputs.pop(name) for name in TOLD}, inputs.pop(REAL)
         _, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         chosen, rejected = outputs.logits.float().chunk(2)
+        self._tell(chosen - rejected, real)
         loss = pair_loss(chosen, rejected, **told)
         if center := self.args.center_rewards_coefficient:
             loss = loss + center * ((chosen + rejected).square() * told["weights"]).mean()
         return (loss, outputs) if return_outputs else loss
+
+    def _tell(self, lead: torch.Tensor, real: torch.Tensor) -> None:
+        """Put TRL's accuracy and margin of the micro-batch right: pairs that only fill it up count as 0 in the mean."""
+        told = self._metrics["train" if self.model.training else "eval"]
+        for name, each in (("accuracy", (lead > 0).float()), ("margin", lead)):
+            mean = (each.detach() * real[:, None]).mean()
+            told[name][-1] = self.accelerator.gather_for_metrics(mean).mean().item()
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ class PairCollator:
         ids = [torch.tensor(row[name]) for name in ("chosen_ids", "rejected_ids") for row in rows]
         mask = [torch.ones_like(one) for one in ids]
         told = {name: torch.tensor([row[name] for row in rows], dtype=torch.float32) for name in TOLD}
+        told[REAL] = torch.ones(len(rows))
         return {
             "input_ids": pad_sequence(ids, True, self.pad, self.side),
             "attention_mask": pad_sequence(mask, True, 0, self.side),

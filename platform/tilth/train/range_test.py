@@ -27,21 +27,20 @@ Curve = list[tuple[float, float]]
 
 
 def settle_rate(trainer: Any, job: Job, rank: int) -> None:
-    """Set the rate of a trainer whose recipe says `auto`: as found before, or found now by rank 0 for all."""
+    """Set the rate of a trainer whose recipe says `auto`: as found before, or found now by all ranks together."""
     if job.stage.optimisation.learning_rate != "auto":
         return
-    found: list[Any] = [None]
-    if rank == 0:
-        note = job.out.read_json(RANGE)
-        if note is None or note["fingerprint"] != job.fingerprint:
-            curve = range_test(trainer)
-            note = {"fingerprint": job.fingerprint, "rate": suggested(curve), "curve": curve}
-            job.out.write_json(RANGE, note)
-            ui.reporter().say(f"{job.name}: learning rate {note['rate']:.2g}, found by a range test")
-        found = [note["rate"]]
+    found: list[Any] = [job.out.read_json(RANGE) if rank == 0 else None]
     if torch.distributed.is_initialized():
         broadcast_object_list(found)
-    trainer.args.learning_rate = found[0]
+    note = found[0]
+    if note is None or note["fingerprint"] != job.fingerprint:
+        curve = range_test(trainer)  # on every rank: losses gather what the others hold
+        note = {"fingerprint": job.fingerprint, "rate": suggested(curve), "curve": curve}
+        if rank == 0:
+            job.out.write_json(RANGE, note)
+            ui.reporter().say(f"{job.name}: learning rate {note['rate']:.2g}, found by a range test")
+    trainer.args.learning_rate = note["rate"]
 
 
 def range_test(trainer: Any) -> Curve:
@@ -53,6 +52,8 @@ def range_test(trainer: Any) -> Curve:
     curve: Curve = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         model.to(device).train()
+        if trainer.args.gradient_checkpointing:  # as training will, to fit into the same memory
+            model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
         for number, batch in zip(range(STEPS), _batches(trainer), strict=False):
             rate = LOWEST * (HIGHEST / LOWEST) ** (number / (STEPS - 1))
             loss = _step(trainer, optimizer, batch, rate)
@@ -64,6 +65,8 @@ def range_test(trainer: Any) -> Curve:
         for parameter, value in zip(weights, before, strict=True):
             parameter.copy_(value)
     model.zero_grad()
+    if told := getattr(trainer, "_metrics", None):  # what TRL noted of these steps is not of training
+        told["train"].clear()
     return [point for point in curve if math.isfinite(point[1])]
 
 
@@ -80,11 +83,15 @@ def _step(trainer: Any, optimizer: Any, batch: dict[str, Any], rate: float) -> f
     with trainer.compute_loss_context_manager():
         loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
     loss.backward()
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    for weight in weights:
+        if weight.grad is not None:
+            weight.grad = trainer.accelerator.reduce(weight.grad, "mean")
     if limit := trainer.args.max_grad_norm:
-        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], limit)
+        torch.nn.utils.clip_grad_norm_(weights, limit)
     optimizer.step()
     optimizer.zero_grad()
-    return float(loss.detach())
+    return float(trainer.accelerator.reduce(loss.detach(), "mean"))
 
 
 def suggested(curve: Sequence[tuple[float, float]]) -> float:

@@ -40,7 +40,8 @@ class RewardTraining(Training):
     The head stands on a causal language model, which it reads at the last token, or on an encoder. Prompt and answer
     are read as one text and the token that ends texts; what is longer than max_length loses its beginning, and `cut`
     counts such pairs: none is dropped. Of held-out pairs the artifact tells accuracy, calibration and the bias for
-    length. Dropout is off. The last step of an epoch, where rows are missing to a whole batch, is that much weaker.
+    length. Dropout is off. Where pairs are missing to a whole batch, a step is that much weaker; its figures are of
+    the pairs that it has.
     """
 
     margin: str | None = Field(
@@ -57,6 +58,10 @@ class RewardTraining(Training):
         "report",
         description="regress_out: take off every score what length alone explains on held-out pairs; cross-fitted.",
     )
+
+    @property
+    def filler_loss(self) -> float:
+        return 0.0
 
     def objective_of(self, row_type: str) -> str:
         if row_type != "preference":

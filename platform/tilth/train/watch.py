@@ -34,6 +34,14 @@ EXTRA = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Fillers:
+    """Rows that only fill up a step of `batch` rows: each has this loss in the mean, and 0 for what else is told."""
+
+    batch: int
+    loss: float
+
+
 @dataclass
 class Watch:
     """The record of one rank; rank 0 writes for all."""
@@ -55,6 +63,8 @@ class Watch:
     extra: dict[str, Any] = field(default_factory=dict)
     #: a node is about to go: what was learnt is to be saved at this step
     leaving: bool = False
+    #: how rows that only fill up are to be taken off what is told of a step; None where they count for nothing
+    fillers: Fillers | None = None
     _then: float = 0.0
     _shown: float = 0.0
     _asked: float = 0.0
@@ -91,6 +101,10 @@ class Watch:
             **self.extra,
         }  # fmt: skip
         line |= {name: logs[key] for key, name in EXTRA.items() if key in logs}
+        if self.fillers is not None:
+            real = len(line["rows"]) / self.fillers.batch
+            line["loss"] = (line["loss"] - (1 - real) * self.fillers.loss) / real
+            line |= {name: line[name] / real for name in EXTRA.values() if name in line}
         self.rows, self.tokens, self._then, self.extra = [], 0, now, {}
         if not all(math.isfinite(value) for value in (line["loss"], line["grad_norm"] or 0.0)):
             self.diverged = line

@@ -29,7 +29,7 @@ from tilth.train.objectives import Parts
 from tilth.train.range_test import settle_rate
 from tilth.train.thaw import freeze
 from tilth.train.validating import best_weights, measurements, save_weights, standing
-from tilth.train.watch import Watch
+from tilth.train.watch import Fillers, Watch
 
 
 def train(job: Job, link: Link, company: Company | None = None) -> None:
@@ -57,12 +57,20 @@ def _train(job: Job, link: Link, folder: Path, company: Company | None) -> Any:
     if job.stage.scale.zero and not job.stage.scale.gpus:
         without_compiled_collectives()
     watch = Watch(job.out, link)
+    if (loss := job.stage.filler_loss) is not None:
+        watch.fillers = Fillers(job.stage.optimisation.global_batch, loss)
     batches = fitting.batches(job, link.world)
     trainer = objectives.build(_parts(job, link, folder, batches, company), watch)
+    if trainer.args.n_gpu > 1:  # this process is one worker, whatever other devices it sees
+        trainer.args._n_gpu = 1
+        trainer._train_batch_size = trainer.args.train_batch_size
     peft = job.stage.model.peft
     principal = factors(trainer.model) if peft and peft.moves_base else {}
     resumed = link.resume()
-    settle_rate(trainer, job, link.rank)
+    try:
+        settle_rate(trainer, job, link.rank)
+    except torch.OutOfMemoryError as error:
+        raise fitting.shrunk(job, batches) from error
     if resumed is not None and trainer.average:
         trainer.average.load(resumed)
     if company is not None:
