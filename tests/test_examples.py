@@ -84,7 +84,7 @@ def test_the_quickstart_small(at_root: None, ray_session: object, tmp_path: Path
 
 
 def test_the_loop_without_abstraction_reads_what_a_run_leaves(at_root: None, tmp_path: Path) -> None:
-    here = ("stages.data.resources.workers=0", "stages.augment.resources.workers=0")
+    here = ("stages.data.resources.workers=0", "stages.augment.resources.workers=0", "stages.data.split.test=0.05")
     found = tilth.run("examples/typos.yaml", tmp_path, *here)
     spec = importlib.util.spec_from_file_location("loop", ROOT / "examples/loop.py")
     assert spec is not None
