@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import TYPE_CHECKING
 
 from tilth.augment.base import Augmenter
@@ -33,7 +33,7 @@ class Gate(Augment):
     def working(self) -> tuple[Transform, ...]:
         return tuple(_Alone(step=step) for step in self.steps)
 
-    def seen(self, row: Row) -> Row:
+    def seen(self, row: Row, given: Set[str]) -> Row:
         return {**row, NEW: True, "via": row["via"] or self.kind}
 
 

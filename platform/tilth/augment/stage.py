@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,7 +12,7 @@ from tilth.augment.base import Augmenter
 from tilth.config import EXECUTION, DatasetRef
 from tilth.data.memory import held
 from tilth.data.quality import Quality, judge_made
-from tilth.data.schema import PAYLOADS, Row
+from tilth.data.schema import NEW, PAYLOADS, Row
 from tilth.data.transform import Inputs, Resources, Transform
 from tilth.errors import Problem, StageError
 from tilth.recipe import Stage
@@ -30,7 +30,7 @@ class Augment(Stage):
     """Rows in, the same rows and new ones out. Other splits pass through untouched, so nothing leaks into them."""
 
     produces: ClassVar[str] = "dataset"
-    version: ClassVar[int] = 2  # rows that an earlier stage added are augmented too
+    version: ClassVar[int] = 3  # rows that an earlier stage made stand before those of this one
 
     data: DatasetRef = Field(description='The dataset, as "@stage".')
     steps: tuple[Transform, ...] = Field(min_length=1, description="Augmenters and filters, applied in this order.")
@@ -87,9 +87,13 @@ class Augment(Stage):
         """The steps as they work on the rows of a unit."""
         return self.steps
 
-    def seen(self, row: Row) -> Row:
-        """A row of the stage as steps see it that look at all rows together."""
-        return row
+    def seen(self, row: Row, given: Set[str]) -> Row:
+        """A row of the stage as steps see it that look at all rows together: what it was given is an original.
+
+        `given` are the names of what made rows before this stage.
+        """
+        made = row["via"] is not None and row["via"] not in given
+        return {**row, NEW: True} if made else {**row, "via": None}
 
     def _check_columns(self, row_type: str) -> None:
         """StageError when a step works on a column that these rows do not have, before any model is loaded."""
@@ -110,17 +114,32 @@ class Augment(Stage):
 
         chosen = source.split(*self.splits)
         others = source.split(*(split for split in source.splits() if split not in self.splits))
+        given = chosen.vias()
+        self._check_names(given)
         ledger = Ledger(out.store, out.fingerprint, cut(chosen, self.unit_rows))
         if ledger.missing():
             fitted = tuple(step.fit(source.rows(), context) for step in self.steps)
             work = Chain(source.store, source.row_type, self.working, context, fitted)
             run_units(work, ledger, self.resources, out.stage)
-        reasons = self._decide(ledger, others, context)
+        reasons = self._decide(ledger, others, given, context)
         return finish(ledger, source.row_type, Verdicts(reasons), others, self.max_quarantined)
 
-    def _decide(self, ledger: Ledger, others: Dataset, context: Inputs) -> dict[str, str]:
+    def _check_names(self, given: Set[str]) -> None:
+        """StageError when an augmenter would make ids that the rows have already, before any model is loaded."""
+        for index, step in enumerate(self.steps):
+            if isinstance(step, Augmenter) and step.via in given:
+                raise StageError(
+                    f"augment: steps.{index} ({step.kind}) would name its rows as others are: {self.data} already "
+                    f"holds rows by {step.via!r}; set its name to another"
+                )
+
+    def _decide(self, ledger: Ledger, others: Dataset, given: Set[str], context: Inputs) -> dict[str, str]:
         """Global verdicts of every step, the first reason of a row standing."""
         from tilth.data.chain import decided
         from tilth.data.finish import accepted_rows
 
-        return decided(self.steps, lambda: chain(others.rows(), map(self.seen, accepted_rows(ledger))), context)
+        def seen() -> Iterator[Row]:
+            originals = ({**row, "via": None} for row in others.rows())
+            return chain(originals, (self.seen(row, given) for row in accepted_rows(ledger)))
+
+        return decided(self.steps, seen, context)

@@ -81,6 +81,10 @@ class Dataset:
             found[shard.split] = found.get(shard.split, 0) + shard.rows
         return found
 
+    def vias(self) -> set[str]:
+        """The names of what made its rows; none where all are originals."""
+        return {via for table in self.tables(["via"]) for via in table["via"].unique().to_pylist() if via is not None}
+
     def labels(self) -> list[str]:
         """The sorted labels of labelled rows; none where the rows have no label."""
         if "label" not in PAYLOADS[self.row_type]:
