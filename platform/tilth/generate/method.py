@@ -60,6 +60,7 @@ class Method(Component, family="method"):
     takes: ClassVar[tuple[RowType, ...]] = ("text", "labelled", "completion", "chat")
     needs_generator: ClassVar[bool] = True
 
+    name: str = Field("", pattern=r"^[a-z0-9_-]*$", description="Name in lineage and reports; default: its kind.")
     seed: int = Field(0, ge=0, description="Seed; each ask derives its own from it.")
 
     @property
@@ -70,7 +71,7 @@ class Method(Component, family="method"):
     @property
     def via(self) -> str:
         """The name that lineage carries."""
-        return self.kind.rpartition(":")[2].lower()
+        return self.name or self.kind.rpartition(":")[2].lower()
 
     def load(self, generator: Generator | None, inputs: Inputs) -> MakeFunction:
         """The function from asks to yields, called once in each worker: open the generator here."""
@@ -109,7 +110,8 @@ class PoolMethod(Method, family="method"):
     def plan(self, number: int, pool: Pool, wanted: int) -> list[Row]:
         """What to ask in round `number` (from 0) so that about `wanted` rows come of it; none: the method is done.
 
-        Build asks with `self.ask`. The same pool must give the same asks: a resumed run plans again.
+        Build asks with `self.ask`. The same pool must give the same asks: a resumed run plans again. Where the data
+        holds rows by this method already, the stage gives the asks other ids.
         """
         raise TypeError(f"{type(self).__name__} must define plan()")
 

@@ -29,6 +29,7 @@ from tilth.data.transform import Inputs
 from tilth.errors import StageError
 from tilth.generate.budget import Meter, lacking
 from tilth.generate.method import Pool, PoolMethod, RowMethod
+from tilth.generate.naming import in_series, series
 from tilth.generate.work import Generating
 from tilth.storage import Store
 
@@ -124,6 +125,11 @@ class Rounds:
         """The training rows of the dataset, for those who ask for all of them."""
         return list(self.source.split("train").rows())
 
+    @cached_property
+    def series(self) -> str:
+        """What the ids of a pool method's asks begin with."""
+        return series(self.stage.method.via, self.source)
+
     def _wanted(self, short: Mapping[str, int]) -> int:
         """How many rows a round should make, by the share of those wanted before that came, so that about enough do."""
         wanted = sum(item["wanted"] for item in self.history)
@@ -159,9 +165,10 @@ class Rounds:
         if not isinstance(method, PoolMethod):
             reads = method.reads if isinstance(method, RowMethod) else ("train",)
             return (self.source.store, cut(self.source.split(*reads), self.stage.unit_rows)) if number == 0 else None
-        asks = method.plan(number, Pool(self.seeds, self.kept, short), wanted)
-        if not asks:
+        planned = method.plan(number, Pool(self.seeds, self.kept, short), wanted)
+        if not planned:
             return None
+        asks = in_series(planned, method.via, self.series)
         if not store.exists(ASKS):
             _write_asks(store, asks, method.makes)
         size = self.stage.unit_rows or min(64, max(8, math.ceil(len(asks) / 16)))

@@ -15,7 +15,8 @@ from tilth.data.transform import Inputs, Resources, Transform
 from tilth.errors import Problem, StageError
 from tilth.generate.base import Generator
 from tilth.generate.budget import Budget
-from tilth.generate.method import Method, PoolMethod
+from tilth.generate.method import Method, PoolMethod, RowMethod
+from tilth.generate.naming import refuse_again
 from tilth.recipe import PROBE, Stage
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Generate(Stage):
     """
 
     produces: ClassVar[str] = "dataset"
+    version: ClassVar[int] = 2  # ids that the data has are not made again
 
     data: DatasetRef = Field(description='Seeds, documents or rows, as "@stage".')
     method: Method = Field(description="How rows are made.")
@@ -124,6 +126,8 @@ class Generate(Stage):
                 f"keep_data: {self.method.kind} makes {self.method.makes} rows, which cannot lie beside the "
                 f"{source.row_type} rows of {self.data}; leave keep_data out"
             )
+        if isinstance(self.method, RowMethod) and source.row_type == self.method.makes:
+            refuse_again(self.method.via, source.split(*self.method.reads), self.data)
         if self.quality is not None:
             self.quality.refuse_limits(self.method.makes)
 

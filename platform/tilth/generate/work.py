@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tilth.data.chain import UnitReader, chained, guarded
 from tilth.data.ledger import Unit
-from tilth.data.schema import Row
+from tilth.data.schema import NEW, Row
 from tilth.data.transform import Inputs, Transform
 from tilth.errors import StageError
 from tilth.generate.base import Generator
@@ -74,7 +74,7 @@ def gated(gates: Callable[[list[Row]], list[Row]], asks: list[Row], rows: list[R
     named = {row["parent"] for row in rows}
     parents = {parent["id"]: parent for ask in asks if (parent := _parent(ask))["id"] in named}
     context = [{**parent, "reason": None} for parent in parents.values()]
-    return [row for row in gates([*context, *rows]) if row["id"] not in parents]
+    return [row for row in gates([*context, *rows]) if row.get(NEW)]
 
 
 def _parent(ask: Row) -> Row:
