@@ -99,6 +99,12 @@ def test_the_texts_of_the_data_can_be_an_axis(tmp_path):
     assert found == dict.fromkeys([row["text"] for row in personas], 2)
 
 
+def test_an_axis_may_have_any_name_that_is_not_taken(tmp_path):
+    grid = {"kind": "grid", "axes": {"template": ["letter", "list"]}, "template": "Write a {{ template }}."}
+    _, done = run(tmp_path, "text", texts("x"), grid, target=4)
+    assert Counter(row["meta"]["axes"]["template"] for row in done.rows()) == {"letter": 2, "list": 2}
+
+
 def test_faults_of_a_grid_are_found_before_it_runs(tmp_path):
     method = {"kind": "grid", "axes": {"topic": ["rain"]}, "row_type": "labelled", "template": "on {{ topics }}"}
     found = problems(tmp_path, "text", texts("x"), method, target=3)

@@ -25,7 +25,7 @@ class RenderError(ValueError):
     """A template that cannot be rendered with these values; says why."""
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, /, **values: Any) -> str:
     """The text of a template; RenderError where it names what there is not, or fails."""
     from jinja2 import TemplateError
 
