@@ -11,7 +11,7 @@ import pytest
 from tilth import models
 from tilth.augment.label import LabelPreserved
 from tilth.data.embeddings import DEFAULT_MODEL, embedder
-from tilth.data.schema import added, original
+from tilth.data.schema import added, generated, original
 from tilth.data.transform import Inputs
 from tilth.errors import StageError
 
@@ -55,7 +55,9 @@ def test_the_fitted_arrays_are_plain_and_say_how_good_the_gate_is(fitted):
 
 def test_only_originals_of_the_train_split_teach(rows, fitted):
     flipped = [added(row, "v", 0, 1, None, label="age_limit") for row in rows[:40]]
-    again = LabelPreserved().fit(iter([*flipped, *reversed(rows)]), Inputs())
+    payloads = [{"text": row["text"], "label": "age_limit"} for row in rows[:40]]
+    made = [generated(f"grid-000.00000.{n}", "grid", 1, "m", payload) for n, payload in enumerate(payloads)]
+    again = LabelPreserved().fit(iter([*flipped, *made, *reversed(rows)]), Inputs())
     assert all(np.array_equal(fitted[name], again[name]) for name in fitted)
 
 

@@ -12,12 +12,14 @@ import pytest
 
 from helpers import finished_stage, reject, write_dataset
 from tilth.data.bootstrap import Interval
-from tilth.data.schema import added, original
+from tilth.data.schema import added, generated, original
 from tilth.evaluate.scores import Comparison, compared_detail, score
 from tilth.report import figures, write_report
 from tilth.report.svg import Pictures
+from tilth.report.tallies import label_counts
 from tilth.report.training import gap, gaps
 from tilth.runs import Artifact, Run
+from tilth.storage import Store
 from tilth.train.held_pairs import JudgedPairs, tell
 
 HOSTILE = "<script>alert('x')</script><img src=https://evil.example/p.png> $\\frac{ & \x07"
@@ -202,6 +204,12 @@ def test_datasets_without_labels_or_rows_are_told_too(tmp_path: Path):
     write_report(run)
     page = Page(run.store.read("report.html").decode())
     assert ("ins", "there") in page.text
+
+
+def test_rows_that_a_model_made_of_nothing_are_no_originals(tmp_path: Path) -> None:
+    rows = [original("a", "train", {"text": "x", "label": "pay"})]
+    rows.append(generated("grid-000.00000.0", "grid", 1, "m", {"text": "y", "label": "pay"}))
+    assert label_counts(write_dataset(Store.at(tmp_path), rows)) == ({"pay": 1}, {"pay": 2})
 
 
 def test_held_out_loss_is_set_against_the_training_loss_since_the_measurement_before() -> None:

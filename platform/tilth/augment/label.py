@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -31,6 +31,8 @@ class LabelPreserved(Filter):
     `label_uncertain`, `label_unseen` (the classifier has no such class), `label_missing`.
     """
 
+    version: ClassVar[int] = 2  # what a model wrote teaches the classifier nothing, though it has no parent
+
     model: ModelRef | None = Field(None, description="A text classifier: stage or directory; none: fit one.")
     embedder: ModelRef = Field(DEFAULT_MODEL, description="Embeddings that the fitted classifier stands on.")
     min_probability: float = Field(0.5, gt=0.0, le=1.0, description="Least probability of the row's own label.")
@@ -45,7 +47,7 @@ class LabelPreserved(Filter):
             return {}
         from tilth.augment.classifiers import fit
 
-        originals = (row for row in rows if row["parent"] is None and row["split"] == "train" and row.get("label"))
+        originals = (row for row in rows if row["via"] is None and row["split"] == "train" and row.get("label"))
         drawn = heapq.nsmallest(self.fit_rows, originals, key=lambda row: row_seed(0, row["id"], "label"))
         model = embedder(inputs.model(self.embedder), self.batch_tokens)
         with ui.reporter().progress("label: embedding originals", len(drawn)) as advance:

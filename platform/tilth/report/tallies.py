@@ -59,11 +59,11 @@ def label_counts(dataset: Dataset) -> tuple[dict[str, int], dict[str, int]]:
     before: Counter[str] = Counter()
     after: Counter[str] = Counter()
     if "label" in PAYLOADS[dataset.row_type]:
-        for table in dataset.split("train").tables(["parent", "label"]):
-            for parent, label in _pairs(table["parent"], table["label"]):
+        for table in dataset.split("train").tables(["via", "label"]):
+            for via, label in _pairs(table["via"], table["label"]):
                 if label is not None:
                     after[label] += 1
-                    before[label] += parent is None
+                    before[label] += via is None
     return dict(before), dict(after)
 
 
