@@ -108,6 +108,18 @@ def test_rounds_go_on_until_every_label_has_its_rows(tmp_path):
     assert [item["short"] for item in artifact.detail["rounds"]] == [15, 7]
 
 
+def test_rows_that_are_not_passed_on_do_not_count_and_their_values_are_topped_up(tmp_path):
+    artifact, done = topped_up(tmp_path, keep_data=False)
+    assert by_label(done) == {"pay": 6, "card": 6, "cash": 6}
+    assert all(row["via"] == "grid" for row in done.rows())
+    assert artifact.detail["ended"] == "balance: no value is short"
+    _, most = run(
+        tmp_path, "labelled", TEXTS, GRID, steps=[{"kind": "balance", "at_most": 2}], budget={"max_rows": 24},
+        round_rows=8, generator={"kind": "echo"},
+    )  # fmt: skip
+    assert by_label(most) == {"pay": 2, "card": 2, "cash": 2}
+
+
 def test_what_the_gates_drop_is_made_up_for(tmp_path):
     """Half of the answers are cut off and so dropped: labels that lost more rows are asked for more."""
     artifact, done = topped_up(tmp_path, generator={"kind": "echo", "truncated": 0.5})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from tilth.data.schema import LINEAGE, NEW, Row, row_seed, value_at
+from tilth.data.schema import ASIDE, LINEAGE, NEW, Row, row_seed, value_at
 from tilth.data.transform import Inputs, RowsFunction, Transform
 from tilth.errors import Problem
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class Balance(Transform):
     """Drops added training rows of a value that has more than `at_most`, and tells which have fewer than `at_least`.
 
-    Originals count and stay. Which added rows stay is decided by a hash of their ids; those of earlier rounds go
-    first. A stage that makes rows asks `shortfall` after each round and goes on until it is empty or a budget ends.
-    Reason: `surplus`.
+    Originals count and stay; those that the stage does not pass on (`keep_data`) do not count, but name values to top
+    up. Which added rows stay is decided by a hash of their ids; those of earlier rounds go first. A stage that makes
+    rows asks `shortfall` after each round and goes on until it is empty or a budget ends. Reason: `surplus`.
     """
 
     by: str = Field(
@@ -56,6 +56,8 @@ class Balance(Transform):
         counts: Counter[str] = Counter()
         added: list[tuple[bool, int, str, str]] = []
         for row, value in self._valued(rows):
+            if row.get(ASIDE):
+                continue
             counts[value] += 1
             if row["via"] is not None:
                 added.append((bool(row.get(NEW)), row_seed(self.seed, row["id"], "balance"), row["id"], value))
@@ -73,7 +75,8 @@ class Balance(Transform):
         if self.at_least is None:
             return {}
         counts = Counter(dict.fromkeys(self.values, 0))
-        counts.update(value for _, value in self._valued(rows))
+        for row, value in self._valued(rows):
+            counts[value] += not row.get(ASIDE)
         return {value: self.at_least - count for value, count in sorted(counts.items()) if count < self.at_least}
 
     def _valued(self, rows: Iterable[Row]) -> Iterable[tuple[Row, str]]:

@@ -48,6 +48,8 @@ SPLITS = ("train", "validation", "test")
 
 #: A key of rows that were made in the unit at hand, beside those that it was given; never stored.
 NEW = "new"
+#: A key of rows that a stage only looks at and does not pass on; never stored.
+ASIDE = "aside"
 
 
 def arrow_schema(row_type: str) -> pa.Schema:

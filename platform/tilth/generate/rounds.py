@@ -24,7 +24,7 @@ from tilth.data.dataset import Dataset
 from tilth.data.engine import run_units
 from tilth.data.finish import accepted_rows
 from tilth.data.ledger import Ledger, Tally, Unit
-from tilth.data.schema import NEW, Row, to_table
+from tilth.data.schema import ASIDE, NEW, Row, to_table
 from tilth.data.transform import Inputs
 from tilth.errors import StageError
 from tilth.generate.budget import Meter, lacking
@@ -111,13 +111,19 @@ class Rounds:
             return f"barren: in the last {BARREN_ROUNDS} rounds the balance came no nearer"
         return None
 
+    def _given(self, rows: Iterable[Row]) -> Iterable[Row]:
+        """Rows of the data as steps see them, where they have the columns of what is made: aside if not passed on."""
+        if self.source.row_type != self.stage.method.makes:
+            return ()
+        return rows if self.stage.carries(self.source) else ({**row, ASIDE: True} for row in rows)
+
     def _shortfall(self) -> dict[str, int]:
         """Rows that steps with targets of their own still want, by value."""
         total: Counter[str] = Counter()
         for step in self.stage.steps:
             ask = getattr(step, "shortfall", None)
             if ask is not None:
-                total.update(ask(chain(_named(self.seeds, self.stage.method.makes, self.source.row_type), self.kept)))
+                total.update(ask(chain(self._given(self.seeds), self.kept)))
         return dict(total)
 
     @cached_property
@@ -212,8 +218,7 @@ class Rounds:
         """Verdicts on the round's rows of every step that looks at all rows."""
 
         def seen() -> Iterator[Row]:
-            known = _named(self.source.rows(), self.stage.method.makes, self.source.row_type)
-            return chain(known, self.kept, ({**row, NEW: True} for row in made))
+            return chain(self._given(self.source.rows()), self.kept, ({**row, NEW: True} for row in made))
 
         return decided(self.stage.steps, seen, self.context, {row["id"] for row in made})
 
@@ -234,11 +239,6 @@ class Rounds:
             "seconds": seconds,
             "cost": self.stage.budget.cost(usage),
         }
-
-
-def _named(rows: Iterable[Row], makes: str, row_type: str) -> Iterable[Row]:
-    """Rows that steps may compare with: those of the dataset, where they have the columns of what is made."""
-    return rows if makes == row_type else ()
 
 
 def _write_asks(store: Store, asks: list[Row], row_type: str) -> None:

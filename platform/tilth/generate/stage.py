@@ -131,6 +131,10 @@ class Generate(Stage):
         if self.quality is not None:
             self.quality.refuse_limits(self.method.makes)
 
+    def carries(self, source: Dataset) -> bool:
+        """Whether the rows of the data are in the result beside those that are made."""
+        return source.row_type == self.method.makes and self.keep_data is not False
+
     def _make(self, out: Out, source: Dataset, context: Inputs) -> Dataset:
         from tilth.data.finish import Verdicts, finish
         from tilth.generate.rounds import Rounds, refuse_empty
@@ -140,6 +144,5 @@ class Generate(Stage):
         refuse_empty(rounds, why)
         everything = (row for table in rounds.books.tables() for row in from_table(table))
         out.store.write_json(FIGURES, {**rounds.figures(why), "summary": self.method.summary(everything)})
-        same = source.row_type == self.method.makes
-        carried = source if same and self.keep_data is not False else None
+        carried = source if self.carries(source) else None
         return finish(rounds.books, self.method.makes, Verdicts(rounds.reasons), carried, self.max_quarantined)
