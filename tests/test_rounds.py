@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any
 
 import pytest
 
 import tilth
-from scripted import recipe
+from scripted import recipe, run
+from test_generate import Titles
+from tilth.augment.base import KEEP, Filter, Verdict
 from tilth.data.dataset import Dataset
+from tilth.data.schema import Row
+from tilth.data.transform import Inputs
 from tilth.errors import StageError
+from tilth.generate.base import Generator
+from tilth.generate.method import Made, MakeFunction, Yield
 
 TASKS = [f"Name {n} rivers of Europe and the seas that they reach, in a list." for n in range(12)]
 PROMPTS = [{"prompt": text, "completion": "…"} for text in TASKS]
@@ -47,3 +54,47 @@ def test_a_method_over_rows_after_itself_needs_another_name(tmp_path):
     again = Dataset.open(tilth.run(made, tmp_path / "out")["again"])
     assert Counter(row["via"] for row in again.rows()) == {None: 12, "titles": 12, "headings": 24}
     assert len({row["id"] for row in again.rows()}) == 48
+
+
+class Headings(Titles):
+    """Says of every other row what it said of the row before."""
+
+    def load(self, generator: Generator | None, inputs: Inputs) -> MakeFunction:
+        def make(asks: list[Row]) -> list[Yield]:
+            numbers = [int(re.findall(r"\d+", ask["prompt"])[0]) // 2 for ask in asks]
+            return [Yield([Made({"prompt": f"heading {n}", "completion": "x"})]) for n in numbers]
+
+        return make
+
+
+UNIQUE = {"kind": "unique", "by": ["prompt"]}
+
+
+@pytest.mark.parametrize(("target", "kept", "ended"), [(8, 8, "target: 8 rows"), (40, 30, "exhausted: ")])
+def test_a_target_is_met_by_what_stays_of_a_dataset_after_all_rows_were_compared(target, kept, ended, tmp_path):
+    rows = [{"prompt": f"Name {n} rivers.", "completion": "…"} for n in range(60)]
+    fields = {"steps": [UNIQUE], "target": target, "unit_rows": 2}
+    artifact, done = run(tmp_path, "completion", rows, {"kind": "test_rounds:Headings"}, **fields)
+    assert len(done) == kept
+    assert artifact.detail["ended"].startswith(ended)
+    assert len({row["prompt"] for row in done.rows()}) == kept
+    made = sum(item["made"] for item in artifact.detail["rounds"])
+    assert made == 60 if kept == 30 else 16 <= made <= 24
+
+
+def test_a_dataset_of_which_hardly_a_row_passes_is_gone_through_to_its_end(tmp_path):
+    rows = [{"prompt": f"Name {n} rivers.", "completion": "…"} for n in range(400)]
+    steps = [{"kind": "test_rounds:Late"}, UNIQUE]
+    fields = {"steps": steps, "target": 2, "unit_rows": 2}
+    artifact, done = run(tmp_path, "completion", rows, {"kind": "test_rounds:Headings"}, **fields)
+    assert [row["prompt"] for row in done.rows()] == ["heading 198", "heading 199"]
+    assert len(artifact.detail["rounds"]) <= 6
+
+
+class Late(Filter):
+    """Lets the last headings pass alone."""
+
+    field: str = "prompt"
+
+    def load_verdicts(self, inputs, fitted):
+        return lambda items: [KEEP if int(c.text.split()[1]) >= 198 else Verdict("early") for c in items]

@@ -103,6 +103,11 @@ def chained(steps: Sequence[Transform], context: Inputs, fitted: Sequence[Fitted
     return apply
 
 
+def looks_at_all(step: Transform) -> bool:
+    """Whether a step decides over all rows together, after every unit."""
+    return type(step).decide is not Transform.decide
+
+
 def decided(
     steps: Sequence[Transform],
     rows: Callable[[], Iterable[Row]],
@@ -115,7 +120,7 @@ def decided(
     """
     reasons: dict[str, str] = {}
     for step in steps:
-        if type(step).decide is not Transform.decide:
+        if looks_at_all(step):
             found = step.decide((row for row in rows() if row["id"] not in reasons), context)
             reasons.update({name: why for name, why in found.items() if judged is None or name in judged})
     return reasons

@@ -15,11 +15,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
 
 from tilth import ui
-from tilth.data.chain import cut, decided
+from tilth.data.chain import cut, decided, looks_at_all
 from tilth.data.dataset import Dataset
 from tilth.data.engine import run_units
 from tilth.data.finish import accepted_rows
@@ -103,8 +103,8 @@ class Rounds:
     def barren(self, short: Mapping[str, int]) -> str | None:
         """That round after round nothing passed the gates, or nothing of what the balance lacks."""
         last = self.history[-BARREN_ROUNDS:]
-        if len(last) < BARREN_ROUNDS:
-            return None
+        if len(last) < BARREN_ROUNDS or not isinstance(self.stage.method, PoolMethod):
+            return None  # a dataset ends by itself
         if not any(item["accepted"] for item in last):
             return f"barren: of the last {BARREN_ROUNDS} rounds no row was accepted"
         if short and len(self.kept) >= (self.stage.target or 0) and last[0]["short"] <= sum(short.values()):
@@ -138,11 +138,15 @@ class Rounds:
 
     def _wanted(self, short: Mapping[str, int]) -> int:
         """How many rows a round should make, by the share of those wanted before that came, so that about enough do."""
-        wanted = sum(item["wanted"] for item in self.history)
-        rate = max(LEAST_RATE, len(self.kept) / wanted) if wanted else 1.0
+        asked = sum(item["wanted"] for item in self.history)
+        rate = len(self.kept) / asked if asked else 1.0
         target = self.stage.target or (0 if self.topping_up else math.inf)
         missing = max(target - len(self.kept), sum(short.values()))
-        return int(min(self.stage.round_rows, math.ceil(missing / rate) if missing < math.inf else math.inf))
+        wanted = math.ceil(missing / max(LEAST_RATE, rate)) if missing < math.inf else math.inf
+        if isinstance(self.stage.method, PoolMethod):
+            return int(min(self.stage.round_rows, wanted))
+        # of a dataset of which hardly a row passes each portion is as large as all before: few rounds see all of it
+        return int(min(len(self.source), wanted if rate >= LEAST_RATE else max(wanted, asked)))
 
     def _round(self, number: int, title: str, short: Mapping[str, int]) -> str | None:
         """One round; returns what ends the stage, None when another may follow."""
@@ -169,8 +173,8 @@ class Rounds:
         """Where the asks of a round lie and how they are cut; None when there are none."""
         method = self.stage.method
         if not isinstance(method, PoolMethod):
-            reads = method.reads if isinstance(method, RowMethod) else ("train",)
-            return (self.source.store, cut(self.source.split(*reads), self.stage.unit_rows)) if number == 0 else None
+            units = self._next(wanted)
+            return (self.source.store, units) if units else None
         planned = method.plan(number, Pool(self.seeds, self.kept, short), wanted)
         if not planned:
             return None
@@ -180,6 +184,22 @@ class Rounds:
         size = self.stage.unit_rows or min(64, max(8, math.ceil(len(asks) / 16)))
         spans = [(start, min(start + size, len(asks))) for start in range(0, len(asks), size)]
         return store, [Unit(index, ASKS, *span) for index, span in enumerate(spans)]
+
+    def _next(self, wanted: int) -> list[Unit]:
+        """The units of a dataset that a round goes through: all, or as many as it takes where gates look back after."""
+        method = self.stage.method
+        reads = method.reads if isinstance(method, RowMethod) else ("train",)
+        units = cut(self.source.split(*reads), self.stage.unit_rows)
+        left = units[sum(len(ledger.units) for ledger in self.books.ledgers) :]
+        if not self.in_portions:
+            return left
+        before = accumulate((len(unit) for unit in left), initial=0)
+        return [unit for unit, rows in zip(left, before, strict=False) if rows < wanted]
+
+    @cached_property
+    def in_portions(self) -> bool:
+        """Whether a dataset is gone through piece by piece: what is kept is known after each, as some step sees all."""
+        return self.stage.target is not None and any(map(looks_at_all, self.stage.steps))
 
     def _work(self, store: Store, asks: Store, ledger: Ledger, title: str) -> dict[str, Any]:
         stage = self.stage
@@ -193,13 +213,13 @@ class Rounds:
         return done
 
     def _limit(self, ledger: Ledger) -> str | None:
-        """The budget, and for methods that go through a dataset the target."""
+        """The budget, and for methods that go through a dataset the target, where no row of a unit goes later."""
         records = ledger.records.values()
         rows = sum(record.tally.inputs for record in records)
         if over := self.meter.exceeded(rows, ledger.usage()):
             return over
         target = self.stage.target
-        if target is None or self.topping_up or isinstance(self.stage.method, PoolMethod):
+        if target is None or self.topping_up or self.in_portions or isinstance(self.stage.method, PoolMethod):
             return None
         return f"target: {target:,} rows" if sum(record.tally.accepted for record in records) >= target else None
 

@@ -49,7 +49,7 @@ class Generate(Stage):
         description="Diversity and bias to measure and hold; {}: all, without limits.",
     )
     keep_data: bool | None = Field(None, description="Pass the given rows on too; none: where their type is the same.")
-    round_rows: int = Field(512, ge=1, description="Rows that a round tries to make at most.")
+    round_rows: int = Field(512, ge=1, description="Rows that a pool method's round tries to make at most.")
     unit_rows: int | None = Field(None, ge=1, description="Asks committed together; None: by their number.")
     max_quarantined: float = Field(
         0.05, ge=0, le=1, json_schema_extra=EXECUTION, description="Share of quarantined rows at which it fails."
