@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 import tilth
 from scripted import recipe, run
-from test_generate import Titles
+from test_balance import Stopping
+from test_generate import Slow, Titles
 from tilth.augment.base import KEEP, Filter, Verdict
 from tilth.data.dataset import Dataset
 from tilth.data.schema import Row
 from tilth.data.transform import Inputs
 from tilth.errors import StageError
+from tilth.generate import rounds
+from tilth.generate.base import Generate as Ask
 from tilth.generate.base import Generator
 from tilth.generate.method import Made, MakeFunction, Yield
 
@@ -98,3 +101,49 @@ class Late(Filter):
 
     def load_verdicts(self, inputs, fitted):
         return lambda items: [KEEP if int(c.text.split()[1]) >= 198 else Verdict("early") for c in items]
+
+
+class Counted(Slow):
+    """Knows how many questions it was asked."""
+
+    in_flight: ClassVar[int] = 4
+    asked: ClassVar[list[int]] = [0]
+
+    def load(self, inputs: Inputs) -> Ask:
+        answer = super().load(inputs)
+
+        def ask(prompts: Any) -> Any:
+            self.asked[0] += len(prompts)
+            return answer(prompts)
+
+        return ask
+
+
+def test_units_in_flight_when_a_budget_ends_are_counted_and_kept(tmp_path):
+    Counted.asked[0] = 0
+    fields = {"budget": {"max_rows": 2}, "unit_rows": 2, "generator": {"kind": "test_rounds:Counted"}}
+    artifact, done = run(tmp_path, "completion", PROMPTS, {"kind": "test_generate:Titles"}, **fields)
+    asked = Counted.asked[0]
+    assert 2 < asked <= 12
+    assert len(done) == artifact.metrics["made"] == asked
+    assert artifact.detail["ended"] == f"max_rows: {asked} of 2"
+
+
+def test_the_hours_of_a_run_that_was_killed_count_and_what_it_made_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "SPENT_SECONDS", 0.0)
+    fields = {"budget": {"max_hours": 1.0}, "unit_rows": 2, "generator": {"kind": "test_balance:Stopping"}}
+    Stopping.left[0] = 3
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "completion", PROMPTS, {"kind": "test_generate:Titles"}, **fields)
+    spent = next(tmp_path.glob("out/stages/made/*/rounds/0000/spent.json"))
+    assert float(spent.read_text()) > 0
+    spent.write_text("3500.0")
+    Stopping.left[0] = 3
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "completion", PROMPTS, {"kind": "test_generate:Titles"}, **fields)
+    assert float(spent.read_text()) > 3500
+    spent.write_text("3600.0")
+    artifact, done = run(tmp_path, "completion", PROMPTS, {"kind": "test_generate:Titles"}, **fields)
+    assert artifact.detail["ended"].startswith("max_hours: 1 of 1")
+    assert artifact.detail["seconds"] >= 3600
+    assert len(done) == 8

@@ -63,7 +63,8 @@ def run_units(
     """Commit every missing unit of the ledger. StageError when a unit fails for good.
 
     On Ray Data, or with `resources.workers` 0 in this process, where Ray is not even imported. `stop` is asked after
-    each unit: when it gives a reason, no further unit is begun and the reason is returned.
+    each unit: when it gives a reason, no further unit is begun, those in flight are taken in, and the reason is
+    returned, with the figures of all.
     """
     missing = ledger.missing()
     if not missing:
@@ -77,6 +78,9 @@ def run_units(
                 ledger.add(record)
                 advance(len(ledger.units[record.unit]))
                 why = stop(ledger)
+        if why is not None:
+            advance(sum(len(ledger.units[index]) for index in ledger.adopt()))
+            why = stop(ledger) or why
         ledger.flush()
     return why
 

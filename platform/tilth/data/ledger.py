@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROW_GROUP = 4096
+HEAD = "ledger/HEAD.json"
 FLUSH_RECORDS = 200
 FLUSH_SECONDS = 2.0
 _TALLY = b"tilth.tally"
@@ -169,8 +170,8 @@ class Ledger:
     def _open(self, fingerprint: str) -> None:
         plan = hashlib.sha256(repr(sorted(self.units.items())).encode()).hexdigest()
         head = {"fingerprint": fingerprint, "units": len(self.units), "plan": plan}
-        if (found := self.store.read_json("ledger/HEAD.json")) is None:
-            self.store.write_json("ledger/HEAD.json", head)
+        if (found := self.store.read_json(HEAD)) is None:
+            self.store.write_json(HEAD, head)
         elif found != head:
             raise StorageError(
                 f"{self.store.url} holds a ledger of other work ({found}); this stage is {head}; remove that directory"
@@ -181,17 +182,25 @@ class Ledger:
         """Read the manifest, drop lines that are damaged or whose file is gone, adopt files that no line names."""
         segments = [name for name in self.store.list("ledger") if name.endswith(".jsonl")]
         self._segments = len(segments)
-        present = {f"units/{name}" for name in self.store.list("units") if name.endswith(".parquet")}
+        present = self._present()
         for name in segments:
             for line in self.store.read(f"ledger/{name}").splitlines():
                 record = _parsed(line)
                 if record is not None and record.file in present and record.unit in self.units:
                     self.records[record.unit] = record
-        named = {record.file for record in self.records.values()}
-        for unit in self.units.values():
-            if unit.file in present - named and (adopted := _adopt(self.store, unit)):
-                self.add(adopted)
+        self.adopt()
         self.flush()
+
+    def _present(self) -> set[str]:
+        return {f"units/{name}" for name in self.store.list("units") if name.endswith(".parquet")}
+
+    def adopt(self) -> list[int]:
+        """Take in units whose file is there though no record names it: their indices."""
+        present = self._present()
+        found = [record for unit in self.missing() if unit.file in present and (record := _adopt(self.store, unit))]
+        for record in found:
+            self.add(record)
+        return [record.unit for record in found]
 
     def missing(self) -> list[Unit]:
         """Units that are not committed yet, in order."""

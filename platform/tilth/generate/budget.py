@@ -43,21 +43,28 @@ class Meter:
     budget: Budget
     rows: int = 0
     seconds: float = 0.0
+    #: seconds that earlier processes spent on the round under way
+    before: float = 0.0
     usage: dict[str, int] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
 
     def add(self, rows: int, usage: Mapping[str, int], seconds: float = 0.0) -> None:
         """Count a finished round; the time of the next begins."""
-        self.began = time.monotonic()
+        self.began, self.before = time.monotonic(), 0.0
         self.rows += rows
         self.seconds += seconds
         for name, amount in usage.items():
             self.usage[name] = self.usage.get(name, 0) + amount
 
     @property
+    def under_way(self) -> float:
+        """Seconds spent on the round under way."""
+        return self.before + time.monotonic() - self.began
+
+    @property
     def elapsed(self) -> float:
         """Seconds of earlier processes and of this one."""
-        return self.seconds + time.monotonic() - self.began
+        return self.seconds + self.under_way
 
     def exceeded(self, rows: int = 0, usage: Mapping[str, int] | None = None) -> str | None:
         """The limit that is reached, with the figures; None while there is none."""

@@ -2,6 +2,7 @@
 
     rounds/0003/asks.parquet    what round 3 asks, where a pool decides it
     rounds/0003/units, ledger   what came of it, see `tilth.data.ledger`
+    rounds/0003/spent.json      seconds that it took so far, for a process that is killed
     rounds/0003/round.json      written last: tokens, seconds, and the limit that ended it, if one did
 
 A resumed run reads the rounds that are done and plans the one under way again: the same pool gives the same asks.
@@ -10,7 +11,6 @@ A resumed run reads the rounds that are done and plans the one under way again: 
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from tilth.data.chain import cut, decided, looks_at_all
 from tilth.data.dataset import Dataset
 from tilth.data.engine import run_units
 from tilth.data.finish import accepted_rows
-from tilth.data.ledger import Ledger, Tally, Unit
+from tilth.data.ledger import HEAD, Ledger, Tally, Unit
 from tilth.data.schema import ASIDE, NEW, Row, to_table
 from tilth.data.transform import Inputs
 from tilth.errors import StageError
@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from tilth.data.transform import Fitted
     from tilth.generate.stage import Generate
 
-ASKS = "asks.parquet"
+ASKS, SPENT = "asks.parquet", "spent.json"
+#: how often the time of a round under way is noted
+SPENT_SECONDS = 30.0
 #: rounds in a row without an accepted row after which a stage gives up
 BARREN_ROUNDS = 3
 LEAST_RATE = 0.05
@@ -74,6 +76,7 @@ class Rounds:
         self.reasons: dict[str, str] = {}
         self.kept: list[Row] = []
         self.history: list[dict[str, Any]] = []
+        self.noted = 0.0
         self.fitted: tuple[Fitted, ...] | None = None
         #: whether any value was ever short of its balance: then more rows than the target may be wanted
         self.topping_up = False
@@ -152,7 +155,9 @@ class Rounds:
         """One round; returns what ends the stage, None when another may follow."""
         store = self.store.sub(f"rounds/{number:04d}")
         done = store.read_json("round.json")
-        if done is None and (over := self.meter.exceeded()):
+        self.meter.before = self.noted = store.read_json(SPENT) or 0.0
+        # what a round made before its process was killed is taken in, and no unit begun where that is over the budget
+        if not store.exists(HEAD) and (over := self.meter.exceeded()):
             return over
         wanted = self._wanted(short)
         planned = self._units(store, number, wanted, short)
@@ -206,14 +211,14 @@ class Rounds:
         if self.fitted is None:
             self.fitted = tuple(step.fit(self.source.rows(), self.context) for step in stage.steps)
         work = Generating(asks, stage.method, stage.generator, stage.steps, self.context, self.fitted)
-        began = time.monotonic()
         why = run_units(work, ledger, stage.resources, title, self._limit)
-        done = {"stopped": why, "seconds": round(time.monotonic() - began, 1)}
+        done = {"stopped": why, "seconds": round(self.meter.under_way, 1)}
         store.write_json("round.json", done)
         return done
 
     def _limit(self, ledger: Ledger) -> str | None:
         """The budget, and for methods that go through a dataset the target, where no row of a unit goes later."""
+        self._note(ledger.store)
         records = ledger.records.values()
         rows = sum(record.tally.inputs for record in records)
         if over := self.meter.exceeded(rows, ledger.usage()):
@@ -222,6 +227,12 @@ class Rounds:
         if target is None or self.topping_up or self.in_portions or isinstance(self.stage.method, PoolMethod):
             return None
         return f"target: {target:,} rows" if sum(record.tally.accepted for record in records) >= target else None
+
+    def _note(self, store: Store) -> None:
+        """Write down the time that the round took so far, now and then: a run that is killed has spent it."""
+        if self.meter.under_way - self.noted >= SPENT_SECONDS:
+            self.noted = self.meter.under_way
+            store.write_json(SPENT, round(self.noted, 1))
 
     def _settle(self, number: int, ledger: Ledger, done: Mapping[str, Any]) -> None:
         """Look at the round's rows beside all others, and take what stays into the pool."""
