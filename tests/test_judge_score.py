@@ -58,6 +58,17 @@ def test_a_row_has_one_mark_in_whatever_company_it_is_judged():
     assert [judged(gate, dict(row))[0]["meta"] for row in rows] == together
 
 
+def test_the_tokens_of_judges_are_added_to_those_of_the_row_by_names_of_their_own():
+    row = {**answer(), "meta": {"usage": {"prompt_tokens": 7, "completion_tokens": 5}}}
+    gate = JudgeScore(generator=Echo(failing=0.0), field="completion", min_score=1)
+    once = judged(gate, row)[0]["meta"]["usage"]
+    assert once["judge_prompt_tokens"] > once["judge_completion_tokens"] == 1
+    assert (once["prompt_tokens"], once["completion_tokens"]) == (7, 5)
+    twice = judged(gate, {**row, "meta": {"usage": once}})[0]["meta"]["usage"]
+    assert twice == {name: count * (1 + name.startswith("judge_")) for name, count in once.items()}
+    assert judged(gate, answer(1))[0]["meta"]["usage"].keys() == {"judge_prompt_tokens", "judge_completion_tokens"}
+
+
 def test_a_row_without_a_mark_stays_out_of_the_dataset():
     failed = judged(JudgeScore(generator=Echo(failing=1.0), field="completion"), answer())[0]
     assert failed["reason"] == "quarantined/judge: echo: this question was to fail"

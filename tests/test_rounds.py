@@ -147,3 +147,15 @@ def test_the_hours_of_a_run_that_was_killed_count_and_what_it_made_stays(tmp_pat
     assert artifact.detail["ended"].startswith("max_hours: 1 of 1")
     assert artifact.detail["seconds"] >= 3600
     assert len(done) == 8
+
+
+def test_a_judge_among_the_gates_spends_the_budget_at_its_own_price(tmp_path):
+    judge = {"kind": "judge_score", "generator": {"kind": "echo"}, "field": "completion", "min_score": 1}
+    prices = {"prompt_price": 0.0, "completion_price": 0.0, "judge_prompt_price": 10.0, "judge_completion_price": 0.0}
+    fields = {"steps": [judge], "unit_rows": 1, "budget": {"max_cost": 0.002, **prices}}
+    artifact, done = run(tmp_path, "completion", PROMPTS, {"kind": "test_generate:Titles"}, **fields)
+    assert artifact.detail["ended"].startswith("max_cost: ")
+    tokens = sum(row["meta"]["usage"]["judge_prompt_tokens"] for row in done.rows())
+    assert artifact.metrics["judge_prompt_tokens"] == tokens
+    assert artifact.metrics["cost"] == pytest.approx(tokens * 10 / 1e6, abs=1e-4)
+    assert 1 <= len(done) < 12

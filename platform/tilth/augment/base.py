@@ -118,12 +118,14 @@ class Candidate:
 class Verdict:
     """`reason` is None for a row that stays, else `name: detail`; `meta` is recorded with the row either way.
 
-    `changes` are columns of the row that the filter writes anew, such as a text with names masked.
+    `changes` are columns of the row that the filter writes anew, such as a text with names masked; `usage` are the
+    tokens that the verdict cost, added to those of the row.
     """
 
     reason: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     changes: dict[str, Any] = field(default_factory=dict)
+    usage: dict[str, int] = field(default_factory=dict)
 
 
 KEEP = Verdict()
@@ -149,10 +151,19 @@ class Filter(Transform):
             if len(verdicts) != len(pending):
                 raise StageError(f"{self.kind} gave {len(verdicts)} verdicts on {len(pending)} rows")
             for row, verdict in zip(pending, verdicts, strict=True):
-                row.update(verdict.changes, reason=verdict.reason, meta={**row["meta"], **verdict.meta})
+                row.update(verdict.changes, reason=verdict.reason, meta=_told(row["meta"], verdict))
             return rows
 
         return gate
 
     def _candidate(self, row: Row, parent: Row | None) -> Candidate:
         return Candidate(text_of(row, self.field), text_or_none(parent, self.field), row.get("label"), row)
+
+
+def _told(meta: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
+    """What is recorded with a row after a verdict."""
+    told = {**meta, **verdict.meta}
+    if verdict.usage:
+        before = meta.get("usage", {})
+        told["usage"] = before | {name: before.get(name, 0) + count for name, count in verdict.usage.items()}
+    return told

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from tilth.augment.base import Candidate, Filter, Verdict, VerdictsFunction
 from tilth.data.schema import row_seed
 from tilth.data.transform import Inputs
-from tilth.generate.base import Answer, Generator, Prompt
+from tilth.generate.base import JUDGE, Answer, Generator, Prompt
 from tilth.generate.shape import Shape
 
 if TYPE_CHECKING:
@@ -33,8 +34,11 @@ class JudgeScore(Filter):
     whole row: what was asked before what is judged. A small model's marks are worth little: compare them with
     people's on a sample first.
 
-    Recorded: `meta.judge_score`, `meta.judge`. Reasons: `judged`; `quarantined/judge` where no mark came.
+    Recorded: `meta.judge_score`, `meta.judge`, and in `meta.usage` its tokens, which count for a budget. Reasons:
+    `judged`; `quarantined/judge` where no mark came.
     """
+
+    version: ClassVar[int] = 2  # its tokens are in the usage of the rows
 
     generator: Generator = Field(description="The model that marks.")
     criteria: str = Field(
@@ -54,7 +58,7 @@ class JudgeScore(Filter):
 
         def judge(candidates: list[Candidate]) -> list[Verdict]:
             answers = ask([self._prompt(item) for item in candidates])
-            return [self._verdict(answer) for answer in answers]
+            return [replace(self._verdict(answer), usage=_cost(answer)) for answer in answers]
 
         return judge
 
@@ -93,3 +97,8 @@ class JudgeScore(Filter):
         score = int(first.value)
         reason = f"judged: {score} < {self.min_score}" if score < self.min_score else None
         return Verdict(reason, {"judge_score": score, **judge})
+
+
+def _cost(answer: Answer) -> dict[str, int]:
+    """The tokens of a mark, by names of their own: a judge may have other prices than the model that made the row."""
+    return {f"{JUDGE}{name}": count for name, count in answer.usage.items()}

@@ -81,7 +81,7 @@ class Record:
     size: int
     sha256: str
     file: str
-    #: what its new rows say in `meta.usage`, summed: prompt_tokens, completion_tokens
+    #: what its new rows say in `meta.usage`, summed: prompt_tokens, completion_tokens, and a judge's
     usage: dict[str, int] = field(default_factory=dict)
 
     def line(self) -> str:

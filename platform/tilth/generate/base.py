@@ -24,6 +24,8 @@ from tilth.data.transform import Inputs
 from tilth.generate.shape import Shape
 
 Message = Mapping[str, str]
+#: how the names of a judge's tokens begin, among those of a row
+JUDGE = "judge_"
 #: stop: the model ended; length: it was cut off; filtered: a server withheld it; malformed: not of the shape asked for
 Finish = Literal["stop", "length", "filtered", "malformed"]
 

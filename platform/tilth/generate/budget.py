@@ -10,30 +10,46 @@ from pydantic import Field
 
 from tilth.config import Component
 from tilth.errors import Problem
+from tilth.generate.base import JUDGE
 
 #: values short of a balance that are named one by one
 _NAMED = 8
 
 
 class Budget(Component):
-    """The first limit that is reached ends the stage; tokens and cost include those of rejected rows."""
+    """The first limit that is reached ends the stage; tokens and cost include those of rejected rows and of judges."""
 
-    max_tokens: int | None = Field(None, ge=1, description="Tokens of prompts and completions.")
+    max_tokens: int | None = Field(None, ge=1, description="Tokens of prompts and completions, a judge's too.")
     max_rows: int | None = Field(None, ge=1, description="Rows made, the rejected ones included.")
     max_hours: float | None = Field(None, gt=0, description="Hours of work on this stage, over all resumptions.")
     max_cost: float | None = Field(None, gt=0, description="In the currency of the prices.")
     prompt_price: float = Field(0.0, ge=0, description="Price of a million prompt tokens.")
     completion_price: float = Field(0.0, ge=0, description="Price of a million completion tokens.")
+    judge_prompt_price: float | None = Field(
+        None, ge=0, description="The same of a judge among the steps; none: as prompt_price."
+    )
+    judge_completion_price: float | None = Field(
+        None, ge=0, description="The same of a judge among the steps; none: as completion_price."
+    )
 
     def check(self) -> list[Problem]:
-        if self.max_cost is None or self.prompt_price or self.completion_price:
+        if self.max_cost is None or any(self.prices.values()):
             return []
         return [Problem("max_cost", "cannot be kept without prices", "set prompt_price and completion_price")]
 
     def cost(self, usage: Mapping[str, int]) -> float:
         """What the tokens cost."""
-        prompt, completion = usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
-        return (prompt * self.prompt_price + completion * self.completion_price) / 1e6
+        return sum(usage.get(name, 0) * price for name, price in self.prices.items()) / 1e6
+
+    @property
+    def prices(self) -> dict[str, float]:
+        """Prices of a million tokens, by the names that rows count them under."""
+        own = {"prompt_tokens": self.prompt_price, "completion_tokens": self.completion_price}
+        judge = (self.judge_prompt_price, self.judge_completion_price)
+        return own | {
+            f"{JUDGE}{name}": price if given is None else given
+            for (name, price), given in zip(own.items(), judge, strict=True)
+        }
 
 
 @dataclass

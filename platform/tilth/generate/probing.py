@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -61,10 +62,9 @@ def probe(stage: Generate, source: Dataset, context: Inputs, asks: int = ASKS) -
     title = stage.generator.title if stage.generator else stage.method.kind
     rows = gated(gates, chosen, rows_of(stage.method, title, chosen, make(chosen)))
     done = time.perf_counter()
-    usage = {
-        name: sum(row["meta"].get("usage", {}).get(name, 0) for row in rows)
-        for name in ("prompt_tokens", "completion_tokens")
-    }
+    usage: Counter[str] = Counter()
+    for row in rows:
+        usage.update(row["meta"].get("usage", {}))
     accepted = sum(row["reason"] is None for row in rows)
     cost = stage.budget.cost(usage)
     figures = (accepted, sum(usage.values()), cost, done - loaded, loaded - start)

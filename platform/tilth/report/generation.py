@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tilth.generate.base import JUDGE
 from tilth.generate.budget import lacking
 from tilth.report import figures
 from tilth.report.svg import Picture, Pictures
@@ -28,12 +29,17 @@ def rounds(detail: Mapping[str, Any]) -> Rows:
             number,
             item["made"],
             item["accepted"],
-            item["usage"].get("prompt_tokens", 0),
-            item["usage"].get("completion_tokens", 0),
+            _tokens(item["usage"], "prompt_tokens"),
+            _tokens(item["usage"], "completion_tokens"),
             item["seconds"],
         )
         for number, item in enumerate(detail["rounds"], 1)
     ]
+
+
+def _tokens(usage: Mapping[str, int], name: str) -> int:
+    """Those of the model that made the rows and of judges."""
+    return usage.get(name, 0) + usage.get(f"{JUDGE}{name}", 0)
 
 
 def foretold(detail: Mapping[str, Any]) -> Rows:
