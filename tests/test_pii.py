@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tilth.augment.pii import Pii
+from tilth.augment.pii import Pii, unnamed
 from tilth.data.schema import generated, original
 from tilth.data.transform import Inputs
 from tilth.errors import StageError
@@ -60,6 +60,28 @@ def test_a_masked_row_stays_without_what_was_found():
     assert letter["reason"] is None
     assert letter["text"] == "My name is <PERSON>, write to <EMAIL_ADDRESS> or call me at <PHONE_NUMBER>."
     assert letter["meta"]["pii"]["PERSON"] == 1
+
+
+def test_what_was_masked_in_a_row_is_masked_in_what_it_carries():
+    carried = {
+        "instruction": LETTER,
+        "answer": {"to": ["john.smith@example.com", "John Smithson"], "size": 3},
+        "usage": {"prompt_tokens": 5},
+    }
+    row = {**generated("m", "m", 1, None, {"text": LETTER}), "meta": carried}
+    found = Pii(mode="mask").load(Inputs(), {})([row])[0]
+    assert found["meta"]["instruction"] == found["text"]
+    assert found["meta"]["answer"] == {"to": ["<EMAIL_ADDRESS>", "John Smithson"], "size": 3}
+    assert found["meta"]["usage"] == {"prompt_tokens": 5}
+    assert found["meta"]["pii"] == {"EMAIL_ADDRESS": 1, "PERSON": 1, "PHONE_NUMBER": 1}
+
+
+def test_a_found_text_is_masked_whole_also_where_another_begins_it_and_where_it_is_a_number():
+    names = {"John": "PERSON", "John Smith": "PERSON", "2125550187": "PHONE_NUMBER"}
+    assert unnamed({"a": "John Smith, Johnny", "b": {"c": 2125550187, "d": [True, None]}}, names) == {
+        "a": "<PERSON>, Johnny",
+        "b": {"c": "<PHONE_NUMBER>", "d": [True, None]},
+    }
 
 
 def test_every_turn_of_a_conversation_is_masked_by_itself():
