@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import threading
 
 import numpy as np
 import pytest
@@ -64,6 +65,22 @@ def test_texts_of_the_last_call_and_new_ones_give_the_same_vectors(folder, quest
     assert np.array_equal(mixed[:10], first[10:])
     assert np.array_equal(mixed[0], mixed[-1])
     assert np.abs(mixed[10:20] - truth[1][20:30]).max() < 1e-5
+
+
+def test_gates_in_several_threads_share_it(folder):
+    """Another call begins while one is under way that knew a text before."""
+    model, others, found = Embedder(folder), [], []
+    known = model.encode(["a card"])
+
+    def advance(_: int) -> None:
+        others.append(threading.Thread(target=lambda: found.append(model.encode(["a bank"]))))
+        others[0].start()
+        others[0].join(1)
+
+    both = model.encode(["a card", "a fee"], advance)
+    others[0].join()
+    assert np.array_equal(both[0], known[0])
+    assert np.array_equal(found[0], model.encode(["a bank"]))
 
 
 def test_progress_counts_every_text_that_is_run(folder, questions):

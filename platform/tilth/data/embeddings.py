@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 #: padded tokens at once: a core's caches hold a thousand (60 % faster than 8,192), a GPU wants many
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
-#: texts of the last call whose vectors are kept: two gates over one unit then embed each text once
+#: texts last asked for whose vectors are kept: two gates over one unit then embed each text once
 _REMEMBERED = 8192
 
 
@@ -39,6 +41,8 @@ class Embedder:
         self.max_tokens = min(max_tokens, self.model.config.max_position_embeddings)
         self.batch_tokens = batch_tokens or BATCH_TOKENS[self.device]
         self._known: dict[str, Vectors] = {}
+        # gates share it, each in a thread of its own; nor may two threads use a tokenizer at once
+        self._lock = threading.Lock()
 
     @property
     def width(self) -> int:
@@ -53,12 +57,19 @@ class Embedder:
         import numpy as np
 
         distinct = list(dict.fromkeys(texts))
-        new = [text for text in distinct if text not in self._known]
-        made = dict(zip(new, self._run(new, advance), strict=True)) if new else {}
-        vectors = {text: made[text] if text in made else self._known[text] for text in distinct}
-        if len(vectors) <= _REMEMBERED:
-            self._known = vectors
+        with self._lock:
+            new = [text for text in distinct if text not in self._known]
+            made = dict(zip(new, self._run(new, advance), strict=True)) if new else {}
+            vectors = {text: made[text] if text in made else self._known[text] for text in distinct}
+            self._remember(vectors)
         return np.stack([vectors[text] for text in texts]) if texts else np.empty((0, self.width), np.float32)
+
+    def _remember(self, vectors: dict[str, Vectors]) -> None:
+        """Keep these vectors, and of the others those last asked for."""
+        if len(vectors) <= _REMEMBERED:
+            others = {text: vector for text, vector in self._known.items() if text not in vectors}
+            surplus = max(0, len(others) + len(vectors) - _REMEMBERED)
+            self._known = {**dict(islice(others.items(), surplus, None)), **vectors}
 
     def _run(self, texts: list[str], advance: Callable[[int], None]) -> list[Vectors]:
         def run(batch: list[list[int]]) -> Sequence[Vectors]:
