@@ -15,11 +15,13 @@ import torch
 import tilth
 from faulty_server import FaultyServer
 from scripted import script
+from tilth.data.bootstrap import mean
 from tilth.data.dataset import Dataset
 from tilth.data.loading import Card, load_pretrained, load_tokenizer
 from tilth.data.schema import original
 from tilth.data.transform import Inputs
 from tilth.errors import RecipeError, StageError
+from tilth.evaluate.measures.base import AnswerMetric
 from tilth.evaluate.predictor import Predictor
 from tilth.evaluate.tasks.generation import Answers, Ask
 from tilth.evaluate.tasks.prompting import Questions, Shots
@@ -107,6 +109,35 @@ def test_another_metric_asks_nobody_again(tmp_path: Path):
     assert again["m/exact_match"] == again["m/rouge1"] == first["m/exact_match"] == 0.25
     scores([{"kind": "exact_match"}], seed=7)
     assert len(ASKED) == 40, "what is asked otherwise is asked anew"
+
+
+class Brittle(AnswerMetric):
+    """Exact match that breaks on one row as long as nothing else is measured."""
+
+    broken: bool = True
+
+    def scorer(self, inputs: Inputs) -> Any:
+        def terms(answer: str, references: list[str]) -> list[float]:
+            if self.broken and references == ["fig"]:
+                raise ValueError("no figs")
+            return [float(answer in references)]
+
+        return terms
+
+    def figures(self, rows: Any) -> Any:
+        return {"brittle": mean([hit for (hit,) in self.terms(rows)])}
+
+
+def test_a_row_that_failed_is_in_the_next_version_again(tmp_path: Path):
+    def run(broken: bool) -> Any:
+        metric = {"kind": "test_evaluate_generation:Brittle", "broken": broken}
+        task = {"kind": "generation", "metrics": [metric], "generators": {"m": scripted("always_right")}}
+        return tilth.run(recipe(tmp_path, completions(8), "completion", task), tmp_path / "out")["evaluate"]
+
+    with pytest.raises(StageError, match="could not predict row"):
+        run(broken=True)
+    artifact = run(broken=False)
+    assert artifact.detail["models"]["m"]["intervals"]["brittle"]["n"] == artifact.counts["rows"] == 8
 
 
 @script

@@ -25,7 +25,7 @@ def said_key(out: Out, name: str) -> str:
 
 
 def earlier(out: Out, name: str, wanted: str) -> Dataset | None:
-    """Predictions with the identity `wanted` as another finished version of this stage left them; None without one.
+    """Predictions of every row with the identity `wanted`, as another version of this stage left them; else None.
 
     What is decided at first is written down, so that a resumed run goes on as it began.
     """
@@ -35,7 +35,7 @@ def earlier(out: Out, name: str, wanted: str) -> Dataset | None:
     if told is None:
         told = {"key": wanted, "from": _version(Store.at(home), own, name, wanted)}
         store.write_json(KEY, told)
-    return finished(Store.at(home).sub(f"{told['from']}/predictions/{name}")) if told["from"] else None
+    return _whole(Store.at(home).sub(f"{told['from']}/predictions/{name}")) if told["from"] else None
 
 
 def key_of(predictions: Store) -> Any:
@@ -47,6 +47,12 @@ def _version(home: Store, own: str, name: str, wanted: str) -> str | None:
     for version in home.list():
         store = home.sub(f"{version}/predictions/{name}")
         told = store.read_json(KEY) if version != own else None
-        if told is not None and told["key"] == wanted and finished(store) is not None:
+        if told is not None and told["key"] == wanted and _whole(store) is not None:
             return version
     return None
+
+
+def _whole(store: Store) -> Dataset | None:
+    """Finished predictions of every row: where some failed, taking over the others would leave those out unseen."""
+    dataset = finished(store)
+    return None if dataset is None or dataset.rejected else dataset
