@@ -14,20 +14,22 @@ import torch
 
 import tilth
 from faulty_server import FaultyServer
-from scripted import script
+from scripted import Scripted, script
 from tilth.data.bootstrap import mean
 from tilth.data.dataset import Dataset
 from tilth.data.loading import Card, load_pretrained, load_tokenizer
 from tilth.data.schema import original
 from tilth.data.transform import Inputs
 from tilth.errors import RecipeError, StageError
-from tilth.evaluate.measures.base import AnswerMetric
+from tilth.evaluate.measures.base import AnswerMetric, compared
 from tilth.evaluate.predictor import Predictor
 from tilth.evaluate.tasks.generation import Answers, Ask
 from tilth.evaluate.tasks.prompting import Questions, Shots
 from tilth.generate.hf import HuggingFace
+from tilth.generate.render import render
 from tiny import model_folder
 
+HUMAN_EVAL = "{{ prompt }}{{ answer }}"
 FRUIT = ("apple", "pear", "plum", "fig")
 
 
@@ -185,6 +187,29 @@ def test_an_endpoint_is_asked_again_for_what_it_refused_alone(tmp_path: Path):
     assert {row["meta"]["answers"][0].rpartition(" ")[0] for row in rows} == {f"Name fruit {i}." for i in range(64)}
     assert all(row["meta"]["usage"]["prompt_tokens"] == 7 for row in rows)
     assert artifact.detail["models"]["served"]["signatures"]["chrf"].startswith("nrefs:1|")
+
+
+@script
+def goes_on(text: str, prompt: Any) -> str:
+    return "    return 2\n"
+
+
+def test_a_continuation_keeps_its_indent_and_nothing_else_does():
+    row = original("r", "test", {"prompt": 'def two():\n    """Two."""\n', "completion": "x"})
+    labelled = original("l", "test", {"text": "x", "label": "return 2"})
+    generator = Scripted(script="goes_on")
+
+    def asked(row: Any, form: Any) -> Any:
+        step = Ask(generator=generator, form=form)
+        return step.load(Inputs(), step.fit([row], Inputs()))([row])[0]
+
+    answer = asked(row, "text")["meta"]["answers"][0]
+    names: dict[str, Any] = {}
+    exec(render(HUMAN_EVAL, **row, answer=answer), names)
+    assert names["two"]() == 2
+    assert asked(row, "chat")["meta"]["answers"] == ["return 2"]
+    assert asked(labelled, "text")["meta"]["prediction"] == "return 2"
+    assert list(compared([asked(row, "text")], "rouge")) == [("return 2", ["x"])]
 
 
 def test_few_shot_questions_as_turns_and_as_one_text():

@@ -64,7 +64,7 @@ class Judging(Transform):
             return {}
         store = Store.at(inputs.urls[self.answers])
         rows = {model: Dataset.open(store.sub(f"predictions/{model}")).rows() for model in self.models}
-        return {model: {row["id"]: row["meta"]["answers"][0] for row in told} for model, told in rows.items()}
+        return {model: {row["id"]: row["meta"]["answers"][0].strip() for row in told} for model, told in rows.items()}
 
     def _answer(self, row: Row, model: str, given: Mapping[str, Mapping[str, str]]) -> str:
         found = given[model].get(row["id"]) if given else value_at(row, self.places[model])

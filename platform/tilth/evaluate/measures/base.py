@@ -96,11 +96,11 @@ class Measure(Transform):
 
 
 def compared(rows: Sequence[Row], kind: str) -> Iterator[tuple[str, list[str]]]:
-    """The first answer of each row beside its references; StageError where a row has none."""
+    """The first answer of each row, without blanks around it, beside its references; StageError without any."""
     for row in rows:
         references = row["meta"].get("references")
         if not references:
             raise StageError(
                 f"row {row['id']} has no reference, and {kind} compares with one; set the task's reference"
             )
-        yield row["meta"]["answers"][0], references
+        yield row["meta"]["answers"][0].strip(), references

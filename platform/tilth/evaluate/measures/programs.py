@@ -20,8 +20,9 @@ class PassAtK(Metric):
     """Share of problems that one of k programs solves, estimated without bias from n samples (Chen et al. 2021).
 
     arXiv:2107.03374. Programs run in the sandbox of `tilth.generate.sandbox` and nowhere else. HumanEval is
-    `program: "{{ prompt }}{{ answer }}"` and `tests: "{{ meta.test }}\\ncheck({{ meta.entry_point }})"`; MBPP is the
-    default.
+    `program: "{{ prompt }}{{ answer }}"` and `tests: "{{ meta.test }}\\ncheck({{ meta.entry_point }})"`, asked in the
+    form `text`, of data with `clean: {whitespace: keep}`: its prompts end in a line break, its answers begin with an
+    indent. MBPP is the default.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("answers",)
@@ -51,7 +52,7 @@ class PassAtK(Metric):
         answers = row["meta"]["answers"]
         try:
             tests = render(self.tests, **row)
-            programs = [render(self.program, **row, answer=answer, code=code_of(answer)) for answer in answers]
+            programs = [render(self.program, **row, answer=answer, code=code_of(answer.strip())) for answer in answers]
         except RenderError as error:
             raise StageError(f"row {row['id']}: {error}; mend the program or tests of pass_at_k") from error
         passed = sum(run_python(program, tests=tests, limits=self.limits).ok for program in programs)

@@ -148,7 +148,7 @@ class Ask(Transform):
                 f"row {row['id']} was not answered ({answer.failure}), and a score without it would not be the score "
                 "of the split; mend that, or drop the row upstream; the answers that there are stay"
             )
-        texts = [str(item.value) if item.value is not None else item.text.strip() for item in answer.completions]
+        texts = [str(item.value) if item.value is not None else self._ended(item.text) for item in answer.completions]
         meta: dict[str, Any] = {
             "answers": texts,
             "references": questions.references(row),
@@ -157,5 +157,9 @@ class Ask(Transform):
             "usage": total_usage([answer]),
         }
         if row.get("label") is not None and self.reference is None:
-            meta["prediction"] = texts[0]
+            meta["prediction"] = texts[0].strip()
         return {**row, "meta": {**row["meta"], **meta}}
+
+    def _ended(self, text: str) -> str:
+        """An answer without blanks around it; those that begin a continuation belong to it, as a program's indent."""
+        return text.rstrip() if self.form == "text" else text.strip()
