@@ -12,7 +12,7 @@ import tilth
 from scripted import script
 from tilth.data.schema import original
 from tilth.evaluate import bootstrap
-from tilth.evaluate.scores import compared_with, score
+from tilth.evaluate.scores import compared_with, score, unlike
 from tilth.evaluate.slices import values_of
 from tilth.report import write_report
 from tilth.runs import Artifact, Run
@@ -132,6 +132,22 @@ def test_models_that_cut_texts_otherwise_are_compared_by_the_byte():
     assert (name, only.metric) == ("fine", "bits_per_byte")
     assert only.difference.value == pytest.approx(-1 / 20 / 0.6931471805599453)
     assert scored["fine"].statistics["perplexity"].point() == pytest.approx(2.718281828459045 ** (15 / 9))
+
+
+def test_models_that_read_different_parts_of_a_row_are_not_compared():
+    def rows(size: int, cut: bool) -> list[dict[str, Any]]:
+        short = [{"nll": 5.0, "tokens": 4, "bytes": 20 + (not cut), "truncated": False}] * 9
+        long = {"nll": size / 5, "tokens": size // 4, "bytes": size, "truncated": cut}
+        return [original(f"r{i}", "test", {"text": "x"}, said) for i, said in enumerate([*short, long])]
+
+    scored = score(
+        {"base": rows(400, False), "tuned": rows(100, True), "twin": rows(100, True), "odd": rows(401, False)}
+    )
+    assert unlike(scored["tuned"], scored["base"]) == 1
+    found = compared_with({name: scored[name] for name in ("base", "tuned", "odd")}, "base", 100, 0)
+    assert found["tuned"] == []
+    assert found["odd"], "read whole by both, whatever their first tokens"
+    assert compared_with({name: scored[name] for name in ("tuned", "twin")}, "tuned", 100, 0)["twin"]
 
 
 def test_rows_fall_under_what_their_meta_says():

@@ -386,6 +386,18 @@ def test_long_texts_are_read_in_windows_each_token_once(tmp_path: Path):
     assert short["meta"]["tokens"] == 15
 
 
+def test_one_model_at_two_lengths_is_not_compared_with_itself(tmp_path: Path):
+    lengths = {"base": 64, "tuned": 16}
+    models = {name: str(trained(tmp_path / name, "llama", "language_model", length=n)) for name, n in lengths.items()}
+    rows = [{"text": "short"}, {"text": "a text that is longer than one of them reads"}]
+    plan = recipe(tmp_path, rows, "text", {"kind": "forward"}, models=models, baseline="base")
+    detail = tilth.run(plan, tmp_path / "out")["evaluate"].detail
+    assert detail["differences"] == {"tuned": []}
+    (line,) = detail["verdicts"]
+    assert line.startswith("tuned and base read different parts of 1 of 2 rows")
+    assert "set task.stride" in line
+
+
 def test_choices_are_ranked_as_a_plain_loop_ranks_them(tmp_path: Path):
     folder = trained(tmp_path / "llama", "llama", "language_model", length=200)
     rows = [{"text": f"thing number {i}", "label": FRUIT[i % 3]} for i in range(12)]

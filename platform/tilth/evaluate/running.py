@@ -18,7 +18,18 @@ from tilth.errors import StageError
 from tilth.evaluate import reuse, transfer
 from tilth.evaluate.measures.base import Measure
 from tilth.evaluate.mistakes import mistakes
-from tilth.evaluate.scores import compared_detail, compared_with, flat, intervals, plain, score, shown, verdict
+from tilth.evaluate.scores import (
+    compared_detail,
+    compared_with,
+    flat,
+    intervals,
+    plain,
+    score,
+    shown,
+    told_unlike,
+    unlike,
+    verdict,
+)
 from tilth.evaluate.slices import cut_by, slices
 from tilth.evaluate.tasks.base import Pass
 from tilth.evaluate.training import Neighbours, contaminated
@@ -131,6 +142,8 @@ def _verdicts(
         ]
     lines = []
     for name, items in compared.items():
+        if apart := unlike(scored[name], scored[baseline]):
+            lines.append(told_unlike(name, baseline, apart, rows))
         for first in items[:1]:
             scores = found[name][first.metric], found[baseline][first.metric]
             lines.append(verdict(name, baseline, *scores, first, rows))

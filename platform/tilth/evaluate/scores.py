@@ -29,6 +29,8 @@ class Scored:
 
     statistics: Mapping[str, Statistic]
     detail: Mapping[str, Any]
+    #: of a language model for each row how many bytes were scored, and whether the row was cut
+    read: Sequence[tuple[int, bool]] = ()
 
     @property
     def headline(self) -> str:
@@ -74,7 +76,9 @@ def score(predicted: Predicted, metrics: Sequence[Metric] = ()) -> dict[str, Sco
     for metric in chosen:
         for name, statistics in metric.statistics(predicted).items():
             found[name] |= statistics
-    return {name: Scored(found[name], _detail(rows, kinds[name], chosen)) for name, rows in predicted.items()}
+    return {
+        name: Scored(found[name], _detail(rows, kinds[name], chosen), _read(rows)) for name, rows in predicted.items()
+    }
 
 
 def kind_of(row: Row) -> str:
@@ -103,6 +107,11 @@ def default_metric(row: Row) -> Metric:
     return metrics[kind]()
 
 
+def _read(rows: Sequence[Row]) -> list[tuple[int, bool]]:
+    metas = [row["meta"] for row in rows]
+    return [(meta["bytes"], meta["truncated"]) for meta in metas if "bytes" in meta]
+
+
 def _detail(rows: Sequence[Row], kind: str, metrics: Sequence[Metric]) -> dict[str, Any]:
     found: dict[str, Any] = {"task": kind, "truncated": sum(row["meta"]["truncated"] for row in rows)}
     for name in ("tokens", "withheld"):
@@ -122,8 +131,11 @@ def intervals(scored: Scored, samples: int, seed: int) -> dict[str, Interval]:
 def compare(model: Scored, baseline: Scored, samples: int, seed: int) -> list[Comparison]:
     """Paired comparisons in every metric that both have; McNemar for what is right or wrong, else randomisation.
 
-    Perplexity is a rate per token: of two language models that count tokens differently only bits per byte compare.
+    Perplexity is a rate per token: of two language models that count tokens differently only bits per byte compare,
+    and neither does where they read `unlike` parts of the rows.
     """
+    if unlike(model, baseline):
+        return []
     counts = [item.detail.get("tokens") for item in (model, baseline)]
     found = []
     for name, statistic in model.statistics.items():
@@ -138,6 +150,23 @@ def compare(model: Scored, baseline: Scored, samples: int, seed: int) -> list[Co
             p, test = permutation(statistic, other, samples, seed), "approximate randomisation"
         found.append(Comparison(name, gap, p, test))
     return found
+
+
+def unlike(model: Scored, baseline: Scored) -> int:
+    """Rows of which two language models scored different parts, as one of them read less of them.
+
+    Bytes of rows that both read whole may differ by the first token, which is not scored: those are alike.
+    """
+    both = zip(model.read, baseline.read, strict=True) if model.read and baseline.read else ()
+    return sum(bytes != theirs and (cut or cut_too) for (bytes, cut), (theirs, cut_too) in both)
+
+
+def told_unlike(model: str, baseline: str, rows: int, of: int) -> str:
+    """Why two language models are not compared, and what makes them comparable."""
+    return (
+        f"{model} and {baseline} read different parts of {rows} of {of} rows, as those are longer than one of them "
+        "reads: not compared; set task.stride to score all of every row (encoder-decoders: leave out longer rows)"
+    )
 
 
 def compared_with(

@@ -45,7 +45,9 @@ class Evaluate(Stage):
     """
 
     produces: ClassVar[str] = "report"
-    version: ClassVar[int] = 3  # rows that failed before are in the score again; continuations keep their indent
+    version: ClassVar[int] = (
+        3  # rows that failed before count; continuations keep their indent; like is compared with like
+    )
 
     models: dict[str, ModelRef] = Field(
         default_factory=dict, description="Name in the report → @stage, hub name or directory."

@@ -20,6 +20,8 @@ from tilth.evaluate.scores import (
     compare,
     intervals,
     score,
+    told_unlike,
+    unlike,
     verdict,
 )
 
@@ -56,6 +58,9 @@ def _slice(
     scored: dict[str, Scored] = score(mine, metrics)
     alone = single.get(task)
     several = [name for name in scored if alone is not None and name not in single.values()]
+    for name in several:
+        if apart := unlike(scored[name], scored[str(alone)]):
+            raise StageError(f"{task}: {told_unlike(name, str(alone), apart, len(mine[name]))}")
     against = {name: compare(scored[name], scored[str(alone)], samples, seed)[0] for name in several}
     found = {name: intervals(item, samples, seed) for name, item in scored.items()}
     first = next(iter(scored.values()))

@@ -12,7 +12,8 @@ from tilth.evaluate.measures.base import Metric, Statistics
 class Perplexity(Metric):
     """Perplexity per token, and bits per byte, which compares models whose tokens differ (Gao et al. 2020).
 
-    Both are of the texts as far as the model read them; see the task's `stride` for texts longer than it reads.
+    Both are of the texts as far as the model read them, and models that read different parts of some row are not
+    compared; with the task's `stride` all of every text is scored.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("nll", "tokens", "bytes")

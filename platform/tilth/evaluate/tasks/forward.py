@@ -19,7 +19,10 @@ class Forward(Task):
     """The score follows from what the model is: a classifier, a tagger, one that answers by spans, a language model."""
 
     stride: int | None = Field(
-        None, ge=1, description="Tokens between the windows in which longer texts are read; none: they are cut."
+        None,
+        ge=1,
+        description="Tokens between the windows in which longer texts are read; none: they are cut, and language "
+        "models that cut them differently are not compared.",
     )
 
     def step(self, model: str | Generator, how: Pass) -> Transform:
