@@ -27,7 +27,7 @@ from tilth.evaluate.tasks.generation import Answers, Ask
 from tilth.evaluate.tasks.prompting import Questions, Shots
 from tilth.generate.hf import HuggingFace
 from tilth.generate.render import render
-from tiny import model_folder
+from tiny import model_folder, tokenizer
 
 HUMAN_EVAL = "{{ prompt }}{{ answer }}"
 FRUIT = ("apple", "pear", "plum", "fig")
@@ -332,6 +332,21 @@ def test_words_get_the_tag_of_their_first_token(tmp_path: Path):
         assert row["meta"]["prediction"] == [labels[int(logits[at].argmax())] for at in starts]
     assert cut["meta"]["truncated"]
     assert cut["meta"]["prediction"][1] == "O"
+
+
+@pytest.mark.parametrize("objective", ["seq2seq", "classification", "token_classification"])
+def test_a_long_row_ends_in_the_mark_that_training_leaves_there(tmp_path: Path, objective: str):
+    folder = trained(tmp_path / "m", "t5" if objective == "seq2seq" else "bert", objective, ("O", "B"), length=12)
+    tokenizer(seq2seq=True).save_pretrained(folder)
+    payload = {"prompt": "ab" * 20, "completion": "xyz" * 9, "text": "ab" * 20, "tokens": ["ab" * 20, "c"]}
+    row = original("long", "test", {**payload, "tags": ["O", "O"]})
+    predictor = Predictor(folder)
+    (window,) = predictor.head.encode(row)
+    assert window.ids == tokenizer(seq2seq=True)(payload["text"], truncation=True, max_length=12)["input_ids"]
+    assert window.ids[-1] == 2
+    if objective == "seq2seq":
+        assert window.targets == tokenizer(seq2seq=True)(payload["completion"][:11])["input_ids"]
+    assert predictor.predict([row])[0]["meta"]["truncated"]
 
 
 def test_the_likeliest_span_is_found_by_trying_all_also_in_windows(tmp_path: Path):

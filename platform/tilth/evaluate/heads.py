@@ -64,7 +64,8 @@ class Classes:
     def encode(self, row: Row) -> list[Encoded]:
         if row.get("text") is None:
             raise StageError(f"row {row['id']}: a classifier needs a column text; the row has none")
-        return [self.by.cut(self.by.tokenizer(row["text"]))]
+        found, truncated = self.by.cut(row["text"])
+        return [Encoded(found["input_ids"], truncated=truncated)]
 
     def run(self, batch: list[Encoded]) -> list[Any]:
         best = torch.softmax(self.by.forward(batch).logits.float(), dim=-1).cpu().max(dim=-1)
@@ -145,9 +146,9 @@ class Seq2Seq:
     def encode(self, row: Row) -> list[Encoded]:
         if row.get("completion") is None:
             raise StageError(f"row {row['id']}: an encoder-decoder is scored on prompts and completions")
-        prompt = self.by.cut(self.by.tokenizer(row["prompt"]))
-        answer = self.by.cut(self.by.tokenizer(text_target=row["completion"]))
-        return [Encoded(prompt.ids, answer.ids, prompt.truncated or answer.truncated)]
+        prompt, shortened = self.by.cut(row["prompt"])
+        answer, ended = self.by.cut(text_target=row["completion"])
+        return [Encoded(prompt["input_ids"], answer["input_ids"], shortened or ended)]
 
     def run(self, batch: list[Encoded]) -> list[Any]:
         targets = self.by.padded([item.targets for item in batch], IGNORED)
@@ -168,11 +169,10 @@ class Tags:
     def encode(self, row: Row) -> list[Encoded]:
         if row.get("tokens") is None:
             raise StageError(f"row {row['id']}: a model that tags words needs a column tokens; the row has none")
-        found = self.by.tokenizer(row["tokens"], is_split_into_words=True)
+        found, truncated = self.by.cut(row["tokens"], is_split_into_words=True)
         words = found.word_ids()
         first = [word if word != before else None for word, before in zip(words, [None, *words], strict=False)]
-        cut = self.by.cut(found)
-        return [Encoded(cut.ids, truncated=cut.truncated, words=first[: cut.size])]
+        return [Encoded(found["input_ids"], truncated=truncated, words=first)]
 
     def run(self, batch: list[Encoded]) -> list[Any]:
         width = max(item.size for item in batch)

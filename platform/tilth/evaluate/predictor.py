@@ -64,10 +64,12 @@ class Predictor:
             for row, told, parts in zip(rows, said, windows, strict=True)
         ]
 
-    def cut(self, found: Any) -> Encoded:
-        """What a tokenizer made of a text, as much of it as the model reads."""
-        ids = list(found["input_ids"])
-        return Encoded(ids[: self.max_length], truncated=len(ids) > self.max_length)
+    def cut(self, *texts: Any, **how: Any) -> tuple[Any, bool]:
+        """What the tokenizer makes of texts, cut as in training so that its marks stay, and whether it was cut."""
+        found = self.tokenizer(*texts, **how)
+        if len(found["input_ids"]) <= self.max_length:
+            return found, False
+        return self.tokenizer(*texts, truncation=True, max_length=self.max_length, **how), True
 
     @property
     def max_length(self) -> int:

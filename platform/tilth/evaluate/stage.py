@@ -45,9 +45,7 @@ class Evaluate(Stage):
     """
 
     produces: ClassVar[str] = "report"
-    version: ClassVar[int] = (
-        3  # rows that failed before count; continuations keep their indent; like is compared with like
-    )
+    version: ClassVar[int] = 3  # failed rows count; continuations keep their indent; long rows end as in training
 
     models: dict[str, ModelRef] = Field(
         default_factory=dict, description="Name in the report → @stage, hub name or directory."
