@@ -10,7 +10,10 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from tilth.data.bootstrap import interval, mean
+from tilth.data.schema import original
 from tilth.evaluate import bootstrap, metrics
+from tilth.evaluate.measures.classes import Classification
+from tilth.evaluate.scores import score
 
 TRUTH = ["cat", "cat", "cat", "dog", "dog", "owl", "owl", "owl"]
 GUESS = ["cat", "dog", "cat", "dog", "dog", "owl", "cat", "yak"]
@@ -54,6 +57,20 @@ def test_confusion_has_true_labels_as_rows():
     for i, true in enumerate(labels):
         for j, guess in enumerate(labels):
             assert matrix[i, j] == sum(t == true and g == guess for t, g in zip(TRUTH, GUESS, strict=True))
+
+
+def test_answers_of_every_row_are_no_classes():
+    made = [original(f"r{i}", "test", {"text": "x"}) for i in range(600)]
+    said = [
+        {"prediction": f"answer {i}", "references": [f"answer {i - i % 2}"], "truncated": False} for i in range(600)
+    ]
+    rows = [{**row, "meta": meta} for row, meta in zip(made, said, strict=True)]
+    many, few = score({"m": rows})["m"], score({"m": rows[:100]})["m"]
+    assert {name: item.point() for name, item in many.statistics.items()} == {"accuracy": 0.5}
+    assert not {"confusion", "per_class", "labels"} & many.detail.keys()
+    assert "f1_macro" in few.statistics
+    assert "confusion" in few.detail
+    assert "mcc" in score({"m": rows}, [Classification(show=("mcc",))])["m"].statistics
 
 
 def test_perplexity_weighs_tokens_not_rows():

@@ -6,6 +6,7 @@ Macro F1 is a function of the true and false positives of each class, perplexity
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -137,9 +138,9 @@ def per_class(truth: Labels, predicted: Labels) -> list[dict[str, Any]]:
     """One row for each class: label, precision, recall, f1, support (true rows), predicted (rows given it)."""
     labels = label_set(truth, predicted)
     scores = precision_recall_fscore_support(truth, predicted, labels=labels, average=None, zero_division=0)
-    given = confusion(truth, predicted, labels).sum(axis=0)
+    given = Counter(predicted)
     names = ("precision", "recall", "f1", "support", "predicted")
-    columns = zip(*(column.tolist() for column in (*scores, given)), strict=True)
+    columns = zip(*(column.tolist() for column in scores), [given[label] for label in labels], strict=True)
     return [{"label": label, **dict(zip(names, row, strict=True))} for label, row in zip(labels, columns, strict=True)]
 
 

@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 
 ClassFigure = Literal["accuracy", "f1_macro", "precision_macro", "recall_macro", "mcc"]
 
+#: more labels than this are no classes but answers, as where every row has choices of its own
+MOST_LABELS = 500
+
 
 class Classification(Metric):
     """Accuracy, macro F1, precision and recall, and Matthews' correlation (Gorodkin 2004), as scikit-learn has them.
 
     Macro figures leave out a class that is neither true nor predicted in any row; a class that is never predicted has
-    precision 0.
+    precision 0. Of more than 500 labels, as where every row has choices of its own, there is no table of classes, and
+    accuracy alone is told unless `show` is set.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("prediction",)
@@ -33,13 +37,17 @@ class Classification(Metric):
     def statistics(self, predicted: Predicted) -> dict[str, Statistics]:
         pairs = {model: (truth_of(rows), guesses(rows)) for model, rows in predicted.items()}
         labels = sorted({label for pair in pairs.values() for side in pair for label in side})
-        return {model: {name: _figure(name, *pair, labels) for name in self.show} for model, pair in pairs.items()}
+        few = len(labels) <= MOST_LABELS or "show" in self.model_fields_set
+        shown: tuple[ClassFigure, ...] = self.show if few else ("accuracy",)
+        return {model: {name: _figure(name, *pair, labels) for name in shown} for model, pair in pairs.items()}
 
     def detail(self, rows: Sequence[Row]) -> dict[str, Any]:
         from tilth.evaluate import metrics
 
         truth, predicted = truth_of(rows), guesses(rows)
         names = metrics.label_set(truth, predicted)
+        if len(names) > MOST_LABELS:
+            return {}
         return {
             "averages": metrics.averages(truth, predicted),
             "per_class": metrics.per_class(truth, predicted),
