@@ -228,7 +228,14 @@ def test_ctrl_c_detaches_and_the_job_is_stopped_and_resumed_by_name(api, project
     resumed.join(30)
     assert api.jobs["sleeper-2"]["entrypoint"] == api.jobs["sleeper"]["entrypoint"]
     assert api.jobs["sleeper-2"]["entrypoint_num_cpus"] == 1.0
+    kept = {"working_dir": "gcs://_ray_pkg_gone.zip", "py_modules": []}
+    api.jobs["sleeper-2"]["runtime_env"] = kept
     capsys.readouterr()
+    assert main(["jobs", "resume", "sleeper", *address]) == 1
+    said = capsys.readouterr().err
+    assert "no longer holds its gcs://_ray_pkg_gone.zip" in said
+    assert "tilth submit SPEC" in said
+    assert "sleeper-3" not in api.jobs
     assert main(["jobs", "--json", *address]) == 0
     states = {job["id"]: job["status"] for job in json.loads(capsys.readouterr().out)}
     assert (states["sleeper"], states["sleeper-2"]) == ("STOPPED", "FAILED")

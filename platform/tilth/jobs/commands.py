@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tilth import ui
@@ -115,11 +116,23 @@ def _resume(job_id: str, server: JobServer) -> str:
     if not job.over:
         raise ClusterError(f"{job_id} runs already; `tilth jobs logs {job_id}` follows it")
     latest = attempts(server.jobs(), base)[-1]
-    return begin(server, Request(base, _again(latest), 0))
+    arguments = _again(latest)
+    if gone := [uri for uri in _packages(arguments["runtime_env"]) if not server.holds(uri)]:
+        raise ClusterError(
+            f"{job_id} cannot be resumed: {server.address} no longer holds its {gone[0]}, as Ray removes packages that "
+            "no job uses; `tilth submit SPEC` sends them again and goes on from what is finished"
+        )
+    return begin(server, Request(base, arguments, 0))
+
+
+def _packages(runtime_env: Mapping[str, Any]) -> list[str]:
+    """What was uploaded for a job."""
+    named = [runtime_env.get("working_dir"), *runtime_env.get("py_modules", ())]
+    return [uri for uri in named if isinstance(uri, str) and uri.startswith("gcs://")]
 
 
 def _again(job: Job) -> dict[str, Any]:
-    """What a job was submitted with: its packages lie on the cluster still, as long as the cluster does."""
+    """What a job was submitted with; its packages are named by where they lay on the cluster."""
     driver = {
         name: int(value) if name == "entrypoint_memory" else float(value)
         for name, value in job.metadata.items()

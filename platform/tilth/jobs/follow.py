@@ -94,7 +94,8 @@ def ended(job: Job) -> None:
     why = (
         ""
         if job.status == "SUCCEEDED"
-        else f" ({_why(job)}); `tilth jobs resume {job.id}` goes on from what is finished"
+        else f" ({_why(job)}); `tilth submit SPEC` goes on from what is finished, and for some minutes `tilth jobs "
+        f"resume {job.id}`"
     )
     ui.reporter().say(f"{job.id}: {job.status.lower()}{took}{why}", event="ended", id=job.id, status=job.status)
 

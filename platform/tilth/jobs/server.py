@@ -153,6 +153,10 @@ class JobServer:
 
         self._patiently(once)
 
+    def holds(self, uri: str) -> bool:
+        """Whether a package that was uploaded lies on the cluster still."""
+        return bool(self._patiently(lambda: self.client._package_exists(uri)))
+
     def _patiently(self, call: Callable[[], Answer]) -> Answer:
         """Call, and again with growing pauses while the server is out of reach for a moment."""
         pause = FIRST_PAUSE
