@@ -276,6 +276,22 @@ def test_answers_to_another_text_are_not_mixed(tmp_path: Path) -> None:
         begun.book.begin(tilth.annotate.forms.Pairwise(ties=False), begun.items, 0)
 
 
+def test_items_that_are_left_out_are_asked_no_more(tmp_path: Path) -> None:
+    source = write_items(tmp_path / "items.jsonl", 600)
+    wide = Campaign(source, checks={"attention_every": 5})
+    wide.annotator("Ann").get("/work")
+    narrow = Campaign(source, items={"limit": 3})
+    manager = narrow.manager()
+    assert "0 of 3 items" in manager.get("/manage").text
+    person = narrow.annotator("Ben", manager)
+    while "Which answer is better?" in person.get("/work").text:
+        person.prefer("red")
+    assert len(counted(narrow)) == 3
+    with pytest.raises(StorageError, match=r"2 items with answers, such as .*set `store` to a new database"):
+        Campaign(source, items={"limit": 1})
+    assert len(counted(narrow)) == 3
+
+
 def test_a_commit_waits_for_the_disk(pairs: Campaign) -> None:
     with pairs.book.writing() as session:
         assert session.scalar(text("PRAGMA journal_mode")) == "wal"

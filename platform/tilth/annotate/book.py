@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, select, text
+from sqlalchemy import Connection, Engine, create_engine, delete, event, select, text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from tilth.annotate.forms import Form
-from tilth.annotate.items import Item
-from tilth.annotate.tables import Answer, Base, Setting, Shown
+from tilth.annotate.items import ATTENTION, Item
+from tilth.annotate.tables import Answer, Assignment, Base, Setting, Shown
 from tilth.config import dump
 from tilth.data.schema import row_seed
 from tilth.errors import StorageError
@@ -27,6 +27,8 @@ from tilth.errors import StorageError
 PATIENCE = 30
 #: PostgreSQL's name for the lock of those who give out items
 _LOCK = 8_400_001
+#: items that one statement removes: databases limit the parameters of one
+SLICE = 500
 
 
 class Book:
@@ -64,7 +66,10 @@ class Book:
             return None if found is None else found.value
 
     def begin(self, form: Form, items: Sequence[Item], seed: int) -> None:
-        """Enter the form and the items; StorageError where answers to something else are kept here already."""
+        """Enter the form and the items, and take out those that are no longer asked about.
+
+        StorageError where answers to something else are kept here already.
+        """
         with self.writing() as session:
             _settle(session, "form", dump(form), self.url)
             if session.get(Setting, "secret") is None:
@@ -76,6 +81,7 @@ class Book:
                         f"{self.url}: item {item.id} shows another text than when it was entered; "
                         "keep these answers and set `store` to a new database"
                     )
+            _leave_out(session, {item.id for item in items}, self.url)
             session.add_all(_entry(item, seed) for item in items if item.id not in known)
 
 
@@ -88,6 +94,22 @@ def _settle(session: Session, name: str, value: Any, url: str) -> None:
         if session.scalar(select(Answer.id).limit(1)) is not None:
             raise StorageError(f"{url} holds answers to another {name}; set `store` to a new database")
         found.value = value
+
+
+def _leave_out(session: Session, asked: set[str], url: str) -> None:
+    """Remove items that are not `asked` about; attention checks stay, as settings alone say whether to give them."""
+    entered = session.scalars(select(Shown.id).where(Shown.kind != ATTENTION))
+    gone = [name for name in entered if name not in asked]
+    answered = set(session.scalars(select(Assignment.item_id).join(Answer, Answer.assignment_id == Assignment.id)))
+    if kept := [name for name in gone if name in answered]:
+        raise StorageError(
+            f"{url}: {len(kept)} items with answers, such as {kept[0]}, are none of this campaign; take them into "
+            "`items` again, or keep these answers and set `store` to a new database"
+        )
+    for start in range(0, len(gone), SLICE):
+        part = gone[start : start + SLICE]
+        session.execute(delete(Assignment).where(Assignment.item_id.in_(part)))
+        session.execute(delete(Shown).where(Shown.id.in_(part)))
 
 
 def _entry(item: Item, seed: int) -> Shown:
