@@ -200,6 +200,24 @@ def test_a_model_that_never_wins_has_a_rating():
     assert found[0] > found[1]
 
 
+@pytest.mark.parametrize("games", [10, 1000])
+def test_ratings_are_the_most_likely_ones_where_some_always_lose(games: int):
+    ordered = np.triu(np.full((5, 5), float(games)), 1)
+    kept = ordered + 0.5 * (1 - np.eye(5))
+
+    def unlikely(strengths: Any) -> tuple[float, Any]:
+        share = expit(strengths[:, None] - strengths[None, :])
+        slope = (kept - (kept + kept.T) * share).sum(axis=1)
+        return float(-(kept * np.log(share)).sum()), -slope
+
+    best = minimize(unlikely, np.zeros(5), jac=True, method="BFGS", options={"gtol": 1e-9, "maxiter": 5000}).x
+    expected = 1000 + 400 / np.log(10) * (best - best.mean())
+    mixed = np.stack([ordered, np.full((5, 5), 3.0)])
+    found = ratings(mixed)
+    assert found[0] == pytest.approx(expected, abs=0.01)
+    assert found[1] == pytest.approx(1000, abs=1e-6)
+
+
 def test_the_win_rate_at_equal_length_is_that_of_a_logistic_model():
     rng = np.random.default_rng(0)
     long, short = rng.normal(300, 80, 400), rng.normal(200, 50, 400)

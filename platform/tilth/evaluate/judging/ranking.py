@@ -14,13 +14,15 @@ from tilth.data.bootstrap import Floats, Statistic
 Won = tuple[int, str, str, float]
 #: of each opponent a model has won and lost so much beforehand, so that one that never wins has a rating too
 _PRIOR = 0.5
-_ROUNDS, _NEWTON = 200, 30
+_ROUNDS, _NEWTON = 500, 30
+#: the last step of a fit, in natural logarithms of strength
+_TOLERANCE = 1e-8
 
 
 def elo(comparisons: Sequence[Won], models: Sequence[str], rows: int) -> dict[str, Statistic]:
     """Bradley-Terry strengths (1952) as 1000 + 400 log10 of them over their geometric mean; ties are half a win.
 
-    Fitted by Hunter's minorisation (2004). What is resampled are rows with all their comparisons.
+    The most likely ones, found by Newton's method. What is resampled are rows with all their comparisons.
     """
     size = len(models)
     columns = {model: place for place, model in enumerate(models)}
@@ -40,13 +42,27 @@ def ratings(wins: Floats, prior: float = _PRIOR) -> Floats:
     """Elo ratings (draws, models) from wins (draws, models, models) of the row's model over the column's."""
     wins = wins + prior * (1 - np.eye(wins.shape[-1]))
     games = wins + wins.transpose(0, 2, 1)
-    strength = np.ones(wins.shape[:2])
+    logs = np.zeros(wins.shape[:2])
     for _ in range(_ROUNDS):
-        rates = games / (strength[:, :, None] + strength[:, None, :])
-        strength = wins.sum(axis=2) / rates.sum(axis=2)
-        strength /= np.exp(np.log(strength).mean(axis=1, keepdims=True))
-    scaled: Floats = 1000 + 400 * np.log10(strength)
+        step = _step(wins, games, logs)
+        far = np.ptp(step, axis=1, keepdims=True)
+        # of a full step so much as surely makes the wins more likely (Sun and Tran-Dinh 2019, arXiv:1703.04599)
+        logs += step * np.divide(np.log1p(far), far, out=np.ones_like(far), where=far > 0)
+        if far.max(initial=0) < _TOLERANCE:
+            break
+    scaled: Floats = 1000 + 400 / np.log(10) * (logs - logs.mean(axis=1, keepdims=True))
     return scaled
+
+
+def _step(wins: Floats, games: Floats, logs: Floats) -> Floats:
+    """Newton's step of the logarithms of strength; it sums to 0, as only their differences are known."""
+    share = expit(logs[:, :, None] - logs[:, None, :])
+    slope = (wins - games * share).sum(axis=2)
+    bend = games * share * (1 - share)
+    size = logs.shape[1]
+    matrix = bend.sum(axis=2)[:, :, None] * np.eye(size) - bend * (1 - np.eye(size)) + 1 / size
+    found: Floats = np.linalg.solve(matrix, slope[:, :, None])[:, :, 0]
+    return found
 
 
 def length_controlled(shares: Sequence[float], lengths: Sequence[float], others: Sequence[float]) -> Statistic:

@@ -33,7 +33,7 @@ class JudgeAnswers(Stage):
     """
 
     produces: ClassVar[str] = "report"
-    version: ClassVar[int] = 2  # rows that a judge failed on before are judged again
+    version: ClassVar[int] = 2  # rows that a judge failed on before are judged again; ratings are fitted to the end
 
     answers: ReportRef | None = Field(None, description='The evaluation whose answers are judged, as "@stage".')
     data: DatasetRef | None = Field(None, description="Or the dataset whose rows hold the answers.")
