@@ -48,6 +48,12 @@ def test_cohens_example_is_the_mean_over_pairs() -> None:
     assert agreement.cohen(alone) == pytest.approx(0.4), "who shares no item with anybody counts for nothing"
 
 
+def test_steps_that_nobody_took_lie_between_those_that_were_taken() -> None:
+    pair = np.array([(1, 1), (1, 2), (5, 5), (2, 5), (5, 2), (1, 1)])
+    apart, chance = (pair[:, 0] - pair[:, 1]) ** 2, (pair[:, :1] - pair[None, :, 1]) ** 2
+    assert agreement.cohen(pair, "quadratic") == pytest.approx(1 - apart.mean() / chance.mean())
+
+
 @pytest.mark.parametrize("labels", [np.zeros((3, 1), int), np.zeros((3, 2), int), np.full((2, 2), -1)])
 def test_what_cannot_be_told_is_none(labels: np.ndarray) -> None:
     assert agreement.fleiss(labels) is None

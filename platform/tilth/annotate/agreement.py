@@ -23,11 +23,15 @@ STEPS, SMOOTHING = 100, 0.1
 
 
 def cohen(labels: Labels, weights: Literal["quadratic"] | None = None) -> float | None:
-    """Mean of Cohen's kappa over all pairs of people, each by the items that both judged (Cohen 1960)."""
+    """Mean of Cohen's kappa over all pairs of people, each by the items that both judged (Cohen 1960).
+
+    With weights labels are steps, and two that are further apart differ more, also where nobody took one between.
+    """
     from sklearn.metrics import cohen_kappa_score
 
     found: list[tuple[float, int]] = []
     names = sorted(set(labels[labels >= 0].tolist()))
+    names = list(range(names[0], names[-1] + 1)) if weights and names else names
     for left, right in _pairs(labels, labels >= 0):
         if len(set(left) | set(right)) > 1:
             found.append((float(cohen_kappa_score(left, right, labels=names, weights=weights)), len(left)))
