@@ -21,7 +21,7 @@ from serving import Served, beside_us
 from tilth.annotate import people
 from tilth.annotate.book import Book
 from tilth.annotate.config import load_annotation
-from tilth.annotate.items import campaign
+from tilth.annotate.items import campaign, from_file
 from tilth.annotate.judgements import judgements
 from tilth.annotate.text import shown
 from tilth.data.dataset import Dataset
@@ -274,6 +274,13 @@ def test_answers_to_another_text_are_not_mixed(tmp_path: Path) -> None:
         Campaign(items)
     with pytest.raises(StorageError, match="answers to another form"):
         begun.book.begin(tilth.annotate.forms.Pairwise(ties=False), begun.items, 0)
+
+
+def test_a_break_within_a_text_ends_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    row = {"id": "r", "prompt": "one\u2028two\u0085three", "answers": {"red": "a", "blue": "b"}}
+    path.write_bytes(json.dumps(row, ensure_ascii=False).encode() + b"\r\n\r\n")
+    assert [subject.prompt for subject in from_file(path)] == ["one\u2028two\u0085three"]
 
 
 def test_items_that_are_left_out_are_asked_no_more(tmp_path: Path) -> None:

@@ -165,6 +165,12 @@ def test_an_answer_without_a_number_is_right_of_no_reference():
     assert figures(ExactAnswer(), answered([("none", "nothing")]))[0] == {"exact_answer": 0}
 
 
+def test_of_a_pattern_with_alternatives_the_group_that_matched_counts():
+    metric = ExactAnswer(pattern=r"answer: (\d+)|\\boxed{(\d+)}")
+    assert [metric.extract(text) for text in ("answer: 4", r"\boxed{4}", "4")] == [4, 4, None]
+    assert ExactAnswer(pattern=r"(\$)?\d+").extract("7") == 7
+
+
 def test_exact_match_takes_any_reference_and_no_other_case_unless_told():
     rows = answered([(" Rome ", ["Roma", "Rome"]), ("rome", ["Rome"]), ("Paris", ["Rome"])])
     assert figures(ExactMatch(), rows)[0]["exact_match"] == 1 / 3

@@ -224,7 +224,7 @@ def of_row(row: Mapping[str, Any]) -> Subject | None:
 def from_file(path: str | Path) -> Iterator[Subject]:
     """The subjects of a JSON Lines file; StorageError names the line that is none."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # a text may hold other breaks, such as U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise StorageError(f"{path} cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):

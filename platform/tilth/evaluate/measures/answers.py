@@ -73,7 +73,9 @@ class ExactAnswer(Metric):
 
     reads: ClassVar[tuple[str, ...]] = ("answers",)
 
-    pattern: str = Field(_NUMBER, description="Regular expression of an answer; its first group, where it has one.")
+    pattern: str = Field(
+        _NUMBER, description="Regular expression of an answer; its first group that holds something, if any."
+    )
     answer: Literal["first", "last"] = Field("last", description="Which of several matches counts.")
 
     @field_validator("pattern")
@@ -100,7 +102,7 @@ class ExactAnswer(Metric):
         if not matches:
             return None
         found = matches[0 if self.answer == "first" else -1]
-        return number(found.group(1) if found.re.groups else found.group())
+        return number(next(filter(None, found.groups()), found.group()))
 
 
 def number(text: str) -> Decimal | str:
