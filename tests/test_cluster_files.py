@@ -6,7 +6,9 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import tomllib
 from importlib import metadata
 from importlib.util import find_spec
@@ -114,6 +116,53 @@ def test_compose_opens_nothing_beyond_loopback():
         assert service["user"] == "1000"
         assert service["environment"]["RAY_AUTH_MODE"] == "token"
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+
+
+RUN_OF_A_TEST = """\
+import pathlib, signal, sys, time
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    sys.exit("deaf")
+while not pathlib.Path("node").exists():
+    time.sleep(0.05)
+print("running", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(0.5)
+    pathlib.Path("nodes").write_text("up" if pathlib.Path("node").exists() else "down")
+    sys.exit(130)
+"""
+NODE_OF_A_TEST = """\
+#!/usr/bin/env bash
+touch node
+trap 'rm node; exit 0' TERM
+while true; do sleep 0.1; done
+"""
+
+
+def test_slurm_tells_the_run_of_its_end_and_waits_for_it(tmp_path):
+    """The script itself, with commands of Slurm and Ray that do nothing."""
+    (tmp_path / "run.py").write_text(RUN_OF_A_TEST)
+    commands = {
+        "srun": NODE_OF_A_TEST, "ray": "#!/bin/sh\nexit 0\n", "scontrol": "#!/bin/sh\necho localhost\n",
+        "openssl": "#!/bin/sh\necho 0123\n", "python": f"#!/bin/sh\nexec {sys.executable} run.py\n",
+    }  # fmt: skip
+    tools = tmp_path / ".venv/bin"
+    tools.mkdir(parents=True)
+    (tools / "activate").write_text(f"export PATH={tools}:$PATH\n")
+    for name, text in commands.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    slurm = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "TILTH_SHARED_DIR": "."}
+    with subprocess.Popen(
+        ["bash", CLUSTER / "slurm/job.sh", "recipe.yaml"], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, **slurm, "SLURM_JOB_NUM_NODES": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "running\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    assert (tmp_path / "nodes").read_text() == "up"
 
 
 def test_versions_are_those_of_the_project():

@@ -46,7 +46,17 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
 fi
 
 # the batch shell is told 120 s before the end: hand that on, so that the run stops as Ctrl-C would stop it
+# (a process in the background heeds no INT unless it has a group of its own, as job control gives it)
+set -m
 RAY_ADDRESS="$head:$port" python -m tilth run "$@" &
 run=$!
-trap 'kill -INT "$run"' INT
-wait "$run"
+trap 'kill -INT "$run" 2>/dev/null || true' INT
+set +m
+code=0
+wait "$run" || code=$?
+# the signal ends the wait, not the run, whose nodes must outlive it
+while kill -0 "$run" 2>/dev/null; do
+  code=0
+  wait "$run" || code=$?
+done
+exit "$code"
