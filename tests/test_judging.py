@@ -16,13 +16,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
 
 import tilth
+from helpers import write_dataset
 from scripted import script
+from tilth.data.schema import original
 from tilth.errors import RecipeError, StageError
 from tilth.evaluate.judging.people import Verdicts, majority
 from tilth.evaluate.judging.ranking import length_controlled, ratings
+from tilth.evaluate.judging.stage import JudgeAnswers
 from tilth.evaluate.judging.tally import Judged, self_preference
 from tilth.report import write_report
-from tilth.runs import Run
+from tilth.runs import Artifact, Out, Run
+from tilth.storage import Store
 
 READER = "test_preferences:Reader"
 PEOPLE = ["annotator1", "annotator2", "annotator3"]
@@ -153,6 +157,31 @@ def test_models_of_an_evaluation_are_judged_and_ranked(tmp_path: Path):
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert "Bradley-Terry ratings on Elo" in page
     assert "decided pairs that the longer answer won" in page
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"baseline": "tow"}, "baseline names 'tow'"),
+        ({"people": {"ratings": {"one": ["meta.a"], "tow": ["meta.b"]}}}, r"people\.ratings names 'tow'"),
+        (
+            {"people": {"verdicts": {"columns": ["meta.a"], "models": ["one", "tow"]}}},
+            r"people\.verdicts\.models names 'tow', which is none of the models: one, two",
+        ),
+    ],
+)
+def test_models_that_an_evaluation_does_not_have_are_refused_before_it_is_judged(
+    tmp_path: Path, fields: dict[str, Any], says: str
+):
+    store, out = Store.at(tmp_path / "evaluate"), Store.at(tmp_path / "judged")
+    row = original("r", "test", {"prompt": "q", "completion": "a"})
+    write_dataset(store.sub("predictions/one"), [row], "completion")
+    told = {"models": {name: {"task": "generation"} for name in ("one", "two")}}
+    evaluated = Artifact("evaluate", "evaluate", "report", "e" * 64, store, {}, detail=told)
+    stage = JudgeAnswers.model_validate({"answers": "@evaluate", "judges": {"j": pairwise()}, **fields})
+    with pytest.raises(StageError, match=says):
+        stage.run(Out("judged", "judge", "report", "f" * 64, {}, out), {"@evaluate": evaluated})
+    assert not out.list("predictions"), "nobody was asked"
 
 
 def test_answers_that_nobody_wrote_cannot_be_judged(tmp_path: Path):

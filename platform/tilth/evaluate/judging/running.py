@@ -67,8 +67,8 @@ def _judged_rows(stage: JudgeAnswers, out: Out, inputs: Mapping[str, Artifact]) 
         data = Dataset.open(artifact.store.sub(f"predictions/{models[0]}"))
     if not len(data):
         raise StageError(f"{out.stage}: there are no rows to judge in split {stage.split!r}")
-    if stage.baseline is not None and stage.baseline not in models:
-        raise StageError(f"{out.stage}: baseline {stage.baseline!r} is none of the models: {', '.join(models)}")
+    for where, name in stage.unknown(models):
+        raise StageError(f"{out.stage}: {where} names {name!r}, which is none of the models: {', '.join(models)}")
     return models, data
 
 

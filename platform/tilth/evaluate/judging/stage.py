@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -69,13 +69,17 @@ class JudgeAnswers(Stage):
 
     def _models(self) -> Iterator[Problem]:
         """Models that are named must be among those of the columns; those of an evaluation are known when it runs."""
+        for where, model in self.unknown(self.columns) if self.columns else ():
+            yield Problem(where, f"{model!r} is none of the models", f"use one of: {', '.join(self.columns)}")
+
+    def unknown(self, models: Collection[str]) -> Iterator[tuple[str, str]]:
+        """Where a model is named that is none of `models`, the first one in each place."""
         named = {"baseline": [self.baseline] if self.baseline else []}
         if self.people:
             named["people.ratings"] = list(self.people.ratings)
             named["people.verdicts.models"] = list(self.people.verdicts.models) if self.people.verdicts else []
-        for where, models in named.items():
-            if self.columns and (unknown := [model for model in models if model not in self.columns]):
-                yield Problem(where, f"{unknown[0]!r} is none of the models", f"use one of: {', '.join(self.columns)}")
+        for where, names in named.items():
+            yield from [(where, name) for name in names if name not in models][:1]
 
     def memory(self, sized: Sized) -> float | None:
         return held(self, sized, self.resources)
