@@ -11,7 +11,8 @@ import pytest
 import tilth
 from scripted import script
 from tilth.data.schema import original
-from tilth.evaluate import bootstrap
+from tilth.errors import StageError
+from tilth.evaluate import bootstrap, transfer
 from tilth.evaluate.scores import compared_with, score, unlike
 from tilth.evaluate.slices import values_of
 from tilth.report import write_report
@@ -146,6 +147,12 @@ def test_models_that_read_different_parts_of_a_row_are_not_compared():
     assert unlike(scored["tuned"], scored["base"]) == 1
     found = compared_with({name: scored[name] for name in ("base", "tuned", "odd")}, "base", 100, 0)
     assert found["tuned"] == []
+    tasks = {
+        name: [{**row, "task": task} for task in ("a", "b") for row in rows(size, size < 400)]
+        for name, size in (("alone", 400), ("both", 100))
+    }
+    with pytest.raises(StageError, match="a: both and alone read different parts of 1 of 10 rows"):
+        transfer.slices(tasks, {"a": "alone"}, 100, 0)
     assert found["odd"], "read whole by both, whatever their first tokens"
     assert compared_with({name: scored[name] for name in ("tuned", "twin")}, "tuned", 100, 0)["twin"]
 
