@@ -90,6 +90,12 @@ def test_nothing_to_change_is_a_reason() -> None:
     assert [row["reason"].partition(":")[0] for row in made] == ["unchanged"] * 4
 
 
+def test_a_text_without_words_keeps_its_row() -> None:
+    found = only(deletions=0.1).load(Inputs(), {})(rows("👍", "...", "?!"))
+    assert [row["reason"] for row in found[:3]] == [None] * 3
+    assert {row["reason"].partition(":")[0] for row in found[3:]} == {"unchanged"}
+
+
 def test_no_rate_at_all_is_an_error_before_anything_starts() -> None:
     [problem] = only().check()
     assert "all rates are 0" in problem.what

@@ -38,7 +38,7 @@ def _swaps(slots: list[str], free: list[int], count: int, synonyms: Synonyms, rn
 
 
 def _deletions(slots: list[str], free: list[int], count: int, synonyms: Synonyms, rng: random.Random) -> None:
-    for index in rng.sample(free, min(count, len(free), len(slots) - 1)):
+    for index in rng.sample(free, max(0, min(count, len(free), len(slots) - 1))):
         slots[index] = ""
 
 
@@ -52,7 +52,7 @@ class Eda(Augmenter):
     of the label are never touched. Deletion takes a fixed number of words where the paper tosses a coin for each.
     """
 
-    version: ClassVar[int] = 2  # likeness counts the longest common subsequence of words
+    version: ClassVar[int] = 3  # a text without words keeps its row, with variants that say `unchanged`
 
     synonyms: float = Field(0.1, ge=0, le=1, description="Share of words replaced by a WordNet synonym.")
     insertions: float = Field(0.1, ge=0, le=1, description="Share of words of which a synonym is put in anywhere.")
