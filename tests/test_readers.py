@@ -188,11 +188,13 @@ def test_damaged_parquet(tmp_path):
     data = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "b.parquet").write_bytes(data[:-100])
     (tmp_path / "c.parquet").write_bytes(b"")
+    (tmp_path / "d.parquet").write_bytes(data[:-100] + b"\xff" * 92 + data[-8:])  # a footer of no sense
     found = [
         (piece.name, outcome(list(s.records(piece)))) for s in [Parquet(path=str(tmp_path))] for piece in s.pieces()
     ]
-    assert [name for name, _ in found] == ["a.parquet", "b.parquet", "c.parquet"]
-    assert [kinds for _, kinds in found[1:]] == [[(1, "broken_file")], [(1, "empty_file")]]
+    assert [name for name, _ in found] == ["a.parquet", "b.parquet", "c.parquet", "d.parquet"]
+    assert [kinds for _, kinds in found[1:]] == [[(1, "broken_file")], [(1, "empty_file")], [(1, "broken_file")]]
+    assert Parquet(path=str(tmp_path)).count() is None
 
 
 def test_parquet_row_with_invalid_utf8_and_oversized_row(tmp_path):

@@ -139,6 +139,21 @@ def test_hugging_face_directory_with_class_labels(tmp_path):
     assert HuggingFace(path=str(tmp_path / "saved"), columns={"text": "a.0.text"}).check() == []
 
 
+def test_class_labels_within_lists_and_mappings_have_their_names(tmp_path):
+    import datasets
+    from datasets import ClassLabel, List, Value
+
+    tag = ClassLabel(names=["O", "B-PER"])
+    features = datasets.Features({"tokens": List(Value("string")), "tags": List(tag), "of": {"a": [tag], "n": tag}})
+    row = {"tokens": ["Ann", "lives"], "tags": [1, 0], "of": {"a": [0, None, -1], "n": 1}}
+    datasets.Dataset.from_list([row, {**row, "tags": None, "of": None}], features).save_to_disk(str(tmp_path / "saved"))
+    source = HuggingFace(path=str(tmp_path / "saved"))
+    assert shaped(source, "tagged")[0]["tags"] == ["B-PER", "O"]
+    values = [item.value for piece in source.pieces() for item in source.records(piece)]
+    assert values[0]["of"] == {"a": ["O", None, None], "n": "B-PER"}
+    assert (values[1]["tags"], values[1]["of"]) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("path", "changes", "says"),
     [

@@ -31,7 +31,7 @@ class Data(Stage):
     """Reads sources, cleans their rows, drops duplicates, splits and samples; what cannot be read is quarantined."""
 
     produces: ClassVar[str] = "dataset"
-    version: ClassVar[int] = 3  # an id that is mapped and blank, and a role that no chat has, are quarantined
+    version: ClassVar[int] = 4  # class labels in lists have their names
 
     row: RowType = Field(description="What a row is: text, labelled, completion, chat or preference.")
     source: Source | None = Field(None, description="Rows that are not split yet; see `split`.")

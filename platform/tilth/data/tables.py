@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 BATCH = 512
 PIECE_ROWS = 50_000
+#: what reading a damaged file raises
+_DAMAGED = (pa.ArrowInvalid, UnicodeDecodeError, OSError)
 
 
 def parquet_spans(file: str) -> list[tuple[int, int | None]]:
@@ -28,7 +30,8 @@ def parquet_spans(file: str) -> list[tuple[int, int | None]]:
         with opened(file) as handle:
             groups = pq.ParquetFile(handle).metadata
             sizes = [groups.row_group(index).num_rows for index in range(groups.num_row_groups)]
-    except pa.ArrowInvalid:
+    except _DAMAGED as error:
+        _own_fault(error)
         return [(0, None)]
     spans: list[tuple[int, int | None]] = []
     start = stop = 0
@@ -40,12 +43,19 @@ def parquet_spans(file: str) -> list[tuple[int, int | None]]:
     return [*spans, (start, stop)] if stop > start else spans
 
 
+def _own_fault(error: Exception) -> None:
+    """Raise an error of the disk or the server, which has a number; one without is a damage of the file itself."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+
+
 def parquet_rows(file: str) -> int | None:
     """The rows of a file by its footer alone; None where that cannot be read."""
     try:
         with opened(file) as handle:
             rows: int = pq.read_metadata(handle).num_rows
-    except pa.ArrowInvalid:
+    except _DAMAGED as error:
+        _own_fault(error)
         return None
     return rows
 
@@ -69,9 +79,8 @@ def read_parquet(piece: Piece, limit: int) -> Iterator[Item]:
             for batch in file.iter_batches(BATCH, row_groups=groups):
                 yield from _rows(batch, row, limit)
                 row += batch.num_rows
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
+    except _DAMAGED as error:
+        _own_fault(error)
         why = "empty_file: it has no bytes" if "file size is 0" in str(error) else f"broken_file: {error}"
         yield Bad(row + 1, why)
 
@@ -116,10 +125,26 @@ def open_dataset(source: HuggingFace, path: str) -> Any:
 
 
 def read_dataset(dataset: Any, piece: Piece) -> Iterator[Item]:
-    """The rows of a piece; class labels become their names."""
-    named = {name: kind for name, kind in dataset.features.items() if hasattr(kind, "int2str")}
+    """The rows of a piece; class labels become their names, in lists and mappings too."""
+    named = _naming(dict(dataset.features)) or dict
     for index in range(piece.start, len(dataset) if piece.stop is None else piece.stop):
-        row = dataset[index]
-        for name, kind in named.items():
-            row[name] = kind.int2str(row[name]) if row[name] is not None and row[name] >= 0 else None
-        yield Record(index + 1, row)
+        yield Record(index + 1, named(dataset[index]))
+
+
+def _naming(kind: Any) -> Callable[[Any], Any] | None:
+    """What turns class labels within a value of this feature into their names; None where it has none."""
+    if hasattr(kind, "int2str"):
+        return lambda value: kind.int2str(value) if value is not None and value >= 0 else None
+    if isinstance(kind, Mapping):
+        parts = {name: found for name, part in kind.items() if (found := _naming(part))}
+        return _naming_parts(parts) if parts else None
+    item = kind[0] if isinstance(kind, list) else getattr(kind, "feature", None)
+    each = None if item is None else _naming(item)
+    return each and (lambda value: value if value is None else list(map(each, value)))
+
+
+def _naming_parts(parts: Mapping[str, Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    def named(value: Any) -> Any:
+        return value if value is None else {**value, **{name: found(value[name]) for name, found in parts.items()}}
+
+    return named
