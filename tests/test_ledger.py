@@ -9,19 +9,24 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import yaml
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 import tilth
 from faulty import Deadly, Located, Numbered
 from helpers import contents, final, labelled, write_dataset
 from tilth.augment.base import Augmenter
 from tilth.data.chain import Chain, cut
+from tilth.data.clean import Cleaning
 from tilth.data.dataset import Dataset, Shard
-from tilth.data.engine import MANY_UNITS, run_units
+from tilth.data.engine import MANY_UNITS, _isolate, run_units
 from tilth.data.finish import Verdicts, finish
+from tilth.data.ingest import Ingest, pieces
 from tilth.data.ledger import Ledger
+from tilth.data.source import Jsonl
 from tilth.data.transform import Resources, Transform
 from tilth.errors import QuarantineError, StageError, StorageError
 from tilth.storage import Store
@@ -278,6 +283,30 @@ def test_a_row_that_kills_its_worker_is_found_and_its_neighbours_survive(ray_ses
     assert [row["id"] for row in done.rejected_rows()] == ["r0042"]
     assert done.counts["quarantined"] == 1
     assert done.counts["accepted"] == 2 * 199
+
+
+@pytest.mark.parametrize("dies", [RayActorError(), OutOfMemoryError("killed by the memory monitor")])
+def test_a_piece_of_a_source_that_kills_its_worker_ends_the_stage(
+    dies: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Jsonl(path=str(write_source(tmp_path, 30)))
+    work = Ingest("labelled", {"": source}, Cleaning(), pieces({"": source}))
+
+    def dead(answer: object) -> None:
+        raise dies
+
+    monkeypatch.setattr("ray.remote", MagicMock())
+    monkeypatch.setattr("ray.get", dead)
+    with pytest.raises(StageError, match=r"rows\.jsonl kills every worker.*record 1 on.*fewer workers"):
+        _isolate(work, Store.at(tmp_path / "out"), work.units()[0], Resources(workers=2))
+
+
+def test_a_unit_that_only_the_company_killed_is_committed_by_a_worker_alone(
+    ray_session: object, source: Dataset, tmp_path: Path
+) -> None:
+    [unit] = cut(source, 100)
+    record = _isolate(Chain(source.store, "labelled", (Numbered(),)), Store.at(tmp_path), unit, Resources(workers=1))
+    assert (record.tally.inputs, record.tally.accepted) == (100, 200)
 
 
 @pytest.mark.parametrize(

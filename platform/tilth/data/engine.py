@@ -3,7 +3,8 @@
 Ray Data schedules: one block is one unit, so all actors of the pool are busy on small inputs too. It is not
 trusted with rows: a worker commits its unit itself and returns one manifest record. A unit whose worker
 died is seen by its absence and run again, twice; then it is isolated: run alone, halved until the rows that
-kill their worker stand alone, which are quarantined while their neighbours survive.
+kill their worker stand alone, which are quarantined while their neighbours survive. A piece of a source cannot be
+halved, nor is it known how many rows it holds: it ends the stage.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ class Work(Protocol):
         """How many of a unit's rows were there before; None when the unit reads a source."""
 
     def poisoned(self, unit: Unit, why: str) -> list[Row]:
-        """The rows that stand for a unit of one element that kills its worker, with reason `why`."""
+        """The rows that stand for a unit of one element that kills its worker, with reason `why`.
+
+        StageError where it is not known how many rows those are.
+        """
 
 
 def _never(ledger: Ledger) -> str | None:
@@ -121,9 +125,10 @@ class UnitWorker:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """A Ray Data batch of units (one) → manifest records, or the error that ends the stage."""
-        return {"record": [self._answer(Unit(**json.loads(unit))) for unit in batch["unit"]]}
+        return {"record": [self.answer(Unit(**json.loads(unit))) for unit in batch["unit"]]}
 
-    def _answer(self, unit: Unit) -> str:
+    def answer(self, unit: Unit) -> str:
+        """Commit one unit → its manifest line, or the error that ends the stage."""
         try:
             return self.commit(unit).line()
         except TilthError as error:
@@ -221,7 +226,10 @@ def _refuse_hopeless(work: Work, ledger: Ledger, resources: Resources) -> None:
 def _isolate(work: Work, store: Store, unit: Unit, resources: Resources) -> Record:
     """Run a unit that keeps killing its worker, alone and in halves; the driver commits what survives."""
     ui.reporter().say(f"unit {unit.index} killed its worker {PASSES} times: looking for the row that does")
-    rows = list(_survivors(_Lone(work, store, resources), unit))
+    lone = _Lone(work, store, resources)
+    if (record := lone.commit(unit)) is not None:  # it had not enough memory beside the others
+        return record
+    rows = list(_parted(lone, unit))
     return commit(store, unit, rows, work.row_type, work.inputs(unit))
 
 
@@ -234,8 +242,13 @@ class _Lone:
     resources: Resources
     actor: Any = field(default=None)
 
+    def commit(self, unit: Unit) -> Record | None:
+        """Compute and commit a unit, None when it killed the process."""
+        line = self._ask("answer", unit)
+        return None if line is None else _record(line)
+
     def rows(self, unit: Unit) -> list[Row] | None:
-        """The rows of a unit, None when it killed the process."""
+        """The rows of a part of a unit, None when it killed the process."""
         found: list[Row] | None = self._ask("rows", unit)
         return found
 
@@ -244,7 +257,7 @@ class _Lone:
 
     def _ask(self, method: str, *args: Any) -> Any:
         import ray
-        from ray.exceptions import RayActorError
+        from ray.exceptions import OutOfMemoryError, RayActorError
 
         if self.actor is None:
             self.actor = (
@@ -252,18 +265,23 @@ class _Lone:
             )
         try:
             return ray.get(getattr(self.actor, method).remote(*args))
-        except RayActorError:
+        except (RayActorError, OutOfMemoryError):  # the latter where Ray itself ended it, for want of memory
             self.actor = None
             return None
 
 
 def _survivors(worker: _Lone, unit: Unit) -> Iterator[Row]:
-    found = worker.rows(unit)
-    if found is not None:
+    if (found := worker.rows(unit)) is not None:
         yield from found
-    elif len(unit) == 1:
-        yield from worker.work.poisoned(unit, "quarantined/killed_worker: its worker process died each time")
     else:
-        middle = (unit.start + unit.stop) // 2
-        for start, stop in ((unit.start, middle), (middle, unit.stop)):
-            yield from _survivors(worker, Unit(unit.index, unit.source, start, stop))
+        yield from _parted(worker, unit)
+
+
+def _parted(worker: _Lone, unit: Unit) -> Iterator[Row]:
+    """What survives of a unit that killed its worker."""
+    if len(unit) == 1:
+        yield from worker.work.poisoned(unit, "quarantined/killed_worker: its worker process died each time")
+        return
+    middle = (unit.start + unit.stop) // 2
+    for start, stop in ((unit.start, middle), (middle, unit.stop)):
+        yield from _survivors(worker, Unit(unit.index, unit.source, start, stop))

@@ -9,10 +9,10 @@ from typing import ClassVar
 
 from tilth.data.clean import Cleaning
 from tilth.data.ledger import Unit
-from tilth.data.readers import Bad
 from tilth.data.records import Shaper
 from tilth.data.schema import Row
 from tilth.data.source import Piece, Source
+from tilth.errors import StageError
 
 #: between a row's id and its place while ids may still clash; `place_rows` takes the place off again
 MARK = "@"
@@ -51,10 +51,13 @@ class Ingest:
         return None
 
     def poisoned(self, unit: Unit, why: str) -> list[Row]:
-        split, piece = self.pieces[unit.index]
-        bad = Bad(piece.line, why.removeprefix("quarantined/"))
-        row = self._shaper(split).bad(bad, piece.name)
-        return [{**row, "id": f"{row['id']}{MARK}{unit.index}.0"}]
+        _, piece = self.pieces[unit.index]
+        first = piece.line if piece.line > 1 else piece.start + 1  # a line of a text, or a row of a table
+        raise StageError(
+            f"{piece.name} kills every worker process that reads it from record {first:,} on, most likely for want of "
+            "memory, and how many rows would be lost with it is not known: use fewer workers (resources.workers), a "
+            "smaller max_record_bytes, or cut the file into smaller ones"
+        )
 
     def _shaper(self, split: str) -> Shaper:
         return Shaper(self.sources[split], self.row_type, self.clean, split or None)
