@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 import tilth
-from tilth.augment.base import Augmenter, Filter, Sample, Variant, VariantsFunction, Verdict, VerdictsFunction
+from tilth.augment.base import (
+    Augmenter,
+    Candidate,
+    Filter,
+    Sample,
+    Variant,
+    VariantsFunction,
+    Verdict,
+    VerdictsFunction,
+)
 from tilth.data.dataset import Dataset
 from tilth.data.schema import original, to_table
 from tilth.data.transform import Inputs
@@ -103,3 +112,38 @@ def test_an_augmenter_that_made_rows_before_needs_another_name(tmp_path: Path) -
     named = {"steps": [{**step, "name": "again"}]}
     done = Dataset.open(tilth.run(chained(tmp_path, twice, named), tmp_path / "out")["more1"])
     assert len({row["id"] for row in done.rows()}) == len(done)
+
+
+class Rewritten(Augmenter):
+    """Puts words before a context, and leaves the last ones of another out."""
+
+    field: str = "context"
+
+    def load_variants(self, inputs: Inputs) -> VariantsFunction:
+        return lambda samples: [[f"As is known, {item.text}", item.text.partition(" in")[0]] for item in samples]
+
+
+class Masked(Filter):
+    """Masks a name."""
+
+    def load_verdicts(self, inputs: Inputs, fitted: object) -> VerdictsFunction:
+        def judge(candidates: list[Candidate]) -> list[Verdict]:
+            return [Verdict(changes={"context": item.row["context"].replace("Ann", "<NAME>")}) for item in candidates]
+
+        return judge
+
+
+def test_answers_stand_where_a_new_context_has_them_or_the_row_is_dropped() -> None:
+    answers = [{"text": "Rome", "start": 13}]
+    given = original("a", "train", {"question": "Where?", "context": "Ann lives in Rome", "answers": answers})
+    asked, moved, lost = Rewritten().load(Inputs(), {})([given])
+    assert asked == given
+    assert (moved["reason"], moved["answers"]) == (None, [{"text": "Rome", "start": 26}])
+    assert lost["reason"] == "answer_lost: the new context does not hold it"
+    none = {**given, "answers": []}
+    assert [row["reason"] for row in Rewritten().load(Inputs(), {})([none])] == [None] * 3
+
+    _, masked, _ = Masked(field="context").load(Inputs(), {})([given, moved, lost])
+    assert (masked["reason"], masked["answers"]) == (None, [{"text": "Rome", "start": 29}])
+    [gone] = Masked(field="context").load(Inputs(), {})([{**moved, "answers": [{"text": "Ann", "start": 0}]}])
+    assert gone["reason"] == "answer_lost: the new context does not hold it"

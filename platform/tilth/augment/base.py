@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from tilth.data.clean import bad_character, storable
+from tilth.data.records import place_answer
 from tilth.data.schema import NEW, Row, added, row_seed
 from tilth.data.texts import text_of, text_or_none
 from tilth.data.transform import Inputs, RowsFunction, Transform
@@ -34,7 +35,8 @@ class Sample:
 class Variant:
     """A new text; `reason` where the augmenter itself rejects it, `meta` for what it measured.
 
-    `changes` are other columns that are not the parent's, such as the label of a counterfactual.
+    `changes` are other columns that are not the parent's, such as the label of a counterfactual. Answers are placed
+    anew in a changed context.
     """
 
     text: str
@@ -93,8 +95,20 @@ class Augmenter(Transform):
             variant = Variant(item) if isinstance(item, str) else item
             seed = row_seed(self.seed, sample.id, self.via)
             text = storable(variant.text)
-            child = added(sample.row, self.via, number, seed, self.made_by, **{**variant.changes, self.field: text})
-            yield {**child, "reason": variant.reason or unfit(variant.text), "meta": dict(variant.meta)}
+            changes = {**variant.changes, self.field: text}
+            child = added(sample.row, self.via, number, seed, self.made_by, **changes)
+            child |= {"reason": variant.reason or unfit(variant.text), "meta": dict(variant.meta)}
+            yield {**child, **_answers(child, changes)}
+
+
+def _answers(row: Row, changes: Iterable[str]) -> dict[str, Any]:
+    """Where the answers of a row now are whose context was changed, or that one of them is lost."""
+    if not row.get("answers") or {"context", "answers"}.isdisjoint(changes):
+        return {}
+    placed = [place_answer(answer, row["context"]) for answer in row["answers"]]
+    if None in placed:  # the answer is not quoted: it may be what was masked
+        return {"reason": row["reason"] or "answer_lost: the new context does not hold it"}
+    return {"answers": placed}
 
 
 def unfit(text: str) -> str | None:
@@ -152,6 +166,7 @@ class Filter(Transform):
                 raise StageError(f"{self.kind} gave {len(verdicts)} verdicts on {len(pending)} rows")
             for row, verdict in zip(pending, verdicts, strict=True):
                 row.update(verdict.changes, reason=verdict.reason, meta=_told(row["meta"], verdict))
+                row.update(_answers(row, verdict.changes))
             return rows
 
         return gate

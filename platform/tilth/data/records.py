@@ -175,21 +175,25 @@ _LISTS = {"messages": _messages, "tokens": _words, "tags": _words, "answers": _a
 
 
 def _fitted(payload: dict[str, Any]) -> dict[str, Any]:
-    """The payload with its parts held against each other: a tag for each word, each answer where its context has it.
-
-    Cleaning may have moved a text by a few characters: an answer is looked for nearest to where it was.
-    """
+    """The payload with its parts held against each other: a tag for each word, each answer where its context has it."""
     if "tags" in payload and len(payload["tags"]) != len(payload["tokens"]):
         raise _Unfit(f"tags: there are {len(payload['tags'])} for {len(payload['tokens'])} tokens")
     if "answers" not in payload:
         return payload
     placed = []
     for answer in payload["answers"]:
-        found = [match.start() for match in re.finditer(f"(?={re.escape(answer['text'])})", payload["context"])]
-        if not found or not answer["text"]:
+        if (found := place_answer(answer, payload["context"])) is None:
             raise _Unfit(f"answer: {answer['text'][:EXCERPT]!r} is not in the context")
-        placed.append({**answer, "start": min(found, key=lambda at: abs(at - answer["start"]))})
+        placed.append(found)
     return {**payload, "answers": placed}
+
+
+def place_answer(answer: Mapping[str, Any], context: str) -> dict[str, Any] | None:
+    """The answer where the context has it, nearest to where it was: its text may have moved. None where it has not."""
+    found = [match.start() for match in re.finditer(f"(?={re.escape(answer['text'])})", context)]
+    if not found or not answer["text"]:
+        return None
+    return {**answer, "start": min(found, key=lambda at: abs(at - answer["start"]))}
 
 
 def _storable(text: str, name: str) -> str:
