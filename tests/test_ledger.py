@@ -26,7 +26,9 @@ from tilth.data.engine import MANY_UNITS, _isolate, run_units
 from tilth.data.finish import Verdicts, finish
 from tilth.data.ingest import Ingest, pieces
 from tilth.data.ledger import Ledger
+from tilth.data.placement import place_rows
 from tilth.data.source import Jsonl
+from tilth.data.split import Split
 from tilth.data.transform import Resources, Transform
 from tilth.errors import QuarantineError, StageError, StorageError
 from tilth.storage import Store
@@ -95,6 +97,42 @@ def test_too_much_quarantine_fails_with_the_tally_and_leaves_the_rows_to_read(so
         finish(ledger, "labelled", max_quarantined=0.01)
     assert list(tmp_path.glob("out/rejected/*.parquet"))
     assert finish(ledger, "labelled", max_quarantined=0.03).counts["quarantined"] == 2
+
+
+def test_a_large_unit_is_read_row_group_by_row_group_and_the_result_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Jsonl(path=str(write_source(tmp_path, 300)))
+    work = Ingest("labelled", {"": source}, Cleaning(), pieces({"": source}))
+    built = {}
+    for name, limit in (("whole", 64 << 20), ("large", 0)):
+        monkeypatch.setattr("tilth.data.parts.WHOLE", limit)
+        monkeypatch.setattr("tilth.data.parts.ROW_GROUP_LENGTH", (limit or 20_000))
+        ledger = Ledger(Store.at(tmp_path / name), "test", work.units())
+        run_units(work, ledger, INLINE, "test")
+        sizes = [table.num_rows for table in ledger.tables()]
+        placed = place_rows(ledger, "labelled", "exact", Split(validation=0.2), None)
+        finish(ledger, "labelled", placed)
+        built[name] = (sizes, contents(tmp_path / name))
+    assert (sum(built["large"][0]), built["whole"][0]) == (300, [300])
+    assert max(built["large"][0]) < 150, "a batch ends by its bytes"
+    assert built["large"][1] == built["whole"][1]
+
+
+def test_a_large_unit_that_was_damaged_is_named_and_one_without_a_line_is_adopted(
+    source: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tilth.data.parts.WHOLE", 0)
+    store = Store.at(tmp_path / "out")
+    run_units(Chain(source.store, "labelled", ()), Ledger(store, "test", cut(source, 100)), INLINE, "test")
+    store.remove("ledger/00000000.jsonl")
+    ledger = Ledger(store, "test", cut(source, 100))
+    assert (ledger.missing(), sum(table.num_rows for table in ledger.tables())) == ([], 100)
+    (victim,) = tmp_path.glob("out/units/*.parquet")
+    victim.write_bytes(victim.read_bytes()[:-40])
+    with pytest.raises(StorageError, match="damaged"):
+        finish(ledger, "labelled")
+    assert not victim.exists()
 
 
 class _Loses(Augmenter):

@@ -29,7 +29,7 @@ def committed(units: list[list[Row]]) -> Ledger:
 
 
 def applied(ledger: Ledger, placed: Placed) -> list[tuple[str, str, str | None, str | None]]:
-    rows = [row for table in ledger.tables() for row in placed.apply(table).to_pylist()]
+    rows = [row for table in placed.apply(ledger.tables()) for row in table.to_pylist()]
     return [(row["id"], row["root"], row["split"], row["reason"]) for row in rows]
 
 

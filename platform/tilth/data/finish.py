@@ -6,14 +6,15 @@ import hashlib
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tilth.data.dataset import MANIFEST, Dataset, Shard
-from tilth.data.ledger import ROW_GROUP, Tally, is_quarantine
+from tilth.data.ledger import Tally, is_quarantine
+from tilth.data.parts import ROW_GROUP
 from tilth.data.schema import SPLITS, Row, arrow_schema, from_table
 from tilth.errors import QuarantineError, StorageError
 from tilth.storage import PARTIAL, Store
@@ -27,8 +28,8 @@ SHARD_ROWS = 64 * ROW_GROUP
 class Decided(Protocol):
     """What only a look at all rows could decide."""
 
-    def apply(self, table: pa.Table) -> pa.Table:
-        """The rows of a unit, amended; a row already dropped keeps its reason."""
+    def apply(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """All committed rows in their order, amended; a row already dropped keeps its reason."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,11 @@ class Verdicts:
 
     reasons: Mapping[str, str] = field(default_factory=dict)
 
-    def apply(self, table: pa.Table) -> pa.Table:
-        """The table with its reason column amended; a row already dropped keeps its reason."""
+    def apply(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """The tables with their reasons amended; a row already dropped keeps its reason."""
+        return map(self._amended, tables)
+
+    def _amended(self, table: pa.Table) -> pa.Table:
         import pyarrow as pa
 
         ids = table["id"].to_pylist() if self.reasons else []
@@ -55,7 +59,7 @@ class Books(Protocol):
     store: Store
 
     def tables(self) -> Iterator[pa.Table]:
-        """The rows of each unit in order."""
+        """The rows of all units in order; a large unit comes in several tables."""
 
     def tally(self) -> Tally:
         """What became of them."""
@@ -109,8 +113,8 @@ def _written(ledger: Books, row_type: str, verdicts: Decided, carried: Dataset |
         for table in carried.tables() if carried is not None else ():
             writer.write(table)
         writer.counting = True
-        for table in ledger.tables():
-            writer.write(verdicts.apply(table))
+        for table in verdicts.apply(ledger.tables()):
+            writer.write(table)
     return writer
 
 

@@ -18,9 +18,9 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from typing import IO, TYPE_CHECKING, Any
 
+from tilth.data.parts import ROW_GROUP, Hashing, batch, checked, digest, parts
 from tilth.data.schema import NEW, Row, arrow_schema, to_table
 from tilth.errors import StageError, StorageError
 from tilth.storage import Store
@@ -28,7 +28,6 @@ from tilth.storage import Store
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROW_GROUP = 4096
 HEAD = "ledger/HEAD.json"
 FLUSH_RECORDS = 200
 FLUSH_SECONDS = 2.0
@@ -112,16 +111,16 @@ def commit(store: Store, unit: Unit, rows: Iterable[Row], row_type: str, inputs:
 def _write_unit(handle: IO[bytes], rows: Iterable[Row], row_type: str, inputs: int | None) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
-    hashed = _Hashing(handle)
+    hashed = Hashing(handle)
     counts: Counter[str] = Counter()
     usage: Counter[str] = Counter()
     stream = iter(rows)
     with pq.ParquetWriter(hashed, arrow_schema(row_type), compression="zstd") as writer:
-        while batch := list(islice(stream, ROW_GROUP)):
-            counts.update(map(_fate, batch))
-            for row in batch:
+        while group := list(batch(stream)):
+            counts.update(map(_fate, group))
+            for row in group:
                 usage.update(row["meta"].get("usage", {}) if row.get(NEW) else {})
-            writer.write_table(to_table(batch, row_type), row_group_size=ROW_GROUP)
+            writer.write_table(to_table(group, row_type), row_group_size=ROW_GROUP)
         total = counts.total()
         tally = Tally(total if inputs is None else inputs, 0 if inputs is None else total - inputs, **counts)
         writer.add_key_value_metadata({_TALLY: json.dumps(asdict(tally)), _USAGE: json.dumps(usage)})
@@ -132,27 +131,6 @@ def _fate(row: Row) -> str:
     if row["reason"] is None:
         return "accepted"
     return "quarantined" if is_quarantine(row["reason"]) else "filtered"
-
-
-class _Hashing:
-    """A write-only file that knows the hash and size of what went through it."""
-
-    def __init__(self, handle: IO[bytes]) -> None:
-        self.handle, self.digest, self.size, self.closed = handle, hashlib.sha256(), 0, False
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        self.size += len(data)
-        return self.handle.write(data)
-
-    def tell(self) -> int:
-        return self.size
-
-    def flush(self) -> None:
-        self.handle.flush()
-
-    def close(self) -> None:  # the owner of the handle closes it, after fsync
-        self.closed = True
 
 
 class Ledger:
@@ -237,18 +215,21 @@ class Ledger:
         return total
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The committed rows of each unit in order, every file checked against its hash; all columns, or some."""
+        """The committed rows in the order of their units, every file checked against its hash; all columns, or some.
+
+        One table for each unit, several of a large one: a unit may be a whole file of any size.
+        """
         import pyarrow.parquet as pq
 
         for _, record in sorted(self.records.items()):
-            data = self.store.read(record.file)
-            if hashlib.sha256(data).hexdigest() != record.sha256:
+            if (handle := checked(self.store, record.file, record.size, record.sha256)) is None:
                 self.store.remove(record.file)
                 raise StorageError(
                     f"{self.store.at_url(record.file)} was damaged after it was written (its sha256 differs); "
                     "it has been removed: run again and only that unit is redone"
                 )
-            yield pq.ParquetFile(_buffer(data)).read(columns)  # half the time of read_table on a small unit
+            with handle:
+                yield from parts(pq.ParquetFile(handle), columns)  # half the time of read_table on a small unit
 
 
 def _parsed(line: bytes) -> Record | None:
@@ -263,19 +244,14 @@ def _adopt(store: Store, unit: Unit) -> Record | None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    data = store.read(unit.file)
     try:
-        metadata = pq.read_metadata(_buffer(data)).metadata or {}
+        with store.open(unit.file) as handle:
+            metadata = pq.read_metadata(handle).metadata or {}
     except pa.ArrowInvalid:
         return None
     if _TALLY not in metadata:
         return None
     tally = Tally(**json.loads(metadata[_TALLY]))
     usage = json.loads(metadata.get(_USAGE, b"{}"))
-    return Record(unit.index, tally, len(data), hashlib.sha256(data).hexdigest(), unit.file, usage)
-
-
-def _buffer(data: bytes) -> Any:
-    import pyarrow as pa
-
-    return pa.BufferReader(data)
+    sha256, size = digest(store, unit.file)
+    return Record(unit.index, tally, size, sha256, unit.file, usage)

@@ -7,10 +7,9 @@ more where a split is stratified and 8 where a sample is drawn, and about 60 mor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +19,6 @@ from numpy.typing import NDArray
 
 from tilth.data.comparing import COPY, KEPT, RESERVED, TWICE, compare
 from tilth.data.drawing import drawn, not_sampled, places, reasons, stratified
-from tilth.data.ingest import MARK
 from tilth.data.schema import SPLITS
 from tilth.data.seen import MADE, Lot, Traits, marked_ids, see, unmarked
 from tilth.data.split import Sampling, Split
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
 class Placed:
     """Verdicts by row number: 2 bytes for each row, 24 for each namesake, 21 for each copy and the ids they are of."""
 
-    #: by unit, the number of its first accepted row
-    starts: Mapping[int, int]
     fates: NDArray[np.uint8]
     splits: NDArray[np.int8]
     #: see `tilth.data.comparing`
@@ -47,14 +43,17 @@ class Placed:
     #: what the fates after RESERVED mean
     left_out: tuple[str, ...]
 
-    def apply(self, table: pa.Table) -> pa.Table:
-        """A unit with its reason and split columns amended and its ids final; a dropped row keeps its reason."""
-        if not table.num_rows:
-            return table
-        places = np.flatnonzero(pc.is_null(table["reason"]))
-        unit = table["id"][0].as_py().rpartition(MARK)[2].partition(".")[0]
-        start = self.starts[int(unit)]
-        rows = slice(start, start + len(places))
+    def apply(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """All rows with reason and split amended and their ids final; a dropped row keeps its reason."""
+        start = 0
+        for table in tables:
+            places = np.flatnonzero(pc.is_null(table["reason"]))
+            rows = slice(start, start + len(places))
+            yield self._placed(table, rows, places)
+            start = rows.stop
+
+    def _placed(self, table: pa.Table, rows: slice, places: NDArray[np.int64]) -> pa.Table:
+        """A table whose accepted rows stand at `places` and have the numbers `rows`."""
         ids = unmarked(table["id"])
         dropped = np.flatnonzero(self.fates[rows])
         names = ids.take(pa.array(places[dropped])).to_pylist()
@@ -73,7 +72,7 @@ class Placed:
         return table.set_column(table.schema.get_field_index("root"), "root", table["id"])
 
     def _reasons(self, rows: slice, ids: list[str]) -> pa.Array:
-        """Why each row of a unit is dropped that is, given its id."""
+        """Why each of these rows is dropped that is, given its id."""
         fates = self.fates[rows]
         copies = self._copies(rows)
         texts = (
@@ -121,11 +120,8 @@ def place_rows(ledger: Ledger, row_type: str, duplicates: str, split: Split, sam
     splits = _split(traits, fates, namesakes, split)
     if sampling is not None:
         _sample(ledger, traits, fates, splits, sampling)
-    units = sorted(ledger.records)
-    starts = accumulate((ledger.records[unit].tally.accepted for unit in units), initial=0)
     held = np.unique(copied["first"])
     return Placed(
-        dict(zip(units, starts, strict=False)),
         fates,
         splits,
         namesakes,

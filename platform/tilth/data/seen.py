@@ -64,7 +64,7 @@ class Traits(NamedTuple):
 
 
 def see(ledger: Ledger, row_type: str, normalized: bool, lots: Mapping[str, Lot]) -> tuple[Keys, Traits]:
-    """Read every accepted row once, one unit in memory at a time."""
+    """Read every accepted row once, a table of the ledger in memory at a time."""
     texts = [name for name in PAYLOADS[row_type] if name != "label"]
     columns = ["id", "split", "task", *PAYLOADS[row_type]]
     count = ledger.tally().accepted
