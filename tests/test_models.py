@@ -95,6 +95,7 @@ def hub(tmp_path: Path) -> Iterator[str]:
     folder = weights(tmp_path / "upstream")
     Hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
     Hub.files |= {"pytorch_model.bin": b"pickle", "modeling_tiny.py": b"raise SystemExit"}
+    Hub.files |= {"consolidated.safetensors": b"the same again", "original/model.safetensors": b"and again"}
     with serving() as endpoint:
         yield endpoint
 
@@ -111,10 +112,11 @@ class TestHub:
 
     def test_gives_neither_pickles_nor_code(self, hub, tmp_path):
         code = "sorted(file.name for file in models.resolve('org/tiny').iterdir())"
+        # nor the same weights for other programs
         assert elsewhere(code, tmp_path, HF_ENDPOINT=hub) == "['config.json', 'model.safetensors']"
 
     def test_that_has_no_safetensors_of_a_model_does_not_serve(self, hub, tmp_path):
-        del Hub.files["model.safetensors"]
+        del Hub.files["model.safetensors"]  # the others are for other programs
         assert "has no safetensors of it" in elsewhere("models.resolve('org/tiny')", tmp_path, HF_ENDPOINT=hub)
 
     def test_that_lacks_the_model_leaves_the_packages(self, hub, tmp_path):

@@ -26,13 +26,13 @@ BERT = {
 }  # fmt: skip
 
 
-def bert(folder: Path, dtype: str = "float32") -> Any:
+def bert(folder: Path, dtype: str = "float32", most: str = "60KB") -> Any:
     """A small encoder, saved, and the module itself."""
     import torch
     from transformers import BertConfig, BertForMaskedLM
 
     model = BertForMaskedLM(BertConfig(**BERT)).to(getattr(torch, dtype))
-    model.save_pretrained(folder, max_shard_size="60KB")
+    model.save_pretrained(folder, max_shard_size=most)
     return model
 
 
@@ -56,6 +56,14 @@ def test_the_parameters_of_a_model_in_several_files(tmp_path, dtype, width):
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     found = weights(str(tmp_path))
     assert (found.parameters, found.stored) == (count(model), width * count(model))
+
+
+@pytest.mark.parametrize("most", ["60KB", "1GB"])
+def test_weights_for_another_program_beside_those_of_the_model_count_nothing(tmp_path, most):
+    model = bert(tmp_path, most=most)
+    shard = next(tmp_path.glob("*.safetensors"))
+    (tmp_path / "consolidated.safetensors").write_bytes(shard.read_bytes())
+    assert in_folder(tmp_path).parameters == count(model)
 
 
 def test_an_adapter_weighs_what_it_stands_on_and_itself(tmp_path, encoder):

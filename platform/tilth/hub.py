@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 from tilth.content import cache_dir
@@ -17,7 +18,8 @@ PATIENCE_SECONDS = 4.0
 #: how long one process's "out of reach" spares the others the wait
 MEMORY_SECONDS = 300.0
 FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.jinja"]  # no pickles, no code
-ELSEWHERE = ["onnx/*", "openvino/*", "original/*"]  # the same weights again, for other programs
+#: the same weights again, for other programs
+ELSEWHERE = ["onnx/*", "openvino/*", "original/*", "consolidated*.safetensors"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,10 @@ def _ask(name: str, revision: str | None) -> Answer:
     from huggingface_hub import HfApi
 
     info = HfApi().model_info(name, revision=revision, timeout=PATIENCE_SECONDS)
-    if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()):
+    files = [file.rfilename for file in info.siblings or ()]
+    if not any(
+        name.endswith(".safetensors") and not any(fnmatch(name, other) for other in ELSEWHERE) for name in files
+    ):
         return Answer(why="the hub has no safetensors of it, and pickles are not loaded")
     return Answer(info.sha, parameters=dict(info.safetensors.parameters) if info.safetensors else {})
 

@@ -47,13 +47,27 @@ def in_folder(folder: Path) -> Weights | None:
     """Of a local directory; of an adapter, with the model that it stands on. None without whole safetensors."""
     if (settings := folder / "adapter_config.json").is_file():
         below = weights(str(json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path")))
-        return None if below is None else _sum([below, *_files(folder, "adapter_model.safetensors")])
-    found = list(_files(folder, "*.safetensors"))
+        return None if below is None else _sum([below, *_headers([folder / "adapter_model.safetensors"])])
+    found = list(_headers(_loaded(folder)))
     return _sum(found) if found else None
 
 
-def _files(folder: Path, pattern: str) -> Iterator[Weights]:
-    return (one for file in sorted(folder.glob(pattern)) if (one := _header(file)) is not None)
+def _loaded(folder: Path) -> list[Path]:
+    """The weights that transformers takes from a directory: one file, else what its index names; else all there are.
+
+    Others beside them are the same weights for another program, such as consolidated.safetensors.
+    """
+    if (one := folder / "model.safetensors").is_file():
+        return [one]
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return [folder / name for name in sorted(set(index["weight_map"].values()))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return sorted(folder.glob("*.safetensors"))
+
+
+def _headers(files: list[Path]) -> Iterator[Weights]:
+    return (one for file in files if (one := _header(file)) is not None)
 
 
 def _header(file: Path) -> Weights | None:
