@@ -16,7 +16,7 @@ from tilth.data.schema import added, generated, original
 from tilth.evaluate.scores import Comparison, compared_detail, score
 from tilth.report import figures, write_report
 from tilth.report.svg import Pictures
-from tilth.report.tallies import label_counts
+from tilth.report.tallies import flows, label_counts
 from tilth.report.training import gap, gaps
 from tilth.runs import Artifact, Run
 from tilth.storage import Store
@@ -210,6 +210,21 @@ def test_rows_that_a_model_made_of_nothing_are_no_originals(tmp_path: Path) -> N
     rows = [original("a", "train", {"text": "x", "label": "pay"})]
     rows.append(generated("grid-000.00000.0", "grid", 1, "m", {"text": "y", "label": "pay"}))
     assert label_counts(write_dataset(Store.at(tmp_path), rows)) == ({"pay": 1}, {"pay": 2})
+
+
+def test_rows_are_counted_by_what_made_them_and_what_became_of_them(tmp_path: Path) -> None:
+    row = original("a", "train", {"text": "t", "label": "x"})
+    dropped = {**original("b", "train", {"text": "t", "label": "y"}), "reason": "late: at 3:15\nor so"}
+    bare = original("c", "train", {"text": "t", "label": None})
+    children = [added(row, "eda", n, 1, None, label="z") for n in range(10_000)]
+    for child in children[:2]:
+        child["reason"] = f"unchanged: {child['id']}"
+    store = finished_stage(Run(tmp_path), "data").store
+    data = write_dataset(store, [dropped, row, *children, bare])
+    assert flows(data) == [
+        ("originals", "accepted", 2), ("originals", "late", 1), ("eda", "accepted", 9998), ("eda", "unchanged", 2),
+    ]  # fmt: skip
+    assert label_counts(data) == ({"y": 1, "x": 1, "z": 0}, {"y": 1, "x": 1, "z": 10_000})
 
 
 def test_held_out_loss_is_set_against_the_training_loss_since_the_measurement_before() -> None:

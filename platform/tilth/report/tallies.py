@@ -6,16 +6,13 @@ import difflib
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tilth.data.dataset import Dataset
 from tilth.data.schema import PAYLOADS, Row, from_table
 from tilth.report.figures import ACCEPTED, Flow
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 ORIGINALS = "originals"
 #: examples of each augmenter, and of each reason to drop a row
@@ -42,28 +39,36 @@ def flows(dataset: Dataset) -> list[Flow]:
     """Rows by what made them and by what became of them: accepted, or dropped for a reason (without its detail)."""
     import pyarrow.compute as pc
 
-    table = dataset.scan().to_table(columns=["via", "reason"])
-    via = pc.fill_null(table["via"], ORIGINALS)
-    fate = pc.fill_null(pc.replace_substring_regex(table["reason"], r"(?s):.*", ""), ACCEPTED)
-    found = Counter(_pairs(via, fate))
+    found: Counter[tuple[str, str]] = Counter()
+    for batch in dataset.scan().to_batches(columns=["via", "reason"]):
+        via = pc.fill_null(batch["via"], ORIGINALS)
+        fate = pc.fill_null(pc.replace_substring_regex(batch["reason"], r"(?s):.*", ""), ACCEPTED)
+        found.update(_pairs(via, fate))
     order = sorted(found, key=lambda pair: (pair[0] != ORIGINALS, pair[0], pair[1] != ACCEPTED, -found[pair]))
     return [(*pair, found[pair]) for pair in order]
 
 
-def _pairs(left: pa.ChunkedArray, right: pa.ChunkedArray) -> Iterable[tuple[str, str]]:
-    return zip(left.to_pylist(), right.to_pylist(), strict=True)
+def _pairs(left: Any, right: Any) -> dict[tuple[Any, Any], int]:
+    """How often each pair of values stands in two columns, in the order in which they first do."""
+    import pyarrow as pa
+
+    counted = pa.table({"left": left, "right": right}).group_by(["left", "right"], use_threads=False)
+    columns = counted.aggregate([([], "count_all")]).to_pydict()
+    return dict(zip(zip(columns["left"], columns["right"], strict=True), columns["count_all"], strict=True))
 
 
 def label_counts(dataset: Dataset) -> tuple[dict[str, int], dict[str, int]]:
     """Accepted training rows by label: among the originals, and in all. Empty where rows carry no label."""
+    import pyarrow.compute as pc
+
     before: Counter[str] = Counter()
     after: Counter[str] = Counter()
     if "label" in PAYLOADS[dataset.row_type]:
         for table in dataset.split("train").tables(["via", "label"]):
-            for via, label in _pairs(table["via"], table["label"]):
+            for (original, label), rows in _pairs(pc.is_null(table["via"]), table["label"]).items():
                 if label is not None:
-                    after[label] += 1
-                    before[label] += via is None
+                    after[label] += rows
+                    before[label] += rows * original
     return dict(before), dict(after)
 
 
