@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")  # one that is busy is no fault
 ROOT = Path(__file__).parents[1]
 #: what the tests of a module name that start a Ray, a vLLM or a whole run
 STARTING = ("ray_session", "engines.vllm", '"tilth", "run"')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tilth.augment.likeness import edit_similarity
@@ -23,7 +23,6 @@ def common(one: list[str], other: list[str]) -> int:
     return row[-1]
 
 
-@settings(deadline=None)
 @given(words, words)
 def test_it_is_twice_the_common_words_over_all(one, other):
     expected = 2 * common(one, other) / max(1, len(one) + len(other)) if one or other else 1.0

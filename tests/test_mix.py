@@ -101,7 +101,7 @@ def test_weights_share_out_and_caps_of_ones_own_go_first():
 tasks = st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 5000), min_size=1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(available=tasks, cap=st.none() | st.integers(1, 3000), rows=st.none() | st.integers(1, 4000), data=st.data())
 def test_no_task_gives_more_than_it_has_or_may(available, cap, rows, data):
     weights = {task: data.draw(st.floats(0.01, 100)) for task in available if data.draw(st.booleans())}

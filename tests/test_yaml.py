@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tilth import yaml12
@@ -101,7 +101,6 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-@settings(deadline=None)  # a busy machine is no fault
 def test_what_is_written_is_read_back_with_its_type(value):
     back = yaml12.parse(yaml12.dump({"value": value}))[0]["value"]
     assert back == value
