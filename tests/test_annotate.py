@@ -299,6 +299,23 @@ def test_items_that_are_left_out_are_asked_no_more(tmp_path: Path) -> None:
     assert len(counted(narrow)) == 3
 
 
+def test_a_known_item_that_proved_wrong_is_taken_out_with_its_answers_kept(tmp_path: Path) -> None:
+    work, known = write_items(tmp_path / "items.jsonl", 4), write_items(tmp_path / "known.jsonl", 3, expected="red")
+    checks = {"known": str(known), "known_every": 2}
+    begun = Campaign(work, overlap=2, checks=checks)
+    person = begun.annotator("Ann")
+    while "Which answer is better?" in person.get("/work").text:
+        person.prefer("blue")
+    before = counted(begun)
+    assert [item.passed for item in before if item.kind == "known"].count(False) >= 1
+    again = Campaign(work, overlap=2)
+    after = counted(again)
+    assert [(item.item, item.value) for item in after] == [(item.item, item.value) for item in before]
+    assert not any(item.passed is False for item in after)
+    assert {item.kind for item in after} == {"work", "retired"}
+    assert {item.kind for item in counted(Campaign(work, overlap=2, checks=checks))} == {"work", "known"}
+
+
 def test_a_commit_waits_for_the_disk(pairs: Campaign) -> None:
     with pairs.book.writing() as session:
         assert session.scalar(text("PRAGMA journal_mode")) == "wal"
@@ -316,7 +333,8 @@ def test_items_of_a_run_are_the_answers_of_its_models(tmp_path: Path) -> None:
     )
     evaluated = finished_stage(run, "evaluate", "evaluate", "report").store
     for model in ("sft", "dpo"):
-        said = [{**row, "meta": {"answers": [f"{model} says {row['id']}"]}} for row in rows]
+        # blanks that begin a continuation are nothing to judge
+        said = [{**row, "meta": {"answers": [f" \n{model} says {row['id']}"]}} for row in rows]
         write_dataset(evaluated.sub(f"predictions/{model}"), said, "completion")
     form, items = campaign(tmp_path, load_annotation(None))
     work = [item for item in items if item.kind == "work"]

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
+from tilth.config import digest, identity
 from tilth.data.bootstrap import interval, mean
 from tilth.data.schema import original
 from tilth.evaluate import bootstrap, metrics
@@ -71,6 +72,11 @@ def test_answers_of_every_row_are_no_classes():
     assert "f1_macro" in few.statistics
     assert "confusion" in few.detail
     assert "mcc" in score({"m": rows}, [Classification(show=("mcc",))])["m"].statistics
+    usual = Classification(show=("accuracy", "f1_macro"))
+    assert "f1_macro" in score({"m": rows}, [usual])["m"].statistics
+    assert digest(identity(usual, str)) != digest(identity(Classification(), str)), "what is told is not what was told"
+    again = Classification.model_validate(Classification().model_dump())
+    assert score({"m": rows}, [again])["m"].statistics.keys() == many.statistics.keys()
 
 
 def test_perplexity_weighs_tokens_not_rows():

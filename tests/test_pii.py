@@ -82,6 +82,8 @@ def test_a_found_text_is_masked_whole_also_where_another_begins_it_and_where_it_
         "a": "<PERSON>, Johnny",
         "b": {"c": "<PHONE_NUMBER>", "d": [True, None]},
     }
+    noted = {"usage": {"prompt_tokens": 2024}, "file": "/Boston/a.jsonl", "line": 2024}
+    assert unnamed({**noted, "x": 2024}, {"2024": "DATE_TIME", "Boston": "LOCATION"}) == {**noted, "x": "<DATE_TIME>"}
 
 
 def test_every_turn_of_a_conversation_is_masked_by_itself():

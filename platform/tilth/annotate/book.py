@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, delete, event, select, text
+from sqlalchemy import Connection, Engine, create_engine, delete, event, select, text, update
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from tilth.annotate.forms import Form
-from tilth.annotate.items import ATTENTION, Item
+from tilth.annotate.items import ATTENTION, KNOWN, RETIRED, WORK, Item
 from tilth.annotate.tables import Answer, Assignment, Base, Setting, Shown
 from tilth.config import dump
 from tilth.data.schema import row_seed
@@ -97,15 +97,22 @@ def _settle(session: Session, name: str, value: Any, url: str) -> None:
 
 
 def _leave_out(session: Session, asked: set[str], url: str) -> None:
-    """Remove items that are not `asked` about; attention checks stay, as settings alone say whether to give them."""
-    entered = session.scalars(select(Shown.id).where(Shown.kind != ATTENTION))
-    gone = [name for name in entered if name not in asked]
+    """Remove items that are not `asked` about; attention checks stay, as settings alone say whether to give them.
+
+    Answers to work are never given up. A known item may be left out when it has answers, as one that proved wrong.
+    """
+    entered = {name: kind for name, kind in session.execute(select(Shown.id, Shown.kind)) if kind != ATTENTION}
     answered = set(session.scalars(select(Assignment.item_id).join(Answer, Answer.assignment_id == Assignment.id)))
-    if kept := [name for name in gone if name in answered]:
+    left = {name: kind for name, kind in entered.items() if name not in asked}
+    if kept := [name for name, kind in left.items() if kind == WORK and name in answered]:
         raise StorageError(
             f"{url}: {len(kept)} items with answers, such as {kept[0]}, are none of this campaign; take them into "
             "`items` again, or keep these answers and set `store` to a new database"
         )
+    for name, kind in entered.items():
+        if kind != WORK and name in answered:
+            session.execute(update(Shown).where(Shown.id == name).values(kind=KNOWN if name in asked else RETIRED))
+    gone = [name for name in left if name not in answered]
     for start in range(0, len(gone), SLICE):
         part = gone[start : start + SLICE]
         session.execute(delete(Assignment).where(Assignment.item_id.in_(part)))

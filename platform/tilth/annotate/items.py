@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tilth.runs import Artifact
 
 WORK, KNOWN, ATTENTION = "work", "known", "attention"
+#: a known item that was answered and is no longer given to anyone
+RETIRED = "retired"
 #: attention checks that one person may be given
 ATTENTION_CHECKS = 200
 #: where a model's answer stands in the rows of its predictions, the first that is there
@@ -173,7 +175,7 @@ def _said(row: Row | None, path: str | None) -> str | None:
     for place in (path,) if path else _ANSWERS:
         value = _at(row or {}, place)
         if isinstance(value, str) and value.strip():
-            return value
+            return value.strip()  # the blanks that begin a continuation are nothing to judge
     return None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from tilth.annotate.items import RETIRED
 from tilth.annotate.tables import Answer, Assignment, Person, Shown
 from tilth.errors import StorageError
 
@@ -41,8 +42,8 @@ class Judgement:
 
     @property
     def passed(self) -> bool | None:
-        """Whether the answer to a known item is the expected one; None where nothing is expected."""
-        if self.expected is None:
+        """Whether the answer to a known item is the expected one; None where nothing is expected, or was by mistake."""
+        if self.expected is None or self.kind == RETIRED:
             return None
         if self.pairwise:
             return bool(self.value["preferred"] == self.expected)

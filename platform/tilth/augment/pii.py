@@ -80,6 +80,10 @@ def masked(text: str, spans: list[Span]) -> str:
     return text
 
 
+#: what the platform itself notes of a row: what it cost, and where it stood
+OWN = frozenset({"usage", "file", "line"})
+
+
 def unnamed(meta: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """What a row carries, with each text that was found in the row replaced by the name of its entity, at any depth."""
     # the longest first: a name within a name would leave the rest of it
@@ -94,4 +98,4 @@ def unnamed(meta: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
             return {key: without(item) for key, item in value.items()}
         return f"<{names[str(value)]}>" if str(value) in names else value
 
-    return {key: without(item) for key, item in meta.items()}
+    return {key: item if key in OWN else without(item) for key, item in meta.items()}

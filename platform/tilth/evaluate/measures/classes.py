@@ -30,15 +30,18 @@ class Classification(Metric):
 
     reads: ClassVar[tuple[str, ...]] = ("prediction",)
 
-    show: tuple[ClassFigure, ...] = Field(
-        ("accuracy", "f1_macro"), min_length=1, description="Which, the one that counts most first."
+    show: tuple[ClassFigure, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Which, the one that counts most first; none: accuracy and f1_macro, of more than 500 labels "
+        "accuracy.",
     )
 
     def statistics(self, predicted: Predicted) -> dict[str, Statistics]:
         pairs = {model: (truth_of(rows), guesses(rows)) for model, rows in predicted.items()}
         labels = sorted({label for pair in pairs.values() for side in pair for label in side})
-        few = len(labels) <= MOST_LABELS or "show" in self.model_fields_set
-        shown: tuple[ClassFigure, ...] = self.show if few else ("accuracy",)
+        usual: tuple[ClassFigure, ...] = ("accuracy", "f1_macro") if len(labels) <= MOST_LABELS else ("accuracy",)
+        shown = self.show or usual
         return {model: {name: _figure(name, *pair, labels) for name in shown} for model, pair in pairs.items()}
 
     def detail(self, rows: Sequence[Row]) -> dict[str, Any]:
