@@ -30,10 +30,27 @@ def test_scalars_are_what_people_mean(text, value):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-4", 1e-4), ("[a, 2]", ["a", 2]), ("{kind: x}", {"kind": "x"}), ("@a", "@a"), ("a: [", "a: [")],
-)
+    [
+        ("1e-4", 1e-4), (" 16 ", 16), ("[a, 2]", ["a", 2]), ("{kind: x}", {"kind": "x"}), ("true", True),
+        ("null", None), ("", None), ("'16'", "16"), ('"# Title"', "# Title"), ("@a", "@a"), ("a: [", "a: ["),
+        (" just text ", "just text"),
+    ],
+)  # fmt: skip
 def test_an_overrides_value_is_yaml_or_else_text(text, value):
-    assert yaml12.scalar(text) == value
+    found = yaml12.scalar(text)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Answer question #3 briefly", "# Title", "note: this", "- item", "'it' is #1", "3 # of ten", "two\nlines",
+        "--- x", "&c b", "! Mind this", "> said", "[a] # b",
+    ],
+)  # fmt: skip
+def test_text_of_an_override_stands_as_it_is_written(text):
+    assert yaml12.scalar(text) == text
 
 
 def test_every_value_knows_its_line():

@@ -67,11 +67,26 @@ def parse(text: str, name: str = "recipe") -> tuple[dict[str, Any], dict[str, in
 
 
 def scalar(text: str) -> Any:
-    """The value of an override's right-hand side: `16`, `1e-4`, `true`, `[a, b]`, else text."""
+    """The value of an override's right-hand side: `16`, `1e-4`, `true`, `null`, `[a, b]`, `{a: b}`, `"text"`.
+
+    It is null where there is none; what is none of these as a whole is text as it stands, ` #` and `: ` included.
+    """
+    text = text.strip()
     try:
-        return _unshared(_constructed(text, {})[0])
+        value = _unshared(_constructed(text, {})[0])
+        return value if not text or _is_value(text) else text
     except yaml.YAMLError:
         return text
+
+
+def _is_value(text: str) -> bool:
+    """Whether all of it is one number, boolean, null, quoted text, or list or mapping in brackets."""
+    node = yaml.compose(text, _Loader)
+    if node is None or (node.start_mark.index, node.end_mark.index) != (0, len(text)):
+        return False
+    if isinstance(node, yaml.ScalarNode):
+        return node.tag != f"{_TAG}str" or node.style in ("'", '"')
+    return isinstance(node, yaml.CollectionNode) and bool(node.flow_style)
 
 
 def dump(data: Any) -> str:
