@@ -136,8 +136,16 @@ def test_a_trial_that_raises_or_hangs_is_recorded_and_the_search_goes_on(tmp_pat
         "ValueError: x is 0.800",
     ]
     assert (artifact.counts["trials"], artifact.counts["failed"]) == (3, 2)
-    with pytest.raises(StageError, match="none of 3 trials came to an end: ValueError"):
-        searched(tmp_path / "none", {"raises": 0.05}, space=values, searcher={"kind": "grid"})
+
+
+def test_a_search_in_which_every_trial_failed_tries_them_again(tmp_path: Path) -> None:
+    values = {"x": {"kind": "choice", "values": [0.1, 0.5, 0.8]}}
+    for _ in range(2):
+        with pytest.raises(StageError, match=r"none of 3 trials came to an end: ValueError: x is 0\.100; .*run again"):
+            searched(tmp_path, {"raises": 0.05}, space=values, searcher={"kind": "grid"})
+    mended = searched(tmp_path, space=values, searcher={"kind": "grid"})
+    assert [(trial["state"], trial["error"]) for trial in trials(mended)] == [("complete", None)] * 3
+    assert sorted(begun(tmp_path)) == [1, 3, 3, 3], "of the same trials"
 
 
 def test_a_full_disk_ends_the_search_which_then_goes_on(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tilth.search.bench import Bench
 from tilth.search.choosing import Candidate, best_first, estimate, front, lead, verdicts, winner
 from tilth.search.places import keys_of, value_at
 from tilth.search.study import Study
-from tilth.search.trials import Asked, Journal, Listed, Trial, curve, scores, shown
+from tilth.search.trials import Asked, Journal, Listed, curve, scores, shown
 
 if TYPE_CHECKING:
     from tilth.runs import Artifact, Out
@@ -28,7 +28,7 @@ def search(stage: Search, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
     written = _written(stage, bench)
     asked = Asked(stage, bench, Journal(out.store.sub("trials")), Study(stage))
     stage.runner.run(asked, bench)
-    _all_told(out.stage, asked.trials)
+    _all_told(out.stage, asked)
     ranked = [trial for trial in best_first(asked.trials, stage.objectives[0]) if trial.made != written.made]
     candidates = [written, *(Candidate(item.number, item.values, item.scores, item.made) for item in ranked)]
     if stage.repeats is not None:
@@ -44,12 +44,17 @@ def _written(stage: Search, bench: Bench) -> Candidate:
     return Candidate(None, {}, scores(stage, bench, made), made)
 
 
-def _all_told(name: str, trials: Sequence[Trial]) -> None:
+def _all_told(name: str, asked: Asked) -> None:
+    trials = asked.trials
     if any(trial.state == "running" for trial in trials):
         raise StageError(f"{name}: the search was interrupted; run again, and it goes on with these trials")
     if not any(trial.state == "complete" for trial in trials):
         errors = "; ".join(dict.fromkeys(trial.error or trial.state for trial in trials))
-        raise StageError(f"{name}: none of {len(trials)} trials came to an end: {errors}")
+        asked.take_back()
+        raise StageError(
+            f"{name}: none of {len(trials)} trials came to an end: {errors}; mend that and run again, and those that "
+            "failed are tried again"
+        )
 
 
 def _repeat(stage: Search, bench: Bench, out: Out, finalists: Sequence[Candidate]) -> None:

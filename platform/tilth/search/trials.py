@@ -175,6 +175,13 @@ class Asked(Recorded):
         super().tell(trial, outcome)
         self.study.tell(trial)
 
+    def take_back(self) -> None:
+        """Record every failed trial as begun and not ended, so that the next search over this journal runs it again."""
+        for trial in self.trials:
+            if trial.state == "failed":
+                trial.state, trial.error = "running", None
+                self.journal.write(trial)
+
 
 class Listed(Recorded):
     """Trials that are known beforehand."""
