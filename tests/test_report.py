@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from helpers import finished_stage, reject, write_dataset
 from tilth.data.bootstrap import Interval
 from tilth.data.schema import added, generated, original
 from tilth.evaluate.scores import Comparison, compared_detail, score
-from tilth.report import figures, write_report
+from tilth.report import figures, judging, write_report
 from tilth.report.svg import Pictures
 from tilth.report.tallies import flows, label_counts
 from tilth.report.training import gap, gaps
@@ -262,3 +263,26 @@ def test_rounds_and_steps_are_counted_in_whole_numbers() -> None:
     found = re.findall(r">([\d.]+)</text>", figures.growth(Pictures(), history, "rows by round").svg)
     assert {"1", "2", "3"} <= set(found)
     assert not {"1.25", "1.5", "1.50", "2.5", "2.50"} & set(found)
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_a_model_has_one_row_and_one_colour_under_every_judge() -> None:
+    judges = [["a", "b", "c"], ["c", "b", "a"], ["b", "c"], ["a", "b", "c"], ["c", "a", "b"]]
+    marks = [{name: {"value": -i, "low": -i - 1, "high": 1 - i} for i, name in enumerate(one)} for one in judges]
+    detail = {"judges": {f"judge {i}": {"marks": found} for i, found in enumerate(marks)}}
+    first, second = judging.pictures_of(Pictures(), detail)
+    panels = [
+        panel for picture in (first, second) for panel in ET.fromstring(picture.svg).iter(f"{SVG}g")
+        if "axes_" in panel.get("id", "")
+    ]  # fmt: skip
+    points = [
+        [(round(float(point.attrib["y"]), 2), point.attrib["style"]) for point in panel.iter(f"{SVG}use")
+         if "fill: var(--c" in point.get("style", "")]
+        for panel in panels
+    ]  # fmt: skip
+    assert [len(panel) for panel in points] == [len(one) for one in judges]
+    placed = {pair for one, panel in zip(judges, points, strict=True) for pair in zip(one, panel, strict=True)}
+    assert len(placed) == 3, "one place and colour for each model"
+    assert len({y for _, (y, _) in placed}) == 3

@@ -137,22 +137,28 @@ def _running_median(values: Any) -> Any:
 def forests(
     pictures: Pictures, panels: Mapping[str, Sequence[Mapping[str, Any]]], title: str, zero: bool
 ) -> list[Picture]:
-    """`forest` of few panels at a time, so that they can be read; none where there is nothing to draw."""
+    """Scores with their 95 % intervals: a panel for each metric, few in a picture; none where there is nothing to draw.
+
+    A model has one row and one colour in all of them, whatever the order of its scores; `zero` marks no difference.
+    """
+    names = list(dict.fromkeys(item["name"] for items in panels.values() for item in items))
     items = list(panels.items())
     parts = [dict(items[start : start + _PANELS]) for start in range(0, len(items), _PANELS)]
-    return [forest(pictures, part, title, zero) for part in parts]
+    return [_forest(pictures, part, names, title, zero) for part in parts]
 
 
-def forest(pictures: Pictures, panels: Mapping[str, Sequence[Mapping[str, Any]]], title: str, zero: bool) -> Picture:
-    """Scores with their 95 % intervals: a panel for each metric, a row for each model; `zero` marks no difference."""
-    rows = max(len(items) for items in panels.values())
+def _forest(
+    pictures: Pictures, panels: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str], title: str, zero: bool
+) -> Picture:
+    rows, colours = len(names), _colours(len(names))
     with drawing(_WIDTH, 1.1 + 0.34 * rows, len(panels)) as (figure, all_axes):
         for axes, (metric, items) in zip(all_axes, panels.items(), strict=True):
-            for place, (colour, item) in enumerate(zip(_colours(len(items)), items, strict=True)):
-                axes.plot([item["low"], item["high"]], [-place, -place], color=colour, linewidth=2.2)
-                axes.plot(item["value"], -place, "o", color=colour, markersize=6)
-            names = [label(item["name"]) for item in items] if axes is all_axes[0] else [""] * len(items)
-            axes.set_yticks([-i for i in range(len(items))], names)
+            for item in items:
+                place = names.index(item["name"])
+                axes.plot([item["low"], item["high"]], [-place, -place], color=colours[place], linewidth=2.2)
+                axes.plot(item["value"], -place, "o", color=colours[place], markersize=6)
+            told = [label(name) for name in names] if axes is all_axes[0] else [""] * rows
+            axes.set_yticks([-i for i in range(rows)], told)
             axes.set(title=metric.replace("_", " "), ylim=(0.6 - rows, 0.6))
             axes.locator_params(axis="x", nbins=5)
             if zero:

@@ -34,7 +34,7 @@ def pictures_of(pictures: Pictures, found: Mapping[str, Any], stage: str) -> Ite
     spans = [item for item in found["finalists"] if item["low"] is not None]
     if spans:
         title = f"Finalists of {stage}: mean over seeds with 95 % intervals"
-        yield figures.forest(pictures, {_name(found): spans}, title, zero=False)
+        yield from figures.forests(pictures, {_name(found): spans}, title, zero=False)
 
 
 def tables(found: Mapping[str, Any]) -> Iterator[Plain]:

@@ -87,7 +87,7 @@ def transfer(pictures: Pictures, detail: Mapping[str, Any]) -> tuple[list[Pictur
     names = tuple(detail["transfer"])
     gains = [(source, *row.values()) for source, row in detail["transfer"].items()]
     caption = "Transfer: what the model of one task (row) gains on another (column) over that one's own"
-    return [figures.forest(pictures, panels, title, zero=True)], [*tables, (caption, ("trained on", *names), gains)]
+    return figures.forests(pictures, panels, title, zero=True), [*tables, (caption, ("trained on", *names), gains)]
 
 
 def _three(item: Mapping[str, float]) -> tuple[float, float, float]:
