@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Literal
 
 import pytest
@@ -141,6 +142,33 @@ def test_the_version_of_our_code_and_the_source_of_yours_count():
 
     assert identity(Length(), content)["version"] == Length.version
     assert isinstance(identity(Hammer(), content)["version"], str)
+
+
+def test_of_a_component_of_yours_all_that_it_inherits_counts(tmp_path, monkeypatch):
+    (tmp_path / "my_base.py").write_text("from tilth.augment.eda import Eda\n\n\nclass Base(Eda):\n    pass\n")
+    (tmp_path / "my_mixin.py").write_text("class Mixin:\n    pass\n")
+    (tmp_path / "my_own.py").write_text(
+        "from my_base import Base\nfrom my_mixin import Mixin\n\n\nclass Own(Base, Mixin):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from tilth.augment.eda import Eda
+
+    own = importlib.import_module("my_own").Own()
+
+    def version():
+        return identity(own, content)["version"]
+
+    first = version()
+    assert version() == first
+    for name in ("my_own", "my_base", "my_mixin"):
+        file = tmp_path / f"{name}.py"
+        before = file.read_text()
+        file.write_text(f"{before}\n# changed\n")
+        assert version() != first, name
+        file.write_text(before)
+    assert version() == first
+    monkeypatch.setattr(Eda, "version", Eda.version + 1)
+    assert version() != first, "and the version of what it inherits of ours"
 
 
 def test_a_kind_has_its_shortest_name():

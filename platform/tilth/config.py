@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -272,13 +273,22 @@ def _is_execution(field: FieldInfo) -> bool:
 
 
 def _code_version(cls: type[Component]) -> int | str:
-    """Our own components count versions by hand; a user's component is its module's source."""
+    """Our own components count versions by hand; a user's component is its source and that of all it inherits."""
     if cls.__module__.startswith("tilth."):
         return cls.version
-    source = inspect.getsourcefile(cls)
+    inherited = [base for base in cls.__mro__ if base not in Component.__mro__]
+    return digest(list(dict.fromkeys(mark for base in inherited if (mark := _mark(base)))))[:16]
+
+
+def _mark(cls: type) -> str | None:
+    """What tells one state of a class's code from another; None for what comes with Python."""
+    module = cls.__module__.partition(".")[0]
+    if module in sys.stdlib_module_names and not issubclass(cls, Component):
+        return None
+    source = None if module == "tilth" else inspect.getsourcefile(cls)
     if source is None:
-        return cls.version
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16]
+        return f"{cls.__qualname__} {getattr(cls, 'version', 1)}"
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest()
 
 
 def digest(value: Any) -> str:
