@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 import subprocess
@@ -16,7 +17,11 @@ import pytest
 
 from fake_hub import COMMIT, Hub, serving
 from tilth import models, packages
+from tilth.data.loading import Card, base_folder
+from tilth.data.transform import Inputs
 from tilth.errors import ModelError
+from tilth.recipe import load
+from tilth.runs import Run
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -140,6 +145,64 @@ class TestHub:
     def test_a_revision_is_never_served_from_a_package(self, tmp_path):
         said = elsewhere(f"models.identity({MINILM!r}, 'v2')", tmp_path, HF_HUB_OFFLINE="1")
         assert "without revision 'v2' it comes from a package" in said
+
+
+class TestPlanned:
+    """Between a plan and a stage, or from one machine to another, a name comes to mean another state."""
+
+    def snapshot(self, cache: Path, commit: str) -> None:
+        """In the hub's cache, as what `main` was when it was fetched last."""
+        root = cache / "hf/hub/models--org--tiny"
+        weights(root / "snapshots" / commit)
+        (root / "refs").mkdir(exist_ok=True)
+        (root / "refs/main").write_text(commit)
+
+    def test_a_commit_is_what_is_loaded_not_what_the_name_means_by_now(self, tmp_path):
+        self.snapshot(tmp_path, "aaa")
+        self.snapshot(tmp_path, "bbb")
+        code = "models.identity('org/tiny'), models.planned('org/tiny', 'org/tiny@aaa').name"
+        assert elsewhere(code, tmp_path, HF_HUB_OFFLINE="1") == "org/tiny@bbb aaa"
+
+    def test_a_commit_that_is_not_to_be_had_is_named(self, tmp_path):
+        self.snapshot(tmp_path, "bbb")
+        said = elsewhere("models.planned('org/tiny', 'org/tiny@aaa')", tmp_path, HF_HUB_OFFLINE="1")
+        assert said.startswith("model 'org/tiny' at revision 'aaa': it is not in the caches of this machine")
+
+    def test_what_was_fetched_serves_later_runs_offline(self, hub, tmp_path):
+        code = f"models.planned('org/tiny', 'org/tiny@{COMMIT}').name, models.identity('org/tiny')"
+        expected = f"{COMMIT} org/tiny@{COMMIT}"
+        assert elsewhere(code, tmp_path, HF_ENDPOINT=hub) == expected
+        assert elsewhere(code, tmp_path, HF_HUB_OFFLINE="1") == expected
+
+    def test_a_package_is_never_taken_for_a_commit_nor_the_other_way_round(self, tmp_path):
+        said = elsewhere(f"models.planned({MINILM!r}, '{MINILM}@aaa')", tmp_path, HF_HUB_OFFLINE="1")
+        assert f"model {MINILM!r} at revision 'aaa': it is not in the caches" in said
+
+    def test_a_stage_refuses_a_directory_that_changed_since_it_was_planned(self, tmp_path):
+        model = weights(tmp_path / "m")
+        recipe = load({"name": "x", "stages": {"out": {"kind": "export", "model": str(model)}}})
+        [step] = Run(tmp_path / "run").plan(recipe)
+        assert Inputs.of({}, step.out.pins).model(str(model)) == model
+        weights(model, config='{"vocab_size": 2}')
+        with pytest.raises(ModelError, match=r"it was \w+ when it was planned or trained with, and is \w+ here"):
+            step.stage.run(step.out, {})
+
+    def test_an_adapter_is_known_by_its_base_too(self, tmp_path):
+        base, adapter = weights(tmp_path / "base"), tmp_path / "adapter"
+        adapter.mkdir()
+        (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+        (adapter / "adapter_model.safetensors").write_bytes(b"")
+        first = models.identity(str(adapter))
+        weights(base, config='{"vocab_size": 2}')
+        assert models.identity(str(adapter)) != first
+
+    def test_an_adapter_of_ours_stands_on_the_base_that_it_was_trained_on(self, tmp_path):
+        base = weights(tmp_path / "base")
+        card = Card(base=str(base), peft="lora", base_identity=models.identity(str(base)))
+        assert base_folder(card) == base
+        weights(base, config='{"vocab_size": 2}')
+        with pytest.raises(ModelError, match="when it was planned or trained with"):
+            base_folder(card)
 
 
 def wheel(folder: Path) -> packages.Package:

@@ -179,7 +179,7 @@ def test_seeds_are_an_ensemble_of_whole_models(tmp_path: Path, llama: Path) -> N
     assert made.metrics["disagreement"] > 0
     assert not Store.at(tmp_path).sub("train").exists("members")
     # exported, its members are merged and say the same
-    merge(str(folder), "auto", Store.at(tmp_path).sub("merged"), {})
+    merge(str(folder), "auto", Store.at(tmp_path).sub("merged"), Inputs())
     whole = Store.at(tmp_path).sub("merged").fetch("model")
     assert Card.read(whole / "members" / "1").peft is None
     [again] = RewardScorer(whole, 1000)([(row["prompt"], row["chosen"])])

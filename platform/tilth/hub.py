@@ -36,9 +36,7 @@ class Answer:
 
 def cached(name: str, revision: str | None) -> Path | None:
     """The snapshot in the hub's own cache on this machine, if it is whole."""
-    from huggingface_hub import constants
-
-    root = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    root = _root(name)
     wanted = revision or "main"
     try:
         commit = (root / "refs" / wanted).read_text().strip()
@@ -46,6 +44,24 @@ def cached(name: str, revision: str | None) -> Path | None:
         commit = wanted
     snapshot = root / "snapshots" / commit
     return snapshot if snapshot.is_dir() and lacks(snapshot) is None else None
+
+
+def keep(name: str, commit: str) -> None:
+    """Make a snapshot what the cache has for the name alone, as a download by name does, where it has nothing yet."""
+    if cached(name, None) is not None:
+        return
+    ref = _root(name) / "refs" / "main"
+    try:
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(commit)
+    except OSError:
+        pass  # a read-only cache only costs later runs the question
+
+
+def _root(name: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
 
 
 def lacks(folder: Path) -> str | None:

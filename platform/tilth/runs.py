@@ -22,7 +22,7 @@ from typing import Any
 
 from tilth import content, ui
 from tilth.changes import changes
-from tilth.config import Ref, digest, identity
+from tilth.config import ModelName, Ref, digest, identity
 from tilth.errors import StageError, StorageError
 from tilth.lock import exclusive, in_turn
 from tilth.recipe import MEASURED, PROBE, Recipe, Stage, load
@@ -84,6 +84,8 @@ class Out:
     #: what the stage stands in, for one that runs others of the same recipe
     recipe: Recipe | None = None
     run: Run | None = None
+    #: the identity that the fingerprint took of each model named
+    pins: Mapping[str, str] = field(default_factory=dict)
 
     def artifact(
         self,
@@ -120,19 +122,15 @@ class Step:
     run: Run
     #: it was finished and something of it is gone: what is left must not be taken for the whole
     damaged: bool = False
+    #: the identity of each model named
+    pins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def out(self) -> Out:
         return Out(
-            self.name,
-            self.stage.kind,
-            self.recipe.produces(self.name),
-            self.fingerprint,
-            self.identity,
-            self.store,
-            self.recipe,
-            self.run,
-        )
+            self.name, self.stage.kind, self.recipe.produces(self.name), self.fingerprint, self.identity, self.store,
+            self.recipe, self.run, self.pins,
+        )  # fmt: skip
 
 
 class Run:
@@ -150,12 +148,15 @@ class Run:
 
     def _step(self, recipe: Recipe, name: str, before: Mapping[str, Step]) -> Step:
         def known(value: str) -> Any:
-            return {value: before[value.stage].fingerprint} if isinstance(value, Ref) else content.identity_of(value)
+            if isinstance(value, Ref):
+                return {value: before[value.stage].fingerprint}
+            found = content.identity_of(value)
+            return pins.setdefault(value, found) if isinstance(value, ModelName) else found
 
         def step(reused: bool, why: str, damaged: bool = False) -> Step:
-            return Step(name, stage, fingerprint, parts, reused, why, store, recipe, self, damaged)
+            return Step(name, stage, fingerprint, parts, reused, why, store, recipe, self, damaged, pins)
 
-        stage = recipe.stages[name]
+        stage, pins = recipe.stages[name], dict[str, str]()
         parts: dict[str, Any] = identity(stage, known)
         fingerprint = digest(parts)
         store = self.store.sub(f"stages/{name}/{fingerprint[:16]}")

@@ -71,7 +71,7 @@ class Augment(Stage):
         self._check_columns(source.row_type)
         if self.quality is not None:
             self.quality.refuse_limits(source.row_type)
-        result = finished(out.store) or self._augment(out, source, Inputs.of(inputs))
+        result = finished(out.store) or self._augment(out, source, Inputs.of(inputs, out.pins))
         counts = result.counts
         added = sum(counts["via"].values())
         metrics = {"added": added, "added_per_row": round(added / max(1, counts["inputs"]), 4)}

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Card:
     objective: str = "language_model"
     labels: tuple[str, ...] = ()
     base: str = ""
+    #: the state of the base that the adapter was trained on; empty where it is not known, or a stage's
+    base_identity: str = field(default="", kw_only=True)
     #: the kind of adapter in the directory, None where it holds all weights
     peft: str | None = None
     max_length: int | None = None
@@ -200,9 +202,10 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def base_folder(card: Card) -> Path:
-    """The local directory of the model that an adapter stands on."""
+    """The local directory of the model that an adapter stands on, in the state that it was trained on."""
     if "://" in card.base:
         parent, _, name = card.base.rpartition("/")
         return Store.at(parent).fetch(name)
-    folder: Path = models.resolve(card.base)
+    known = card.base_identity
+    folder: Path = models.planned(card.base, known) if known else models.resolve(card.base)
     return folder

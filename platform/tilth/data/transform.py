@@ -30,25 +30,32 @@ RowsFunction = Callable[[list[Row]], list[Row]]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a transform may refer to, picklable: where each "@stage" of its config lies."""
+    """What a transform may refer to, picklable: where each "@stage" of its config lies, and which models it names."""
 
     urls: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: the identity of each model that the fingerprint took
+    pins: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def of(artifacts: Mapping[str, Artifact]) -> Inputs:
+    def of(artifacts: Mapping[str, Artifact], pins: Mapping[str, str] | None = None) -> Inputs:
         return Inputs(
             {ref: item.store.url for ref, item in artifacts.items()},
             {ref: item.detail for ref, item in artifacts.items()},
+            dict(pins or {}),
         )
 
     def model(self, model: str) -> Path:
-        """A local directory with the model: a hub name or directory, or "@stage" (its `model/` directory)."""
+        """A local directory with the model: a hub name or directory, or "@stage" (its `model/` directory).
+
+        Of a model that the fingerprint names, the very state that it names; ModelError where that is not to be had.
+        """
         from tilth import models
         from tilth.storage import Store
 
         if model not in self.urls:
-            folder: Path = models.resolve(model)
+            pin = self.pins.get(model)
+            folder: Path = models.resolve(model) if pin is None else models.planned(model, pin)
             return folder
         return Store(self.urls[model]).fetch("model")
 

@@ -29,7 +29,7 @@ REMEMBERED = 200_000
 
 
 @lru_cache(maxsize=2)
-def _memory(model: str, url: str) -> dict[bytes, Vectors]:
+def _memory(model: str, state: str) -> dict[bytes, Vectors]:
     return {}
 
 
@@ -40,7 +40,7 @@ def vectors_of(
 
     `model` is a hub name, a directory or "@stage". A text that was asked for earlier in this process costs nothing.
     """
-    known = _memory(model, inputs.urls.get(model, ""))
+    known = _memory(model, inputs.urls.get(model) or inputs.pins.get(model, ""))
     keys = [_key(text) for text in texts]
     new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
     made: dict[bytes, Vectors] = {}

@@ -24,7 +24,7 @@ Told = dict[str, Any]
 
 def harness(stage: Harness, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
     """See `Harness`."""
-    context = Inputs.of(inputs)
+    context = Inputs.of(inputs, out.pins)
     told = {name: _told(name, stage, out, context) for name in stage.models}
     scored = {name: _scored(tasks) for name, tasks in told.items()}
     drawn = stage.bootstrap.samples, stage.bootstrap.seed

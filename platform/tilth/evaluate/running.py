@@ -51,7 +51,8 @@ def evaluate(stage: Evaluate, out: Out, inputs: Mapping[str, Artifact]) -> Artif
         raise StageError(
             f"{out.stage}: {stage.data} has no rows in split {stage.split!r}; it has {_splits(inputs[stage.data])}"
         )
-    predicted = {name: _predicted(name, stage, out, source, Inputs.of(inputs)) for name in stage.named}
+    context = Inputs.of(inputs, out.pins)
+    predicted = {name: _predicted(name, stage, out, source, context) for name in stage.named}
     metrics = stage.task.metrics
     scored = score(predicted, metrics)
     drawn = stage.bootstrap.samples, stage.bootstrap.seed
@@ -68,7 +69,7 @@ def evaluate(stage: Evaluate, out: Out, inputs: Mapping[str, Artifact]) -> Artif
         "differences": {name: compared_detail(items) for name, items in compared.items()},
         **(transfer.detail(tasks, stage.single) if tasks else {}),
     }  # fmt: skip
-    seen = _looked_into(stage, inputs, predicted, scored, detail)
+    seen = _looked_into(stage, inputs, context, predicted, scored, detail)
     counts = {"rows": len(data), "models": len(scored)}
     return out.artifact(flat(found, compared) | transfer.flat(tasks) | seen, counts, detail)
 
@@ -76,6 +77,7 @@ def evaluate(stage: Evaluate, out: Out, inputs: Mapping[str, Artifact]) -> Artif
 def _looked_into(
     stage: Evaluate,
     inputs: Mapping[str, Artifact],
+    context: Inputs,
     predicted: Mapping[str, list[Row]],
     scored: Mapping[str, Scored],
     detail: dict[str, Any],
@@ -92,7 +94,7 @@ def _looked_into(
         parts = ["seen in training" if row["id"] in seen else "not seen" for row in rows]
         detail["slices"]["contamination"] = cut_by(parts, scored, *drawn)
         metrics["contaminated"] = round(len(seen) / len(rows), 6)
-        neighbours = Neighbours(training, how, Inputs.of(inputs)) if how.nearest else None
+        neighbours = Neighbours(training, how, context) if how.nearest else None
     for name, item in scored.items():
         detail["models"][name] |= mistakes(predicted[name], item, neighbours)
     return metrics

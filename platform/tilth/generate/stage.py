@@ -100,7 +100,7 @@ class Generate(Stage):
 
         source = Dataset.open(inputs[self.data])
         self._check_rows(source)
-        result = finished(out.store) or self._make(out, source, Inputs.of(inputs))
+        result = finished(out.store) or self._make(out, source, Inputs.of(inputs, out.pins))
         figures = out.store.read_json(FIGURES)
         figures["probe"] = out.store.read_json(PROBE)
         counts = result.counts

@@ -32,9 +32,10 @@ class Export(Stage):
         return self.model
 
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
+        from tilth.data.transform import Inputs
         from tilth.train.merge import merge
 
         made = inputs.get(self.model)
-        parameters = merge(self.model, self.dtype, out.store, inputs)
+        parameters = merge(self.model, self.dtype, out.store, Inputs.of(inputs, out.pins))
         detail = {**(made.detail if made else {}), "base": str(self.model), "peft": None, "parameters": parameters}
         return out.artifact(metrics=made.metrics if made else {}, detail=detail)

@@ -45,3 +45,8 @@ class Job:
         """The model below, as `Card.base` names it."""
         name = self.stage.model.name
         return f"{self.inputs.urls[name]}/model" if name in self.inputs.urls else str(name)
+
+    @property
+    def base_identity(self) -> str:
+        """The state of the model below that the fingerprint took; empty for a stage's."""
+        return self.inputs.pins.get(self.stage.model.name, "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,16 +15,15 @@ from tilth.train.card import README
 from tilth.train.checkpoint import scratch, upload
 
 if TYPE_CHECKING:
-    from tilth.runs import Artifact
     from tilth.storage import Store
 
 
-def merge(model: str, dtype: str, store: Store, inputs: Mapping[str, Artifact]) -> dict[str, int]:
+def merge(model: str, dtype: str, store: Store, inputs: Inputs) -> dict[str, int]:
     """Write `model/` under `store`: whole weights, tokenizer, card, and the members of an ensemble beside them.
 
     Returns how many parameters it has.
     """
-    source = Inputs.of(inputs).model(model)
+    source = inputs.model(model)
     folder = scratch()
     try:
         total = _whole(source, dtype, folder)
@@ -46,7 +44,7 @@ def _whole(source: Path, dtype: str, folder: Path) -> int:
         loaded = loaded.to(getattr(torch, dtype))  # an adapter is merged in the format of its base
     loaded.save_pretrained(folder)
     load_tokenizer(source).save_pretrained(folder)
-    replace(card, base="", peft=None).write(folder)
+    replace(card, base="", base_identity="", peft=None).write(folder)
     if (source / README).is_file():
         text = (source / README).read_text(encoding="utf-8")
         (folder / README).write_text(text.replace("library_name: peft", "library_name: transformers"), "utf-8")

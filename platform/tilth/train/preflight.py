@@ -34,7 +34,7 @@ _LABELS = {"classification": "label", "token_classification": "tags"}
 def prepare(stage: Training, out: Out, inputs: Mapping[str, Artifact]) -> Job:
     """The job of a stage, or StageError or ModelError with what does not hold."""
     dataset = Dataset.open(inputs[stage.data])
-    where = Inputs.of(inputs)
+    where = Inputs.of(inputs, out.pins)
     folder = where.model(stage.model.name)
     objective = _refined(out.stage, stage.objective_of(dataset.row_type), dataset.row_type, folder)
     if dataset.row_type == PACKED:

@@ -92,7 +92,7 @@ class Pack(Stage):
         from tilth.data.loading import load_tokenizer
         from tilth.train.tokens import fill, tokenizer_digest
 
-        source, context = Dataset.open(inputs[self.data]), Inputs.of(inputs)
+        source, context = Dataset.open(inputs[self.data]), Inputs.of(inputs, out.pins)
         if source.row_type not in TAKES:
             raise StageError(f"{out.stage}: {source.row_type} rows are not packed; {', '.join(TAKES)} rows are")
         tokenizer = load_tokenizer(context.model(self.model))

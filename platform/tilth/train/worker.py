@@ -165,7 +165,9 @@ def _leave(job: Job, link: Link, trainer: Any, principal: Tensors, measured: dic
         peft = stage.model.peft.kind if stage.model.peft else None
         if principal:
             plain_lora(folder, principal)
-        Card(job.leaves, job.labels, job.base if peft else "", peft, stage.max_length, job.conditioned).write(folder)
+        base, state = (job.base, job.base_identity) if peft else ("", "")
+        card = Card(job.leaves, job.labels, base, peft, stage.max_length, job.conditioned, base_identity=state)
+        card.write(folder)
         for number, url in enumerate(job.members, start=1):
             shutil.copytree(Store(url).fetch("model"), folder / MEMBERS / str(number))
         measured |= held_pairs.figures(job, folder)

@@ -31,7 +31,7 @@ _PER_MODEL = ("win_rate", "lc_win_rate")
 def judge(stage: JudgeAnswers, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
     """See `JudgeAnswers`."""
     models, data = _judged_rows(stage, out, inputs)
-    context = Inputs.of(inputs)
+    context = Inputs.of(inputs, out.pins)
     judged = {
         name: Judged(models, list(_judgements(name, stage, out, data, models, context).rows())) for name in stage.judges
     }

@@ -157,7 +157,8 @@ def _leave(job: Job, loop: Loop, measured: dict[str, Any]) -> None:
     else:
         shutil.copytree(job.out.fetch(best_at(kept)), folder, dirs_exist_ok=True)
     peft = stage.model.peft.kind if stage.model.peft else None
-    Card("language_model", (), job.base if peft else "", peft, stage.max_length).write(folder)
+    base, state = (job.base, job.base_identity) if peft else ("", "")
+    Card("language_model", (), base, peft, stage.max_length, base_identity=state).write(folder)
     job.out.remove("model")
     upload(folder, job.out, "model")
     shutil.rmtree(folder)
