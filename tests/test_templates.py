@@ -148,6 +148,17 @@ def test_zero_shot_or_in_context_altogether(tmp_path):
     assert {row["meta"]["shots"] for row in demonstrated(tmp_path / "all", 30, zero_shot=0)} == {3}
 
 
+def test_demonstrations_of_tasks_that_no_row_has_end_the_stage(tmp_path):
+    shown = {"data": "@other", "shots": 3}
+    stages = recipe(tmp_path, mails(8), templates=[written(SPAM, "no ||| yes")], demonstrations=shown)
+    data = stages["stages"]["data"]
+    stages["stages"]["other"] = {**data, "source": {**data["source"], "task": None}}
+    with pytest.raises(StageError, match=r"@other has none and the rows have task 'mail'; name the task"):
+        tilth.run(stages, tmp_path / "out")
+    stages["stages"]["other"] = data
+    assert len(Dataset.open(tilth.run(stages, tmp_path / "out")["made"])) == 8
+
+
 RUNAWAYS = {
     "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "one long operation": "{{ 3 ** (text | length * 10 ** 7) > 1 }}",
@@ -221,6 +232,30 @@ def test_rows_that_a_template_is_not_for_are_dropped_by_name(tmp_path):
 def test_a_template_for_other_data_ends_the_stage_and_names_its_column(tmp_path):
     with pytest.raises(StageError, match=r"'nli' needs column premise, .*they have: .*label.*text"):
         run(tmp_path, mails(8), templates=[written("{{premise}} ||| {{label}}", None, "nli")])
+
+
+def units_of_four(folder: Path, rows: list[dict[str, Any]], **method: Any) -> Dataset:
+    stages = recipe(folder, rows, **method)
+    stages["stages"]["made"]["unit_rows"] = 4
+    return Dataset.open(tilth.run(stages, folder / "out")["made"])
+
+
+def test_a_column_that_only_other_units_have_ends_nothing(tmp_path):
+    rows = [{**row, "title": "T"} if number < 8 else row for number, row in enumerate(mails(16))]
+    done = units_of_four(tmp_path, rows, templates=[written("{{title}} ||| {{label}}", None, "titled")])
+    reasons = {row["reason"] for row in done.rejected_rows()}
+    assert (len(done), len(list(done.rejected_rows()))) == (8, 8)
+    assert reasons == {"missing_column: template 'titled' names title, which the row has not"}
+
+
+def test_a_template_may_ask_for_a_column_that_no_row_has(tmp_path):
+    asking = "{% if title is defined %}{{title}}{% endif %}{{text}} ||| {{label}}"
+    assert len(units_of_four(tmp_path, mails(5), templates=[written(asking)])) == 5
+
+
+def test_choices_that_no_row_has_end_the_stage(tmp_path):
+    with pytest.raises(StageError, match="'own' needs column answer_choices"):
+        units_of_four(tmp_path, mails(5), templates=[written(SPAM)])
 
 
 def problems(folder: Path, **method: Any) -> str:

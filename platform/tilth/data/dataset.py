@@ -83,7 +83,11 @@ class Dataset:
 
     def vias(self) -> set[str]:
         """The names of what made its rows; none where all are originals."""
-        return {via for table in self.tables(["via"]) for via in table["via"].unique().to_pylist() if via is not None}
+        return {via for via in self.distinct("via") if via is not None}
+
+    def distinct(self, column: str) -> set[Any]:
+        """The values of a column, None among them where a row has none."""
+        return {value for table in self.tables([column]) for value in table[column].unique().to_pylist()}
 
     def labels(self) -> list[str]:
         """The sorted labels of labelled rows; none where the rows have no label."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -20,6 +20,9 @@ from tilth.data.schema import PAYLOADS, Row, RowType, added, generated, original
 from tilth.data.transform import Inputs
 from tilth.errors import StageError
 from tilth.generate.base import Answer, Generate, Generator, total_usage
+
+if TYPE_CHECKING:
+    from tilth.data.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,10 @@ class Method(Component, family="method"):
     def via(self) -> str:
         """The name that lineage carries."""
         return self.name or self.kind.rpartition(":")[2].lower()
+
+    def seeing(self, data: Dataset, inputs: Inputs) -> Method:
+        """The method with what it has to know of all rows that it is given: asked once, before any of them is."""
+        return self
 
     def load(self, generator: Generator | None, inputs: Inputs) -> MakeFunction:
         """The function from asks to yields, called once in each worker: open the generator here."""
@@ -129,6 +136,11 @@ class PoolMethod(Method, family="method"):
         if ask["parent"]:
             row = {**row, "parent": ask["parent"], "root": ask["root"], "task": ask["task"]}
         return {**row, "reason": made.reason, "meta": dict(made.meta)}
+
+
+def reads(method: Method) -> tuple[str, ...]:
+    """The splits of the dataset that a method is given."""
+    return method.reads if isinstance(method, RowMethod) else ("train",)
 
 
 def rows_of(method: Method, model: str | None, asks: Sequence[Row], yields: Sequence[Yield]) -> list[Row]:

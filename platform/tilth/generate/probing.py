@@ -12,7 +12,7 @@ from tilth.data.chain import chained
 from tilth.data.dataset import Dataset
 from tilth.data.schema import Row
 from tilth.data.transform import Inputs
-from tilth.generate.method import Pool, PoolMethod, RowMethod, rows_of
+from tilth.generate.method import Pool, PoolMethod, reads, rows_of
 from tilth.generate.work import gated
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def probe(stage: Generate, source: Dataset, context: Inputs, asks: int = ASKS) -
     """Ask a few of the stage's first questions in this process; also how many there are in all, None for rounds."""
     chosen, total = _asks(stage, source, asks)
     start = time.perf_counter()
-    make = stage.method.load(stage.generator, context)
+    make = stage.method.seeing(source.split(*reads(stage.method)), context).load(stage.generator, context)
     fitted = tuple(step.fit(source.rows(), context) for step in stage.steps)
     gates = chained(stage.steps, context, fitted)
     loaded = time.perf_counter()
@@ -74,5 +74,5 @@ def probe(stage: Generate, source: Dataset, context: Inputs, asks: int = ASKS) -
 def _asks(stage: Generate, source: Dataset, asks: int) -> tuple[list[Row], int | None]:
     if isinstance(stage.method, PoolMethod):
         return stage.method.plan(0, Pool(list(source.split("train").rows()), ()), stage.round_rows)[:asks], None
-    given = source.split(*stage.method.reads) if isinstance(stage.method, RowMethod) else source.split("train")
+    given = source.split(*reads(stage.method))
     return list(islice(given.rows(), asks)), len(given)

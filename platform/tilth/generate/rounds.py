@@ -28,7 +28,7 @@ from tilth.data.schema import ASIDE, NEW, Row, to_table
 from tilth.data.transform import Inputs
 from tilth.errors import StageError
 from tilth.generate.budget import Meter, lacking
-from tilth.generate.method import Pool, PoolMethod, RowMethod
+from tilth.generate.method import Method, Pool, PoolMethod, reads
 from tilth.generate.naming import in_series, series
 from tilth.generate.work import Generating
 from tilth.storage import Store
@@ -130,6 +130,11 @@ class Rounds:
         return dict(total)
 
     @cached_property
+    def method(self) -> Method:
+        """The stage's method, which has seen the data."""
+        return self.stage.method.seeing(self.source.split(*reads(self.stage.method)), self.context)
+
+    @cached_property
     def seeds(self) -> list[Row]:
         """The training rows of the dataset, for those who ask for all of them."""
         return list(self.source.split("train").rows())
@@ -192,9 +197,7 @@ class Rounds:
 
     def _next(self, wanted: int) -> list[Unit]:
         """The units of a dataset that a round goes through: all, or as many as it takes where gates look back after."""
-        method = self.stage.method
-        reads = method.reads if isinstance(method, RowMethod) else ("train",)
-        units = cut(self.source.split(*reads), self.stage.unit_rows)
+        units = cut(self.source.split(*reads(self.stage.method)), self.stage.unit_rows)
         left = units[sum(len(ledger.units) for ledger in self.books.ledgers) :]
         if not self.in_portions:
             return left
@@ -210,7 +213,7 @@ class Rounds:
         stage = self.stage
         if self.fitted is None:
             self.fitted = tuple(step.fit(self.source.rows(), self.context) for step in stage.steps)
-        work = Generating(asks, stage.method, stage.generator, stage.steps, self.context, self.fitted)
+        work = Generating(asks, self.method, stage.generator, stage.steps, self.context, self.fitted)
         why = run_units(work, ledger, stage.resources, title, self._limit)
         done = {"stopped": why, "seconds": round(self.meter.under_way, 1)}
         store.write_json("round.json", done)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from tilth.config import Component, DataFiles, DatasetRef
 from tilth.data.files import opened
@@ -21,6 +21,9 @@ from tilth.generate.base import Generator
 from tilth.generate.method import MakeFunction, RowMethod
 from tilth.generate.promptsource import inspected, read_templates
 from tilth.paths import local_files, no_match
+
+if TYPE_CHECKING:
+    from tilth.data.dataset import Dataset
 
 Split = Literal["train", "validation", "test"]
 #: what every row offers besides its own columns and those that it carries
@@ -69,9 +72,10 @@ class Templates(RowMethod):
 
     Templates see the row's payload, what it carries in `meta`, `id` and `task`. `label` is a number where the label
     is written in digits or stands in `classes`, else a text; `label_name` is what `label_names` calls it. A template
-    that names what a row lacks, or leaves prompt or completion empty (so templates say that a row is not for them),
-    makes a dropped row with that reason. Templates are not trusted: they are rendered in a sandbox, in a process of
-    its own with limits. `meta` holds `template`, `shots` and the answer `choices`.
+    that needs what a row lacks, or leaves prompt or completion empty (so templates say that a row is not for them),
+    makes a dropped row with that reason; one that needs what no row has ends the stage. Templates are not trusted:
+    they are rendered in a sandbox, in a process of its own with limits. `meta` holds `template`, `shots` and the
+    answer `choices`.
     """
 
     takes: ClassVar[tuple[RowType, ...]] = ("text", "labelled", "completion", "chat")
@@ -92,6 +96,7 @@ class Templates(RowMethod):
     )
     demonstrations: Demonstrations | None = Field(None, description="Mix in-context prompts with zero-shot ones.")
     limits: Limits = Field(default_factory=Limits, description="What a rendering may use.")
+    _offered: frozenset[str] | None = PrivateAttr(None)
 
     def check(self) -> list[Problem]:
         if not self.templates and self.file is None:
@@ -145,17 +150,33 @@ class Templates(RowMethod):
 
     @property
     def chosen(self) -> tuple[Template, ...]:
-        """The templates that are used."""
-        return tuple(template for template in self.every if not self.only or template.name in self.only)
+        """The templates that are used. StageError where the file is none of templates."""
+        try:
+            every = self.every
+        except ValueError as error:
+            raise StageError(f"templates: {self.file} {error}") from error
+        return tuple(template for template in every if not self.only or template.name in self.only)
 
     @property
     def reads(self) -> tuple[str, ...]:
         return self.splits
 
+    @property
+    def offered(self) -> frozenset[str] | None:
+        """What a template may name of any row; None where the rows were not seen."""
+        return self._offered
+
+    def seeing(self, data: Dataset, inputs: Inputs) -> Templates:
+        """Knows what no row has. StageError where no row has the task of any demonstration."""
+        from tilth.generate.templating import offered, refuse_other_tasks
+
+        if self.demonstrations is not None:
+            refuse_other_tasks(self.demonstrations, data, inputs)
+        seen = self.model_copy()
+        seen._offered = offered(self, data)
+        return seen
+
     def load(self, generator: Generator | None, inputs: Inputs) -> MakeFunction:
         from tilth.generate.templating import Templating
 
-        try:
-            return Templating(self, inputs)
-        except ValueError as error:
-            raise StageError(f"templates: {self.file} {error}") from error
+        return Templating(self, inputs)

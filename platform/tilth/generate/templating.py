@@ -6,7 +6,7 @@ import heapq
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from tilth.generate.engines.confined import Confined, Job, Rendered
 from tilth.generate.method import Made, Yield
 
 if TYPE_CHECKING:
+    from tilth.data.dataset import Dataset
     from tilth.data.transform import Inputs
     from tilth.generate.templates import Demonstrations, Template, Templates
 
@@ -51,7 +52,8 @@ class Templating:
         drafts = [self._drafts(row) for row in asks]
         flat = [draft for group in drafts for draft in group]
         rendered = self.rendered([(draft.row, draft.template) for draft in flat])
-        self._refuse_misfits(flat, rendered)
+        for draft, item in zip(flat, rendered, strict=True):
+            self._refuse_misfit(draft, item)
         made = iter([self._made(draft, item) for draft, item in zip(flat, rendered, strict=True)])
         return [Yield([next(made) for _ in group]) for group in drafts]
 
@@ -64,7 +66,7 @@ class Templating:
     def rendered(self, pairs: Sequence[tuple[Row, Template]]) -> list[Rendered]:
         """Each row by its template. StageError where a template runs away on row after row."""
         jobs = [
-            Job(template.name, self.values(row), row_seed(self.method.seed, row["id"], template.name))
+            Job(template.name, values(self.method, row), row_seed(self.method.seed, row["id"], template.name))
             for row, template in pairs
         ]
         found = []
@@ -73,30 +75,6 @@ class Templating:
             self._count(job.template, item)
             found.append(item)
         return found
-
-    def values(self, row: Row) -> dict[str, Any]:
-        """What a template may name."""
-        label, method = row.get("label"), self.method
-        own = {name: row[name] for name in _COLUMNS if row.get(name) is not None}
-        found = {**row["meta"], "id": row["id"], "task": self._task(row), **own}
-        if label is not None:
-            found["label"] = self._number(label)
-            found["label_name"] = method.label_names.get(label, label)
-        if method.label_names:
-            found["answer_choices"] = [
-                method.label_names.get(name, name) for name in method.classes or method.label_names
-            ]
-        return found
-
-    def _number(self, label: str) -> int | str:
-        """A label as templates know it: by its place among the classes, or by the number that it is, if it says so."""
-        if label in self.method.classes:
-            return self.method.classes.index(label)
-        return int(label) if _NUMBER.fullmatch(label) else label
-
-    def _task(self, row: Row) -> str | None:
-        task: str | None = self.method.task or row["task"]
-        return task
 
     def _count(self, name: str, item: Rendered) -> None:
         if item.fault is None or not item.fault.startswith("runaway"):
@@ -109,22 +87,23 @@ class Templating:
                 "`only`, or raise the limits"
             )
 
-    def _refuse_misfits(self, drafts: Sequence[_Draft], rendered: Sequence[Rendered]) -> None:
-        """StageError when a template names a column that none of several rows has: it is for other data."""
-        lacks: dict[str, list[str]] = defaultdict(list)
-        for draft, item in zip(drafts, rendered, strict=True):
-            lacks[draft.template.name].append(self._lacking(draft.row, draft.template) if _is_missing(item) else "")
-        for name, columns in lacks.items():
-            if len(columns) > 1 and all(columns):
-                have = ", ".join(sorted(self.values(drafts[0].row)))
+    def _refuse_misfit(self, draft: _Draft, item: Rendered) -> None:
+        """StageError where a template needs a column that no row of the data has: it is for other data."""
+        have, name = self.method.offered, draft.template.name
+        if have is None or not _is_missing(item):
+            return
+        for column in sorted(self.named[name] - have):
+            # a template may ask whether a column is there; choices are given as None where there are none
+            if column == "answer_choices" or item.fault == f"missing: {column!r} is undefined":
                 raise StageError(
-                    f"templates: {name!r} needs column {columns[0]}, which none of the rows has; they have: {have}. "
-                    "Carry it from the source (source.carry), or leave the template out with `only`"
+                    f"templates: {name!r} needs column {column}, which none of the rows has; they have: "
+                    f"{', '.join(sorted(have))}. Carry it from the source (source.carry), or leave the template out "
+                    "with `only`"
                 )
 
     def _lacking(self, row: Row, template: Template) -> str:
         """The columns that a template names and the row has not."""
-        return ", ".join(sorted(self.named[template.name] - set(self.values(row))))
+        return ", ".join(sorted(self.named[template.name] - set(values(self.method, row))))
 
     def _made(self, draft: _Draft, item: Rendered) -> Made:
         """The row; its demonstrations are drawn only where it is one."""
@@ -135,12 +114,12 @@ class Templating:
         if reason := _reason(name, item):
             if _is_missing(item) and (lacking := self._lacking(draft.row, draft.template)):
                 reason = f"missing_column: template {name!r} names {lacking}, which the row has not"
-            return Made({"task": self._task(draft.row)}, reason, meta)
+            return Made({"task": _task(self.method, draft.row)}, reason, meta)
         prompt, completion = item.parts
         if self.shown is not None:
             shots, prompt = self.shown.before(draft.row, draft.template, prompt, draft.rng)
             meta["shots"] = shots
-        return Made({"prompt": prompt, "completion": completion, "task": self._task(draft.row)}, None, meta)
+        return Made({"prompt": prompt, "completion": completion, "task": _task(self.method, draft.row)}, None, meta)
 
 
 class _Shown:
@@ -176,12 +155,68 @@ class _Shown:
         return self.solved[key]
 
 
-def _pools(config: Demonstrations, inputs: Inputs, seed: int) -> Mapping[str | None, list[Row]]:
+def values(method: Templates, row: Row) -> dict[str, Any]:
+    """What a template may name of a row."""
+    label = row.get("label")
+    own = {name: row[name] for name in _COLUMNS if row.get(name) is not None}
+    found = {**row["meta"], "id": row["id"], "task": _task(method, row), **own}
+    if label is not None:
+        found["label"] = _number(label, method.classes)
+        found["label_name"] = method.label_names.get(label, label)
+    if method.label_names:
+        found["answer_choices"] = [method.label_names.get(name, name) for name in method.classes or method.label_names]
+    return found
+
+
+def offered(method: Templates, data: Dataset) -> frozenset[str]:
+    """What a template may name of any row; looks no further than it takes to find all that templates do name."""
+    wanted = frozenset[str]().union(*(item.inspected[0] for item in method.chosen))
+    found: set[str] = set()
+    for row in data.rows():
+        found.update(values(method, row))
+        if wanted <= found:
+            break
+    return frozenset(found)
+
+
+def refuse_other_tasks(config: Demonstrations, data: Dataset, inputs: Inputs) -> None:
+    """StageError where no row is of the task of any demonstration, so that no prompt would show one."""
+    asked, shown = data.distinct("task"), _training(config, inputs).distinct("task")
+    if config.zero_shot < 1 and asked and not asked & shown:
+        raise StageError(
+            f"templates: demonstrations are training rows of the row's own task, but {config.data} has "
+            f"{_listed(shown)} and the rows have {_listed(asked)}; name the task where the rows are read "
+            "(source.task), or take demonstrations from data that has those tasks"
+        )
+
+
+def _listed(tasks: Collection[str | None]) -> str:
+    names = sorted(map(repr, filter(None, tasks)))[:8]
+    return f"task {', '.join(names)}" if names else "none"
+
+
+def _training(config: Demonstrations, inputs: Inputs) -> Dataset:
     from tilth.data.dataset import Dataset
     from tilth.storage import Store
 
+    return Dataset.open(Store(inputs.urls[config.data])).split("train")
+
+
+def _task(method: Templates, row: Row) -> str | None:
+    task: str | None = method.task or row["task"]
+    return task
+
+
+def _number(label: str, classes: Sequence[str]) -> int | str:
+    """A label as templates know it: by its place among the classes, or by the number that it is, if it says so."""
+    if label in classes:
+        return classes.index(label)
+    return int(label) if _NUMBER.fullmatch(label) else label
+
+
+def _pools(config: Demonstrations, inputs: Inputs, seed: int) -> Mapping[str | None, list[Row]]:
     by_task: dict[str | None, list[Row]] = defaultdict(list)
-    for row in Dataset.open(Store(inputs.urls[config.data])).split("train").rows():
+    for row in _training(config, inputs).rows():
         by_task[row["task"]].append(row)
     return {
         task: heapq.nsmallest(config.pool, rows, key=lambda row: row_seed(seed, row["id"], "demonstration"))
