@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from proposing import CAUSAL, blanks_of, masked_bert, questions, resolved
+from tilth.augment.base import Sample
 from tilth.augment.contextual import Contextual, Sampling
-from tilth.augment.edits import FUNCTION_WORDS, NEGATIONS
-from tilth.augment.proposers import Blank, CausalLM, MaskedLM, Proposer, Request
+from tilth.augment.edits import FUNCTION_WORDS, NEGATIONS, Editor
+from tilth.augment.proposers import Blank, CausalLM, MaskedLM, Proposed, Proposer, Request
 from tilth.augment.words import protected, words
 from tilth.data.schema import Row, original
 from tilth.data.transform import Inputs, Transform
@@ -148,6 +151,25 @@ def test_deletion_takes_the_words_that_the_model_expects_most(masked: Path) -> N
     assert made["text"].split() == [word for word in text.split() if word not in gone]
     assert len(gone) == 3
     assert all(edit["new"] == "" and edit["score"] < 0 for edit in made["meta"]["edits"])
+
+
+@pytest.mark.parametrize("action", ["substitute", "delete"])
+def test_of_variants_with_the_same_words_one_is_kept(action: str) -> None:
+    """Two words are free, and the proposer knows one other."""
+
+    def propose(requests: Sequence[Request], wanted: int) -> list[list[Proposed]]:
+        return [[Proposed(("parcel",), (-1.0,), -1.0, -1.0) for _ in request.blanks] for request in requests]
+
+    config = Contextual(proposer=MaskedLM(model="none"), action=action, variants=8, max_edits=1)
+    item = row("where is my card now", "card")
+    sample = Sample(item["id"], item["text"], item["label"], random.Random(0), item)
+    [variants] = Editor(config, propose)([sample])
+    first: dict[str, int] = {}
+    for number, variant in enumerate(variants):
+        same = first.setdefault(variant.text, number)
+        assert variant.reason == (None if same == number else f"duplicate: the same words as variant {same}")
+        assert variant.meta["edits"]
+    assert len(first) < 8
 
 
 @pytest.mark.parametrize(("text", "label"), [("Why not?", None), ("12 34", None), ("card?", "card")])

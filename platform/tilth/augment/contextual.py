@@ -5,7 +5,7 @@ How do I locate my card?  →  How do I find my card?
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -37,6 +37,8 @@ class Contextual(Augmenter):
     fewer in each round, so that edits agree (mask-predict: Ghazvininejad et al. 2019, arXiv:1904.09324). Numbers,
     names, addresses, negations, the label's words and `protect` are never changed.
     """
+
+    version: ClassVar[int] = 2  # of variants with the same words one is kept
 
     proposer: Proposer = Field(description="The model that proposes words.")
     action: Literal["substitute", "insert", "delete"] = Field(

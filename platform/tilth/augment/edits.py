@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tilth.augment.base import Sample, Variant
+from tilth.augment.likeness import without_repeats
 from tilth.augment.proposers import Blank, Proposed, ProposeFunction, Request
 from tilth.augment.words import Word, protected, replace, words
 
@@ -90,7 +91,7 @@ class Editor:
         else:
             self._fill(flat)
             made = iter([self._variant(draft) for draft in flat])
-        return [[next(made) for _ in group] for group in drafts]
+        return [without_repeats([next(made) for _ in group]) for group in drafts]
 
     def _draft(self, sample: Sample) -> Draft:
         """Places drawn by the row's seed; for deletion twice as many, of which the most expected go."""

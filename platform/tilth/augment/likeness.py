@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -50,6 +51,17 @@ def judged(
             reason = f"duplicate: the same words as variant {same_as}"
         variants.append(Variant(text, reason, measured))
     return variants
+
+
+def without_repeats(variants: Sequence[Variant]) -> list[Variant]:
+    """The variants of one text, with a reason for those that say what an earlier one that is kept says."""
+    first: dict[tuple[str, ...], int] = {}
+    found = []
+    for number, variant in enumerate(variants):
+        same_as = number if variant.reason else first.setdefault(plain(variant.text), number)
+        reason = variant.reason if same_as == number else f"duplicate: the same words as variant {same_as}"
+        found.append(replace(variant, reason=reason))
+    return found
 
 
 def _in_order(one: Sequence[str], other: Sequence[str]) -> float:
