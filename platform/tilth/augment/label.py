@@ -31,7 +31,7 @@ class LabelPreserved(Filter):
     `label_uncertain`, `label_unseen` (the classifier has no such class), `label_missing`.
     """
 
-    version: ClassVar[int] = 2  # what a model wrote teaches the classifier nothing, though it has no parent
+    version: ClassVar[int] = 3  # a text longer than a model has positions for is cut, not quarantined
 
     model: ModelRef | None = Field(None, description="A text classifier: stage or directory; none: fit one.")
     embedder: ModelRef = Field(DEFAULT_MODEL, description="Embeddings that the fitted classifier stands on.")

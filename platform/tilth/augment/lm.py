@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from tilth.data.positions import positions
 from tilth.errors import ModelError
 
 _LETTERS = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
@@ -54,8 +55,7 @@ class LanguageModel:
     @property
     def context(self) -> int:
         """Tokens in one window."""
-        positions = getattr(self.model.config, "max_position_embeddings", None) or 512
-        return int(min(512, positions, self.tokenizer.model_max_length))
+        return int(min(512, positions(self.model.config) or 512, self.tokenizer.model_max_length))
 
     def batch_tokens(self, asked: int | Literal["auto"], on_gpu: int, on_cpu: int = 1024) -> int:
         """Padded tokens in one pass: on a CPU small batches waste least on padding, a GPU wants large ones."""

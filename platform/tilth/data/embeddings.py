@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilth.data.batching import in_batches
+from tilth.data.positions import positions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +39,7 @@ class Embedder:
         self.model = (
             AutoModel.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32).to(self.device).eval()
         )
-        self.max_tokens = min(max_tokens, self.model.config.max_position_embeddings)
+        self.max_tokens = min(max_tokens, positions(self.model.config) or max_tokens)
         self.batch_tokens = batch_tokens or BATCH_TOKENS[self.device]
         self._known: dict[str, Vectors] = {}
         # gates share it, each in a thread of its own; nor may two threads use a tokenizer at once

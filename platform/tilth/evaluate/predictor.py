@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tilth.data.batching import in_batches
+from tilth.data.positions import positions
 from tilth.data.schema import Row
 from tilth.errors import StageError
 from tilth.evaluate.heads import Classes, Encoded, Head, Likelihood, Seq2Seq, Spans, Tags
@@ -74,8 +75,8 @@ class Predictor:
     @property
     def max_length(self) -> int:
         """Tokens that the model can attend to."""
-        limit = self.loaded.max_length or getattr(self.model.config, "max_position_embeddings", None)
-        return int(limit or self.tokenizer.model_max_length)
+        known = [size for size in (self.loaded.max_length, positions(self.model.config)) if size]
+        return int(min(known, default=self.tokenizer.model_max_length))
 
     def forward(self, batch: list[Encoded], **more: Tensor) -> Any:
         """The model's outputs for padded windows."""

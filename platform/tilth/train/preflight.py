@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tilth.data.dataset import Dataset
+from tilth.data.positions import positions
 from tilth.data.transform import Inputs
 from tilth.errors import ModelError, StageError
 from tilth.train.config import Packing
@@ -223,7 +224,7 @@ def _model(stage: Training, name: str, objective: str, folder: Path) -> Any:
 
     tokenizer = load_tokenizer(folder)
     config = _config(folder)
-    context = getattr(config, "max_position_embeddings", None)
+    context = positions(config)
     if context and stage.max_length > context:
         raise StageError(
             f"{name}: max_length {stage.max_length} is beyond the {context} tokens of {stage.model.name}; "

@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from tilth.data.positions import positions
 from tilth.errors import ModelError
 from tilth.generate.base import Prompt, SamplingParams
 
@@ -73,8 +74,7 @@ class Encoder:
 
 def context(config: Any, tokenizer: Any, asked: int | None) -> int:
     """Tokens of prompt and completion together: what is `asked` for, else what the model has positions for."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    known = [size for size in (getattr(text, "max_position_embeddings", None), tokenizer.model_max_length) if size]
+    known = [size for size in (positions(config), tokenizer.model_max_length) if size]
     own = int(min(known))
     if asked is not None and asked > own:
         name = tokenizer.name_or_path

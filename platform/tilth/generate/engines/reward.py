@@ -13,6 +13,7 @@ import torch
 
 from tilth.data.batching import in_batches
 from tilth.data.loading import CARD, MEMBERS, Card, Loaded, load_pretrained, load_tokenizer, load_trained
+from tilth.data.positions import positions
 from tilth.errors import StageError
 from tilth.generate.base import Message
 from tilth.generate.judges import transcript
@@ -50,8 +51,8 @@ class RewardScorer:
         self.models: list[Any] = [member.model for member in members]
         self.tokenizer: Any = members[0].tokenizer
         self.batch_tokens = batch_tokens
-        context = getattr(self.models[0].config, "max_position_embeddings", None)
-        self.limit = members[0].max_length or min(filter(None, (self.tokenizer.model_max_length, context)))
+        told = members[0].max_length or self.tokenizer.model_max_length
+        self.limit = min(told, positions(self.models[0].config) or told)
         for model in self.models:
             model.config.pad_token_id = self.tokenizer.pad_token_id
         adapters = getattr(self.models[0], "peft_config", {})

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from tilth.data.positions import positions
 from tilth.data.schema import row_seed
 from tilth.errors import StageError
 from tilth.generate.engines.vllm import arguments
@@ -37,17 +38,16 @@ class Served:
         self.config, self.policy = config, home.policy
         self.ends = ends(home.policy.model, home.tokenizer)
         base = Weights.at(home.source.folder).whole()
-        context = AutoConfig.from_pretrained(
-            base, trust_remote_code=False, local_files_only=True
-        ).max_position_embeddings
+        known = positions(AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True))
+        context = min(home.max_length, known or home.max_length)
         wanted = Vllm(
-            model=str(base), dtype=home.source.config.dtype, max_model_len=min(home.max_length, context),
+            model=str(base), dtype=home.source.config.dtype, max_model_len=context,
             engine=config.engine,
         )  # fmt: skip
         peft = home.source.config.peft
         rank = max([peft.rank, *peft.rank_pattern.values()]) if isinstance(peft, Lora) else 0
         # log p as it was drawn, with the temperature in it
-        how = {**arguments(wanted, base, min(home.max_length, context), rank), "logprobs_mode": "processed_logprobs"}
+        how = {**arguments(wanted, base, context, rank), "logprobs_mode": "processed_logprobs"}
         if not self.policy.adapted:
             how["worker_extension_cls"] = EXTENSION
         self.engine: Any = shared_engine(how, config.engine.restarts)
