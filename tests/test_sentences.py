@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tilth.augment import segments
 from tilth.augment.segments import rebuild, rewrite, sentences
 from tilth.augment.sentences import Sentences
 from tilth.data.schema import Row, original
@@ -30,6 +31,32 @@ def test_a_sentence_too_long_for_a_model_is_cut_at_a_blank() -> None:
     assert " ".join(pieces) == ("word " * 100).strip()
     assert max(map(len, pieces)) <= 30
     assert cut("x" * 70, longest=30) == ["x" * 30, "x" * 30, "x" * 10]
+
+
+def test_a_long_line_is_given_to_the_segmenter_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes time by the square of what it is given; no sentence is cut where a piece ends."""
+    given_lengths: list[int] = []
+    segmenter = segments._segmenter("en")
+    segment = segmenter.segment
+    monkeypatch.setattr(segmenter, "segment", lambda piece: given_lengths.append(len(piece)) or segment(piece))
+    whole = [f"Dr. Smith paid bill {n} at 10 a.m. on 3 May, and {'so ' * (n % 37)}on." for n in range(120)]
+    text = "  ".join(whole)
+    spans = sentences(text)
+    assert [text[start:end] for start, end in spans] == whole
+    assert len(text) > 4 * segments.PIECE
+    assert max(given_lengths) <= segments.PIECE
+    assert sum(given_lengths) < 2 * len(text)
+    assert rebuild(text, spans, whole) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["no end " * 900, "x" * 5000, "Yes. " + "no end " * 900 + "is here. Well. " + " " * 3000 + "?"]
+)
+def test_a_line_of_few_sentences_is_cut_as_one_too_long_for_a_model(text: str) -> None:
+    pieces = cut(text, longest=30)
+    assert "".join("".join(pieces).split()) == "".join(text.split())
+    assert max(map(len, pieces)) <= 30
+    assert sum(len(piece) < 20 for piece in pieces) < 5
 
 
 @given(st.text(alphabet=st.sampled_from("ab. !?\n\t\"'()…A1")))

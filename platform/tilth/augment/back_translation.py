@@ -27,7 +27,7 @@ class BackTranslation(Augmenter):
     holds `pivot`, and `chrf` and `edit_similarity` to the original; the label is kept.
     """
 
-    version: ClassVar[int] = 2  # likeness counts the longest common subsequence of words
+    version: ClassVar[int] = 3  # sentences of long lines are found piece by piece
 
     pivots: tuple[Pivot, ...] = Field((Pivot(),), min_length=1, description="Languages to go through.")
     language: str = Field("en", description="Language of the text, for cutting it into sentences.")

@@ -11,6 +11,9 @@ Span = tuple[int, int]
 
 # Translation models read at most 512 tokens: a "sentence" beyond this many characters is cut at a blank.
 LONGEST = 500
+# pySBD takes time by the square of what it is given: 60,000 characters in one line take it 23 s, in pieces of this
+# many less than one
+PIECE = 2000
 _MAY_END = re.compile(r"[.!?…。！？।؟:;][\"'”’)\]]*\s")
 _LINE = re.compile(r"[^\n]+")
 _WHOLE_WORDS = re.compile(r".*\S(?=\s)", re.DOTALL)
@@ -57,16 +60,38 @@ def rewrite(
 
 def _line_sentences(line: str, language: str) -> Iterator[Span]:
     """Spans that cover the whole line, cut where a sentence ends."""
+    begin = start = 0
+    while start < len(line):
+        end = _piece_end(line, start)
+        later = [start + at for at in _beginnings(line[start:end], language)]
+        for at in later:
+            yield begin, at
+            begin = at
+        # the last sentence of a piece may go on: it begins the next one
+        start = begin if later and end < len(line) else end
+    yield begin, len(line)
+
+
+def _piece_end(line: str, start: int) -> int:
+    """Where the piece from `start` ends: at a blank, so that it holds whole words where it can."""
+    if len(line) - start <= PIECE:
+        return len(line)
+    words = _WHOLE_WORDS.match(line, start, start + PIECE + 1)
+    return words.end() if words else start + PIECE
+
+
+def _beginnings(piece: str, language: str) -> list[int]:
+    """Where each sentence but the first begins, which is where the one before it ends."""
     ends = [0]
-    for piece in _segmenter(language).segment(line) if _MAY_END.search(line) else ():
-        content = piece.strip()
-        start = line.find(content, ends[-1])
+    for sentence in _segmenter(language).segment(piece) if _MAY_END.search(piece) else ():
+        content = sentence.strip()
+        start = piece.find(content, ends[-1])
         if not content or start < 0:  # pySBD may lose characters: they stay with the sentence that follows
             continue
         if len(ends) > 1 and not any(map(str.isalnum, content)):
             ends.pop()
         ends.append(start + len(content))
-    yield from zip(ends, [*ends[1:], len(line)], strict=True)
+    return [end for end in ends[1:] if piece[end:].strip()]
 
 
 @cache

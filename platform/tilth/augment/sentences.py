@@ -34,7 +34,7 @@ class Sentences(Augmenter):
     variant the next most similar, put at a random place.
     """
 
-    version: ClassVar[int] = 2  # likeness counts the longest common subsequence of words
+    version: ClassVar[int] = 3  # sentences of long lines are found piece by piece
 
     changes: tuple[Change, ...] = Field(("drop", "swap", "add"), min_length=1, description="Changes in use.")
     language: str = Field("en", description="Language of the text, for cutting it into sentences.")
