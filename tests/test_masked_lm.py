@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tilth.augment.base import Sample
 from tilth.augment.contextual import Contextual, Sampling
 from tilth.augment.edits import Editor
 from tilth.augment.engines.rounded import Rounded
+from tilth.augment.lm import LanguageModel, windows
 from tilth.augment.proposers import Blank, MaskedLM, Request
 from tilth.data.conditioning import label_prefix
 from tilth.data.schema import Row
@@ -157,6 +160,32 @@ def test_every_part_of_a_long_text_is_reached(masked: Path) -> None:
     request = Request(text, (*blanks_of(text, "dog"), Blank(last, last + len("doctor"))))
     [found] = MaskedLM(model=str(masked)).load_proposals(Inputs())([request], 3)
     assert [len(proposed.words) for proposed in found] == [3, 3]
+
+
+def test_every_window_of_a_long_text_begins_with_the_label(masked: Path) -> None:
+    lm = LanguageModel.load(AutoModelForMaskedLM, masked)
+    text = " ".join(f"the {word} went home early" for word in ["dog", "teacher", "army", "doctor"] * 120)
+    spans = [(found.start(), found.end()) for found in re.finditer("dog|army", text)]
+    cut = windows(lm, [text, "short it is"], [spans, [(6, 8)]], ["card arrival: "] * 2)
+    begin = lm.tokenizer("card arrival:")["input_ids"][:-1]
+    assert len(cut) > 4
+    assert all(window.ids[: len(begin)] == begin for window in cut)
+    assert max(len(window.ids) for window in cut) == lm.context
+    assert all(window.ids[-1] == lm.tokenizer.sep_token_id for window in cut)
+    for window in cut[:-1]:
+        held = {lm.tokenizer.decode(window.ids[place.first : place.end]) for place in window.places}
+        assert held <= {"dog", "army"}
+    assert sorted(place.blank for window in cut[:-1] for place in window.places) == list(range(len(spans)))
+    assert cut[-1].ids == lm.tokenizer("card arrival: short it is")["input_ids"]
+
+
+def test_the_label_counts_at_the_end_of_a_long_text_too(masked: Path) -> None:
+    text = " ".join(f"the {word} went home early" for word in ["dog", "teacher", "army", "doctor"] * 60)
+    last = text.rindex("doctor")
+    propose = MaskedLM(model=str(masked), label_conditional=True).load_proposals(Inputs())
+    request = Request(text, (Blank(last, last + len("doctor")),))
+    [one], [other] = propose([replace(request, label=label) for label in ("card_arrival", "age_limit")], 5)
+    assert one.scores != other.scores
 
 
 def test_an_encoder_without_a_head_is_refused() -> None:

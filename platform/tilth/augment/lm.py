@@ -132,34 +132,88 @@ class Window:
     places: list[Place] = field(default_factory=list)
 
 
-def windows(lm: LanguageModel, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]) -> list[Window]:
+@dataclass(frozen=True)
+class _Part:
+    """A window and what it holds of an encoding: tokens `first` to `end`, `moved` places on, after `head` others."""
+
+    window: Window
+    encoding: Any
+    first: int
+    end: int
+    moved: int = 0
+    head: int = 0
+
+    def tokens(self, start: int, end: int) -> tuple[int, int] | None:
+        """Where characters `start` to `end` of the encoded text are in the window; None where they are not."""
+        first, last = self.encoding.char_to_token(start), self.encoding.char_to_token(end - 1)
+        if first is None or last is None or first < self.first or last >= self.end:
+            return None
+        return first + self.moved, last + 1 + self.moved
+
+    def context(self, at: tuple[int, int]) -> int:
+        """Tokens of the text on that side of a place where there are fewer."""
+        return min(at[0] - self.head, len(self.window.ids) - at[1])
+
+
+def windows(
+    lm: LanguageModel,
+    texts: Sequence[str],
+    spans: Sequence[Sequence[tuple[int, int]]],
+    prefixes: Sequence[str] | None = None,
+) -> list[Window]:
     """Windows over `texts`, half of each shared with the next, every span placed where it has most context.
 
-    Spans are character offsets and not empty. Windows without a span are left out.
+    Every window of a text begins with its prefix. Spans are character offsets in the text and not empty. Windows
+    without a span are left out.
     """
     if not texts:
         return []
+    before = prefixes or [""] * len(texts)
+    parts = _parts(lm, texts, before)
+    for request, within in enumerate(spans):
+        shift = len(before[request])
+        for blank, (start, end) in enumerate(within):
+            held = [(part, part.tokens(start + shift, end + shift)) for part in parts[request]]
+            inside = [(part.context(at), number, at) for number, (part, at) in enumerate(held) if at]
+            if inside:
+                _, number, at = max(inside)
+                parts[request][number].window.places.append(Place(request, blank, *at))
+    return [part.window for several in parts for part in several if part.window.places]
+
+
+def _parts(lm: LanguageModel, texts: Sequence[str], prefixes: Sequence[str]) -> list[list[_Part]]:
+    """The windows of each text."""
     limit = lm.context
     encoded = lm.tokenizer(
-        list(texts), truncation=True, max_length=limit, stride=limit // 2, return_overflowing_tokens=True
-    )
-    found = [Window(ids) for ids in encoded["input_ids"]]
-    parts: dict[int, list[int]] = {}
-    for index, request in enumerate(encoded["overflow_to_sample_mapping"]):
-        parts.setdefault(request, []).append(index)
-    for request, within in enumerate(spans):
-        for blank, (start, end) in enumerate(within):
-            held = [(part, _tokens(encoded, part, start, end)) for part in parts[request]]
-            inside = [(min(at[0], len(found[part].ids) - at[1]), part, at) for part, at in held if at]
-            if inside:
-                _, part, at = max(inside)
-                found[part].places.append(Place(request, blank, *at))
-    return [window for window in found if window.places]
+        [prefix + text for prefix, text in zip(prefixes, texts, strict=True)],
+        truncation=True, max_length=limit, stride=limit // 2, return_overflowing_tokens=True,
+    )  # fmt: skip
+    found: list[list[_Part]] = [[] for _ in texts]
+    for encoding, request in zip(encoded.encodings, encoded["overflow_to_sample_mapping"], strict=True):
+        found[request].append(_Part(Window(encoding.ids), encoding, 0, len(encoding.ids)))
+    return [
+        several if len(several) == 1 or not prefix else _prefixed(lm, prefix, text)
+        for several, prefix, text in zip(found, prefixes, texts, strict=True)
+    ]
 
 
-def _tokens(encoded: Any, part: int, start: int, end: int) -> tuple[int, int] | None:
-    first, last = encoded.char_to_token(part, start), encoded.char_to_token(part, end - 1)
-    return None if first is None or last is None else (first, last + 1)
+def _prefixed(lm: LanguageModel, prefix: str, text: str) -> list[_Part]:
+    """Windows of a text that is longer than one, each with the tokens of the prefix before its own."""
+    [whole] = lm.tokenizer([prefix + text], verbose=False).encodings
+    ids: list[int] = whole.ids
+    tail = next(count for count, special in enumerate(reversed(whole.special_tokens_mask)) if not special)
+    begin = next(token for token, (_, end) in enumerate(whole.offsets) if end > len(prefix))
+    # a label of many words leaves the text its half
+    head, last = ids[: min(begin, lm.context // 2)], len(ids) - tail
+    room = lm.context - len(head) - tail
+    found = []
+    for first in range(begin, last, room - room // 2):
+        end = min(first + room, last)
+        window = Window([*head, *ids[first:end], *ids[last:]])
+        found.append(_Part(window, whole, first, end, len(head) - first, len(head)))
+        if end == last:
+            break
+    return found
 
 
 def padded(rows: Sequence[Sequence[int]], fill: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -40,7 +40,8 @@ class MaskedProposals:
 
     def __call__(self, requests: Sequence[Request], wanted: int) -> list[list[Proposed]]:
         masked = [self._masked(request) for request in requests]
-        cut = windows(self.lm, [text for text, _ in masked], [spans for _, spans in masked])
+        prefixes = [label_prefix(request.label) if self.config.label_conditional else "" for request in requests]
+        cut = windows(self.lm, [text for text, _ in masked], [spans for _, spans in masked], prefixes)
         found = [[Proposed()] * len(request.blanks) for request in requests]
 
         def run(batch: list[Window]) -> list[None]:
@@ -57,8 +58,7 @@ class MaskedProposals:
     def _masked(self, request: Request) -> tuple[str, list[tuple[int, int]]]:
         """The text with one mask for each blank, and where the masks stand."""
         mask = self.lm.tokenizer.mask_token
-        text = label_prefix(request.label) if self.config.label_conditional else ""
-        spans, end = [], 0
+        text, spans, end = "", [], 0
         for blank in request.blanks:
             text += request.text[end : blank.start]
             spans.append((len(text), len(text) + len(mask)))

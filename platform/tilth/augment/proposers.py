@@ -67,11 +67,12 @@ class Proposer(Component, family="proposer"):
 class MaskedLM(Proposer):
     """Words by a masked language model, all blanks of a row masked at once (Kobayashi 2018, arXiv:1805.06201)."""
 
-    version: ClassVar[int] = 2  # log p among whole words; 8 bits by default
+    version: ClassVar[int] = 3  # the label stands before every window of a long text
 
     model: ModelRef = Field(description="Hub name or directory of a masked language model, or an mlm stage, @stage.")
     label_conditional: bool = Field(
-        False, description="Put the label before the text, as an mlm stage with label_conditional trains it."
+        False,
+        description="Put the label before each window of the text, as an mlm stage with label_conditional trains it.",
     )
     precision: Literal["int8", "float32"] = Field(
         "int8", description="Of the linear layers' weights and inputs; int8 is the faster on CPUs and for them alone."
