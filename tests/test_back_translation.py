@@ -85,6 +85,9 @@ def test_faults_are_found_before_any_model_is_loaded() -> None:
     assert "forward translates en to pt" in problem.what
     narrow = CTranslate2(model=EN_FR, decoding=Decoding(beams=2, temperature=1.0, top=8))
     assert "draws from 8" in narrow.check()[0].what
+    drawing = Decoding(beams=32, temperature=1.0, top=4)
+    few = Pivot(forward=CTranslate2(model=EN_FR, decoding=drawing), backward=CTranslate2(model=FR_EN))
+    assert "which gives 4" in BackTranslation(variants=5, pivots=(few,)).check()[0].what
     wide = Pivot(forward=CTranslate2(model=EN_FR, decoding=Decoding(beams=5)), backward=CTranslate2(model=FR_EN))
     assert BackTranslation(variants=5, pivots=(wide,)).check() == []
 

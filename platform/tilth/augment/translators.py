@@ -122,7 +122,7 @@ class CTranslate2(NeuralTranslator):
 
     @property
     def most(self) -> int:
-        return max(self.decoding.beams, self.decoding.top if self.decoding.temperature else 1)
+        return self.decoding.top if self.decoding.temperature else self.decoding.beams
 
     def check(self) -> list[Problem]:
         if not self.decoding.temperature or self.decoding.beams >= self.decoding.top:
