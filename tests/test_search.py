@@ -309,6 +309,21 @@ def test_a_lead_is_told_from_luck_by_a_paired_t_test() -> None:
     assert estimate([1.0, 1.0]).low == 1.0
 
 
+def test_a_finalist_that_fails_with_most_seeds_does_not_win_on_a_lucky_one() -> None:
+    f1 = Objective(metric="f1")
+    written, steady, lucky = candidate(None, 0.8, 0.82, 0.81), candidate(3, 0.9, 0.91, 0.89), candidate(1, 0.95)
+    assert winner([written, lucky, steady], f1) is steady
+    assert winner([lucky, candidate(None, 0.8)], f1) is lucky, "as many seeds"
+    unrepeated = Candidate(2, {}, {"f1": 0.99}, {})
+    assert winner([unrepeated, written], f1) is written
+    (said,) = verdicts(steady, [lucky], f1)
+    assert said.startswith("trial 3 is 0.05 worse in f1 than trial 1, in one run of each")
+    assert "trial 3 finished with 3 seeds, trial 1 with 1" in said
+    assert "without repeats" not in said
+    (partly,) = verdicts(steady, [candidate(1, 0.8, 0.81)], f1)
+    assert partly.endswith("over 2 seeds"), "those that both finished with"
+
+
 def test_repeats_take_the_winner_by_seeds_that_the_search_did_not_see(tmp_path: Path) -> None:
     repeats = {"seeds": [1, 2, 3], "path": "seed"}
     artifact = searched(tmp_path, {"noise": 0.3}, trials=6, searcher={"kind": "random"}, repeats=repeats)

@@ -53,10 +53,15 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 def lead(one: Candidate, other: Candidate, sign: int) -> Estimate | None:
     """By how much `one` is better, paired by seed; None where they share fewer than two seeds."""
-    shared = [seed for seed in one.seeds if seed in other.seeds]
-    if len(shared) < 2:
+    seeds = shared(one, other)
+    if len(seeds) < 2:
         return None
-    return estimate([sign * (one.seeds[seed] - other.seeds[seed]) for seed in shared])
+    return estimate([sign * (one.seeds[seed] - other.seeds[seed]) for seed in seeds])
+
+
+def shared(one: Candidate, other: Candidate) -> list[int]:
+    """The seeds that both have finished with."""
+    return [seed for seed in one.seeds if seed in other.seeds]
 
 
 def best_first(trials: Sequence[Trial], objective: Objective) -> list[Trial]:
@@ -79,14 +84,17 @@ def front(scores: Sequence[Mapping[str, float]], objectives: Sequence[Objective]
 
 
 def winner(candidates: Sequence[Candidate], objective: Objective) -> Candidate:
-    """The best mean over the seeds, or without seeds the best run; the recipe as written where it is as good."""
+    """The best mean over the seeds, or without seeds the best run; the recipe as written where it is as good.
+
+    Only those that finished with the most seeds can win: a mean over fewer may be one lucky run.
+    """
 
     def key(candidate: Candidate) -> tuple[float, bool]:
         figure = fmean(candidate.seeds.values()) if candidate.seeds else candidate.scores[objective.metric]
         return objective.sign * figure, candidate.number is None
 
-    repeated = [candidate for candidate in candidates if candidate.seeds]
-    return max(repeated or candidates, key=key)
+    most = max(len(candidate.seeds) for candidate in candidates)
+    return max((candidate for candidate in candidates if len(candidate.seeds) == most), key=key)
 
 
 def verdicts(best: Candidate, others: Sequence[Candidate], objective: Objective) -> list[str]:
@@ -97,12 +105,20 @@ def verdicts(best: Candidate, others: Sequence[Candidate], objective: Objective)
 def _verdict(best: Candidate, other: Candidate, objective: Objective) -> str:
     found = lead(best, other, objective.sign)
     if found is None:
-        gap = objective.sign * (best.scores[objective.metric] - other.scores[objective.metric])
-        return (
-            f"{best.name} is {gap:.4g} better in {objective.metric} than {other.name}, in one run of each: without "
-            "repeats nothing tells whether that is luck"
-        )
-    span = f"by {found.value:.4g}, 95 % interval {found.low:.4g} to {found.high:.4g} over {len(best.seeds)} seeds"
+        return _one_run(best, other, objective)
+    seeds = len(shared(best, other))
+    span = f"by {found.value:.4g}, 95 % interval {found.low:.4g} to {found.high:.4g} over {seeds} seeds"
     beats = "beats" if found.low > 0 else "does not beat"
     beyond = "" if found.low > 0 else " beyond noise"
     return f"{best.name} {beats} {other.name}{beyond} in {objective.metric}: {span}"
+
+
+def _one_run(best: Candidate, other: Candidate, objective: Objective) -> str:
+    """What is said of two that share too few seeds: how they did in the search itself."""
+    gap = objective.sign * (best.scores[objective.metric] - other.scores[objective.metric])
+    than = "worse" if gap < 0 else "better"
+    why = "without repeats nothing tells whether that is luck"
+    if best.seeds or other.seeds:
+        runs = f"{best.name} finished with {len(best.seeds)} seeds, {other.name} with {len(other.seeds)}"
+        why = f"{runs}, and below two that both finished with nothing tells whether that is luck"
+    return f"{best.name} is {abs(gap):.4g} {than} in {objective.metric} than {other.name}, in one run of each: {why}"

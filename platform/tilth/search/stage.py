@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
@@ -33,7 +33,8 @@ class Repeats(Component):
     """The best trials, and the recipe as it is written, once more with seeds that the search did not see.
 
     A search picks what scored best, luck included. Only seeds of their own tell how much of a lead was luck: means
-    are compared by a paired t-test, seed by seed.
+    are compared by a paired t-test, seed by seed. A run that fails is left out, and only finalists that finished with
+    the most seeds can win.
     """
 
     seeds: tuple[int, ...] = Field(min_length=2, description="Each finalist runs with each of these seeds.")
@@ -48,6 +49,8 @@ class Search(Stage):
     reused, and every trial's stages lie in the run as if the recipe had been written so. The recipe as written is a
     candidate too. Nothing here looks at the test split: a stage behind this one scores the winner there, once.
     """
+
+    version: ClassVar[int] = 2  # a finalist that failed with seeds does not win on fewer
 
     stage: Annotated[str, Field(min_length=1), AfterValidator(_searched)] = Field(
         description="The stage whose fields are searched, and whose result is left."
