@@ -25,10 +25,13 @@ from tilth.recipe import Recipe, load
 from tilth.report import write_report
 from tilth.runs import Artifact, Run
 from tilth.search import one_by_one
+from tilth.search.bench import Bench
 from tilth.search.choosing import Candidate, best_first, estimate, front, lead, verdicts, winner
 from tilth.search.measures import Objective
 from tilth.search.space import Simplex
-from tilth.search.trials import Trial
+from tilth.search.study import Study
+from tilth.search.trials import Asked, Journal, Trial
+from tilth.storage import Store
 
 HERE = Path(__file__).parent
 XS, WIDTHS = (-0.5, 0.0, 0.25, 0.5), (2, 8, 32)
@@ -177,6 +180,31 @@ def test_asha_ends_trials_that_do_worse_at_a_rung(tmp_path: Path, monkeypatch: p
     states = {trial["values"]["x"]: trial["state"] for trial in trials(artifact)}
     assert (states[0.3], states[-1.0], states[0.9]) == ("complete", "pruned", "pruned")
     assert all(len(trial["curve"]) < 8 for trial in trials(artifact) if trial["state"] == "pruned")
+
+
+def test_what_the_scheduler_said_outlives_the_process_it_said_it_in(tmp_path: Path) -> None:
+    """The search is lost between the scheduler's word and the trial's end."""
+    held = recipe(
+        {"steps": 8}, space={"x": {"kind": "choice", "values": [0.3, -1.0]}}, searcher={"kind": "grid"},
+        scheduler={"kind": "asha", "metric": "error", "factor": 2, "grace": 2},
+    )  # fmt: skip
+    search: Any = held.stages["search"]
+    bench, journal = Bench.of(search, held, Run(tmp_path / "run")), Journal(Store.at(tmp_path / "trials"))
+    asked = Asked(search, bench, journal, Study(search))
+    good, poor = asked.next(), asked.next()
+    assert good is not None
+    assert poor is not None
+    assert asked.report(good, [(2, {"error": 1.0})])
+    assert not asked.report(poor, [(2, {"error": 3.0})])
+    assert not asked.report(poor, [(2, {"error": 3.0}), (3, {"error": 0.1})]), "nor is it asked again"
+    resumed = Asked(search, bench, journal, Study(search))
+    again = resumed.next()
+    assert again is not None
+    assert (again.number, resumed.next()) == (good.number, None)
+    assert [(trial.state, trial.reported) for trial in journal.read()] == [
+        ("running", [[2, 1.0]]),
+        ("pruned", [[2, 3.0]]),
+    ]
 
 
 REFUSED = [

@@ -36,6 +36,8 @@ class Trial:
     scores: dict[str, float] = field(default_factory=dict)
     #: (step, figure that the scheduler compares)
     reported: list[tuple[int, float]] = field(default_factory=list)
+    #: the scheduler has said that it is not to go on
+    ended: bool = False
     #: what the scheduler keeps of it
     marks: dict[str, Any] = field(default_factory=dict)
     #: (step, figure) for its curve
@@ -135,8 +137,11 @@ class Asked(Recorded):
         study.restore(self.trials)
 
     def next(self) -> Trial | None:
-        if self.waiting:
-            return self.take(self.waiting.pop(0))
+        while self.waiting:
+            trial = self.take(self.waiting.pop(0))
+            if not trial.ended:
+                return trial
+            self.tell(trial, Outcome(stopped=True))
         if len(self.trials) >= self.wanted:
             return None
         trial = self._ask(len(self.trials))
@@ -159,17 +164,17 @@ class Asked(Recorded):
 
     def report(self, trial: Trial, figures: Sequence[Figures]) -> bool:
         scheduler = self.search.scheduler
-        if scheduler is None:
-            return True
+        if scheduler is None or trial.ended:
+            return not trial.ended
         last = trial.reported[-1][0] if trial.reported else -1
         new = [(step, named[scheduler.metric]) for step, named in figures if step > last and scheduler.metric in named]
         for step, value in new:
             trial.reported.append((step, value))
-            going = self.study.report(trial, step, value)
+            trial.ended = not self.study.report(trial, step, value)
             self.journal.write(trial)
-            if not going:
-                return False
-        return True
+            if trial.ended:
+                break
+        return not trial.ended
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:
         super().tell(trial, outcome)
