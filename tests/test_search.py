@@ -28,6 +28,7 @@ from tilth.search import one_by_one
 from tilth.search.bench import Bench
 from tilth.search.choosing import Candidate, best_first, estimate, front, lead, verdicts, winner
 from tilth.search.measures import Objective
+from tilth.search.places import changed
 from tilth.search.space import Simplex
 from tilth.search.study import Study
 from tilth.search.trials import Asked, Journal, Trial
@@ -222,6 +223,7 @@ REFUSED = [
     ({"trials": None}, "trials: is missing"),
     ({"scheduler": {"kind": "pbt"}}, "scheduler: would go on from another trial's weights"),
     ({"scheduler": {"kind": "asha"}}, "@hill tells no validation_loss while it runs"),
+    ({"space": {**LINE, "stages.hill.x": LINE["x"]}}, "space.stages.hill.x: leads to the same place as x"),
     ({"metric": "data/value"}, "data does not depend on @hill"),
     ({"metric": "nobody/seen"}, "no stage is named 'nobody'"),
     ({"metric": "test/seen"}, "refer to each other in a circle"),
@@ -272,6 +274,32 @@ def test_a_field_of_a_kind_is_searched_only_where_that_kind_is() -> None:
         load(sft(**{**space, "model.lora.rank": {"kind": "choice", "values": [4, 0]}}))
     with pytest.raises(RecipeError, match=r"model.peft.kind: ia4 does not fit: .*no peft of kind 'ia4'"):
         load(sft(**{"model.peft.kind": {"kind": "choice", "values": ["lora", "ia4"]}}))
+
+
+def test_a_value_applies_however_its_path_is_written() -> None:
+    held = load(sft(**{"model.lora.rank": {"kind": "choice", "values": [4, 8]}}))
+    for outer, inner, expected in (
+        ({"stages.sft.model.peft": {"kind": "lora", "dropout": 0.5}}, {"model.lora.rank": 16}, 16),
+        ({"model.peft": {"kind": "lora", "dropout": 0.5}}, {"stages.sft.model.lora.rank": 16}, 16),
+        ({"stages.sft.model.peft.kind": "prefix_tuning"}, {"model.prefix_tuning.length": 7}, 7),
+    ):
+        stage: Any = changed(held, "sft", {**inner, **outer}).stages["sft"]
+        peft = stage.model.peft
+        assert getattr(peft, "length" if peft.kind == "prefix_tuning" else "rank") == expected
+    ranks = {"kind": "choice", "values": [4, 8]}
+    with pytest.raises(RecipeError, match=r"model.peft.rank: leads to the same place as model.lora.rank"):
+        load(sft(**{"model.lora.rank": ranks, "model.peft.rank": ranks}))
+
+
+def test_a_seed_of_the_repeats_takes_the_place_of_one_that_was_searched(tmp_path: Path) -> None:
+    artifact = searched(
+        tmp_path, {"noise": 0.3}, space={"stages.hill.seed": {"kind": "choice", "values": [5, 6]}},
+        searcher={"kind": "grid"}, repeats={"seeds": [0, 1, 2], "path": "seed", "finalists": 1},
+    )  # fmt: skip
+    written, finalist = artifact.detail["search"]["finalists"]
+    assert finalist["seeds"] == written["seeds"], "beside the seed nothing was searched"
+    asked = [json.loads(file.read_text())["values"] for file in tmp_path.glob("stages/search/*/repeats/*.json")]
+    assert sorted(asked, key=str) == [{"seed": seed} for seed in (0, 0, 1, 1, 2, 2)]
 
 
 def test_plan_counts_trials_and_repeats(tmp_path: Path) -> None:

@@ -44,11 +44,11 @@ def unfit(search: Search, recipe: Recipe) -> Iterator[Problem]:
     if recipe.stages[search.target].stands_for is not None:
         yield Problem("stage", f"{search.stage} is a search itself", "name the stage that is to be searched")
         return
-    found = [*_measuring(search, recipe), *_scheduling(search, recipe), *_size(search)]
-    yield from found
+    yield from (*_measuring(search, recipe), *_scheduling(search, recipe), *_size(search))
     part = chain(search, recipe)
     bases = list(_bases(search, part))
-    for path in ordered(search.space):
+    yield from _twice(search, bases)
+    for path in ordered(search.target, search.space):
         yield from _path_problems(search, part, path, search.space[path], bases)
     if search.repeats is not None:
         seeds = Choice.model_construct(values=search.repeats.seeds)
@@ -57,12 +57,24 @@ def unfit(search: Search, recipe: Recipe) -> Iterator[Problem]:
         yield from _seeds(search, bases[0])
 
 
+def _twice(search: Search, bases: list[Data]) -> Iterator[Problem]:
+    """Two paths that lead to one place: the value of one of them would be recorded and never run."""
+    for data in bases:
+        found: dict[Keys, str] = {}
+        for path in search.space:
+            keys = located(data, keys_of(search.target, path))
+            if keys is not None and (first := found.setdefault(keys, path)) != path:
+                yield Problem(f"space.{path}", f"leads to the same place as {first}", "keep one of them")
+                return
+
+
 def _seeds(search: Search, written: Data) -> Iterator[Problem]:
     """A finalist was picked by the seed of the recipe: with that one, or one twice, luck would count as skill."""
     if search.repeats is None:
         return
     seeds, own = search.repeats.seeds, value_at(written, keys_of(search.target, search.repeats.path))
-    if own in seeds and search.repeats.path not in search.space:
+    searched = {keys_of(search.target, path) for path in search.space}
+    if own in seeds and keys_of(search.target, search.repeats.path) not in searched:
         yield Problem("repeats.seeds", f"{own} is the seed that the search itself runs with", "use others")
     if len(set(seeds)) < len(seeds):
         yield Problem("repeats.seeds", "a seed stands there twice", "name each once")
@@ -100,7 +112,7 @@ def _bases(search: Search, part: Recipe) -> Iterator[Data]:
     """The recipe as written, and with each component or kind that the space may choose."""
     written = part.model_dump()
     yield written
-    for path in ordered(search.space):
+    for path in ordered(search.target, search.space):
         space = search.space[path]
         for value in space.points() or () if isinstance(space, Choice) else ():
             keys = located(written, keys_of(search.target, path))

@@ -27,9 +27,20 @@ def keys_of(stage: str, path: str) -> Keys:
     return keys if keys[0] == "stages" else ("stages", stage, *keys)
 
 
-def ordered(paths: Iterable[str]) -> list[str]:
-    """What lies outside before what lies inside it, and a kind before its fields."""
-    return sorted(paths, key=lambda path: (path.count("."), not path.endswith(".kind")))
+def ordered(stage: str, paths: Iterable[str]) -> list[str]:
+    """What lies outside before what lies inside it, and a kind before its fields, however the paths are written."""
+
+    def depth(path: str) -> tuple[int, bool]:
+        keys = keys_of(stage, path)
+        return len(keys), keys[-1] != "kind"
+
+    return sorted(paths, key=depth)
+
+
+def with_value(stage: str, values: Mapping[str, Any], path: str, value: Any) -> Data:
+    """The values with this one, and without that of another spelling of its path."""
+    kept = {other: held for other, held in values.items() if keys_of(stage, other) != keys_of(stage, path)}
+    return {**kept, path: value}
 
 
 def located(data: Data, keys: Keys) -> Keys | None:
@@ -79,7 +90,7 @@ def place(data: Data, keys: Keys, value: Any, path: str) -> None:
 def changed(recipe: Recipe, stage: str, values: Mapping[str, Any]) -> Recipe:
     """The recipe with these values, by path; all of them lead somewhere."""
     data = recipe.model_dump()
-    for path in ordered(values):
+    for path in ordered(stage, values):
         keys = located(data, keys_of(stage, path))
         if keys is not None:
             place(data, keys, values[path], path)
@@ -89,7 +100,7 @@ def changed(recipe: Recipe, stage: str, values: Mapping[str, Any]) -> Recipe:
 def drawn(recipe: Recipe, stage: str, space: Mapping[str, Space], draws: Draws) -> dict[str, Any]:
     """A value for each path that is there, given the values before it."""
     data, values = recipe.model_dump(), {}
-    for path in ordered(space):
+    for path in ordered(stage, space):
         if (keys := located(data, keys_of(stage, path))) is not None:
             values[path] = space[path].draw(path, draws)
             place(data, keys, values[path], path)
@@ -98,7 +109,7 @@ def drawn(recipe: Recipe, stage: str, space: Mapping[str, Space], draws: Draws) 
 
 def grid(recipe: Recipe, stage: str, space: Mapping[str, Space]) -> list[dict[str, Any]]:
     """Every point of a space whose parts all have points."""
-    return list(_grid(recipe.model_dump(), stage, [(path, space[path]) for path in ordered(space)]))
+    return list(_grid(recipe.model_dump(), stage, [(path, space[path]) for path in ordered(stage, space)]))
 
 
 def _grid(data: Data, stage: str, parts: Sequence[tuple[str, Space]]) -> Iterator[dict[str, Any]]:

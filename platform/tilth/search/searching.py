@@ -11,7 +11,7 @@ from tilth.errors import StageError
 from tilth.search import board
 from tilth.search.bench import Bench
 from tilth.search.choosing import Candidate, best_first, estimate, front, lead, verdicts, winner
-from tilth.search.places import keys_of, value_at
+from tilth.search.places import keys_of, value_at, with_value
 from tilth.search.study import Study
 from tilth.search.trials import Asked, Journal, Listed, curve, scores, shown
 
@@ -63,7 +63,7 @@ def _repeat(stage: Search, bench: Bench, out: Out, finalists: Sequence[Candidate
     if settings is None:
         return
     pairs = [(candidate, seed) for candidate in finalists for seed in settings.seeds]
-    values = [{**candidate.values, settings.path: seed} for candidate, seed in pairs]
+    values = [with_value(stage.target, candidate.values, settings.path, seed) for candidate, seed in pairs]
     listed = Listed(stage, bench, Journal(out.store.sub("repeats")), values)
     stage.runner.run(listed, bench)
     for (candidate, seed), trial in zip(pairs, listed.trials, strict=True):

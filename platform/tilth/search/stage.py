@@ -50,7 +50,7 @@ class Search(Stage):
     candidate too. Nothing here looks at the test split: a stage behind this one scores the winner there, once.
     """
 
-    version: ClassVar[int] = 2  # a finalist that failed with seeds does not win on fewer
+    version: ClassVar[int] = 2  # fewer finished seeds do not win; what lies outside applies first
 
     stage: Annotated[str, Field(min_length=1), AfterValidator(_searched)] = Field(
         description="The stage whose fields are searched, and whose result is left."
