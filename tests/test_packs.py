@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from transformers import AutoModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from tilth.data.schema import original
+from tilth.errors import StorageError
 from tilth.recipe import Stage
 from tilth.runs import Artifact
 from tilth.storage import Store
@@ -239,6 +241,21 @@ def test_a_trial_that_fails_fails_alone(root: Path) -> None:
     assert "nowhere" in found["mistaken"].why
     assert all(found[name].artifact is None and not found[name].stopped for name in ("diverging", "unfit", "mistaken"))
     assert_same(found["sound"], alone(root, "sound", stages["sound"]))
+
+
+def test_a_full_disk_is_no_fault_of_a_trial(root: Path) -> None:
+    stages = {f"d{n}": sft(root, {"kind": "lora", "rank": 2 + n}, steps=3) for n in range(2)}
+
+    def filling(report: Report) -> bool:
+        if report.step == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return True
+
+    with pytest.raises(StorageError, match="No space left on device"):
+        packed(root, "full", stages, judge=filling)
+    found = packed(root, "full", stages)
+    for name, stage in stages.items():
+        assert_same(found[name], alone(root, f"full {name}", stage))
 
 
 @pytest.mark.slow

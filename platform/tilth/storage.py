@@ -7,6 +7,7 @@ which is atomic by itself. Nothing here ever appends: a reader sees a whole file
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -227,6 +228,17 @@ class Store:
         with reaching(self.at_url(name)):
             if self.fs.exists(self.path(name)):
                 self.fs.rm(self.path(name), recursive=True)
+
+
+def full(error: BaseException | None) -> bool:
+    """Whether a disk is full, which is no fault of the work that met it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error):  # from another process comes only the text
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _replace_local(path: Path, fill: Callable[[IO[bytes]], object]) -> None:

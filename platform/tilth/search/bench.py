@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from tilth.errors import ClusterError, Problem, RecipeError, StageStopped, Stora
 from tilth.runs import Artifact, Run
 from tilth.search.fit import chain
 from tilth.search.places import changed
-from tilth.storage import Store
+from tilth.storage import Store, full
 
 if TYPE_CHECKING:
     from tilth.recipe import Recipe
@@ -106,7 +105,7 @@ class Bench:
         except StageStopped:
             return Outcome(stopped=True)
         except Exception as error:
-            if _full(error):
+            if full(error):
                 raise StorageError(f"{self.url}: {error}") from error
             return Outcome(error=f"{type(error).__name__}: {error}")
 
@@ -114,14 +113,3 @@ class Bench:
 def over(bench: Bench) -> str:
     """What is said of a trial whose time was over."""
     return f"it took longer than its limit of {bench.limit:g} s"
-
-
-def _full(error: BaseException | None) -> bool:
-    """Whether a disk is full, which hits the next trial as well."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(error):  # from another process comes only the text
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 
-from tilth.errors import StageError, StageStopped, TilthError
+from tilth.errors import ClusterError, StageError, StageStopped, StorageError, TilthError
 from tilth.recipe import STOP
 from tilth.runs import Artifact
+from tilth.storage import full
 from tilth.train import trace
 from tilth.train.checkpoint import StoreLink
 from tilth.train.job import FAILED
@@ -129,6 +130,7 @@ def _run(trial: Trial, member: Member) -> Artifact | None:
 
 
 def _outcome(member: Member, ended: Future[Artifact | None]) -> Outcome:
+    """What came of a trial; raises what is no trial's own, such as a disk that fails."""
     error = ended.exception()
     if error is None:
         return Outcome(member.name, ended.result())
@@ -140,6 +142,10 @@ def _outcome(member: Member, ended: Future[Artifact | None]) -> Outcome:
         return Outcome(member.name, why=f"stopped after step {step}", stopped=True)
     if isinstance(error, StageStopped):
         return Outcome(member.name, why=str(error), stopped=True)
+    if isinstance(error, StorageError | ClusterError):
+        raise error
+    if full(error):
+        raise StorageError(f"{member.name}: {error}") from error
     if isinstance(error, TilthError):
         return Outcome(member.name, why=str(error))
     if isinstance(error, Exception):  # of this trial alone: it is told, and the others go on
