@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch.nn.modules.module import register_module_forward_hook
 from transformers import AutoModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from tilth.data.schema import original
-from tilth.errors import StorageError
+from tilth.errors import StageError, StorageError
 from tilth.recipe import Stage
 from tilth.runs import Artifact
 from tilth.storage import Store
 from tilth.train import trace as traces
+from tilth.train.fitting import MICRO
 from tilth.train.sft import Sft
 from tilth.trials import Outcome, Report, Trial
 from tiny import model_folder
@@ -256,6 +258,20 @@ def test_a_full_disk_is_no_fault_of_a_trial(root: Path) -> None:
     found = packed(root, "full", stages)
     for name, stage in stages.items():
         assert_same(found[name], alone(root, f"full {name}", stage))
+
+
+def test_memory_that_a_pack_fills_is_no_fault_of_a_trial(root: Path) -> None:
+    """It runs out in a trial's own part: the pack ends, and no smaller micro-batch is noted for when it runs alone."""
+    stages = {f"m{n}": sft(root, {"kind": "lora", "rank": 2 + n}, steps=3) for n in range(2)}
+
+    def filling(report: Report) -> bool:
+        if (report.trial, report.step) == ("m1", 1):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return True
+
+    with pytest.raises(StageError, match="packs: trial m1 does not fit the device's memory beside the others; use few"):
+        packed(root, "memory", stages, judge=filling)
+    assert not Store.at(root / "memory/m1").exists(MICRO)
 
 
 @pytest.mark.slow

@@ -7,6 +7,8 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +69,14 @@ def _train(job: Job, link: Link, folder: Path, company: Company | None) -> Any:
     peft = job.stage.model.peft
     principal = factors(trainer.model) if peft and peft.moves_base else {}
     resumed = link.resume()
-    try:
+    with _memory(job, batches, company):
         settle_rate(trainer, job, link.rank)
-    except torch.OutOfMemoryError as error:
-        raise fitting.shrunk(job, batches) from error
     if resumed is not None and trainer.average:
         trainer.average.load(resumed)
     if company is not None:
         company.join(trainer)
-    try:
+    with _memory(job, batches, company):
         trainer.train(resume_from_checkpoint=_path(resumed))
-    except torch.OutOfMemoryError as error:
-        raise fitting.shrunk(job, batches) from error
     if watch.diverged is not None:
         if link.rank == 0:
             line = {
@@ -94,6 +92,17 @@ def _train(job: Job, link: Link, folder: Path, company: Company | None) -> Any:
         watch.flush(trainer.state.global_step)
         _leave(job, link, trainer, principal, {**measured, "seconds": time.monotonic() - start})
     return trainer
+
+
+@contextmanager
+def _memory(job: Job, batches: Batches, company: Company | None) -> Iterator[None]:
+    """Memory that runs out asks for a smaller micro-batch; in company, which holds some of it too, it is raised."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        if company is not None:
+            raise
+        raise fitting.shrunk(job, batches) from error
 
 
 def _folder(job: Job) -> Path:

@@ -130,7 +130,7 @@ def _run(trial: Trial, member: Member) -> Artifact | None:
 
 
 def _outcome(member: Member, ended: Future[Artifact | None]) -> Outcome:
-    """What came of a trial; raises what is no trial's own, such as a disk that fails."""
+    """What came of a trial; raises what is no trial's own: a disk that fails, memory that all of them fill."""
     error = ended.exception()
     if error is None:
         return Outcome(member.name, ended.result())
@@ -146,6 +146,9 @@ def _outcome(member: Member, ended: Future[Artifact | None]) -> Outcome:
         raise error
     if full(error):
         raise StorageError(f"{member.name}: {error}") from error
+    if isinstance(error, torch.OutOfMemoryError):
+        what = f"packs: trial {member.name} does not fit the device's memory beside the others; use fewer places"
+        raise StageError(what) from error
     if isinstance(error, TilthError):
         return Outcome(member.name, why=str(error))
     if isinstance(error, Exception):  # of this trial alone: it is told, and the others go on
