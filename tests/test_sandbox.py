@@ -58,6 +58,7 @@ def test_a_program_that_fails_says_why(code, why):
         ("def double(x): return 2 * x", "assert double(2) == 4", None),
         ("def double(x): return x", "assert double(2) == 4", "failed: AssertionError"),
         ("def double(x): return x\nimport sys\nsys.exit(0)", "assert double(2) == 4", "unfinished"),
+        ("print(open('main.py').read(), flush=True)\nimport os\nos._exit(0)", "assert False", "unfinished"),
         ("import os\ndef double(x): os._exit(0)", "assert double(2) == 4", "unfinished"),
         ("import atexit; atexit.register(print, 'bye')\ndef double(x): return 2 * x", "assert double(2) == 4", None),
     ],

@@ -69,9 +69,10 @@ def run_python(code: str, *, tests: str = "", stdin: str = "", limits: Limits | 
     StageError where the machine does not give the sandbox. Thread-safe; starting takes some 50 ms.
     """
     limits = limits or Limits()
-    # a program that ends itself before its tests did not pass them
+    # a program that ends itself before its tests did not pass them, nor does one that prints its source: the mark
+    # stands in it backwards
     mark = f"tests done {secrets.token_hex(16)}" if tests else ""
-    finish = f"\n\n{tests}\n\n__import__('os').write(1, b'\\n{mark}')\n" if tests else "\n"
+    finish = f"\n\n{tests}\n\n__import__('os').write(1, b'{mark[::-1]}\\n'[::-1])\n" if tests else "\n"
     with tempfile.TemporaryFile() as spec, tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         spec.write(_specified(code + finish, stdin, limits))
         spec.seek(0)
