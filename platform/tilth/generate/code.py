@@ -45,6 +45,7 @@ class Code(PoolMethod):
     sandbox, see `tilth.generate.sandbox`; it is tried before the model is asked.
     """
 
+    version: ClassVar[int] = 2  # a program that prints its own source passes no tests
     takes: ClassVar[tuple[RowType, ...]] = ("completion", "text")
 
     tests: Literal["written", "given"] = Field("written", description="By the model, or in the rows of the data.")

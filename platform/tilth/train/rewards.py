@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import Field
 
@@ -157,6 +157,8 @@ class PassesTests(Reward):
 
     Nothing runs outside the sandbox, see `tilth.generate.sandbox`. StageError for a row that carries no tests.
     """
+
+    version: ClassVar[int] = 2  # a program that prints its own source passes no tests
 
     tests_from: tuple[str, ...] = Field(
         ("test_list",), min_length=1, description="Keys of meta with tests, texts or lists of lines, in order."

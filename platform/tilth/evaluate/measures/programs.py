@@ -25,6 +25,7 @@ class PassAtK(Metric):
     indent. MBPP is the default.
     """
 
+    version: ClassVar[int] = 2  # a program that prints its own source passes no tests
     reads: ClassVar[tuple[str, ...]] = ("answers",)
 
     k: tuple[int, ...] = Field((1,), min_length=1, description="Numbers of programs, the one that counts most first.")
