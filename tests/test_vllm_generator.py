@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from processes import alive, descendants, kill, titled, until
 from test_generators import CITY, SMOLLM, adapter_at, mixed, texts, turns
 from tilth.config import digest, identity
 from tilth.data.transform import Inputs
-from tilth.errors import ModelError, StageError
+from tilth.errors import ModelError, StageError, TilthError
 from tilth.generate.base import Answer, Generate, Prompt, SamplingParams
+from tilth.generate.engines.vllm_engine import Engine, Life
 from tilth.generate.hf import HuggingFace
 from tilth.generate.shape import Shape
 from tilth.generate.vllm import Vllm
@@ -173,6 +176,44 @@ def test_a_killed_engine_is_replaced_and_every_prompt_answered_once() -> None:
     with pytest.raises(StageError, match=r"vLLM's engine died and may not be started again \(engine.restarts\)"):
         ask(prompts)
     assert until(lambda: not cores(), 10)
+
+
+@pytest.mark.parametrize(("restarts", "kind", "words"), [(0, StageError, "may not be"), (1, ModelError, "too small")])
+def test_all_who_ask_an_engine_that_is_gone_for_good_are_told_why(
+    restarts: int, kind: type[TilthError], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    asks: list[int] = []
+
+    class Dying:
+        async def generate(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
+            asks.append(0)
+            while len(asks) < 8:  # all are under way when it dies
+                await asyncio.sleep(0.01)
+            raise EngineDeadError
+            yield
+
+        def shutdown(self, timeout: float) -> None:
+            pass
+
+    def start(life: Life, arguments: dict[str, Any]) -> None:
+        if arguments.pop("started", False):
+            raise ModelError("the memory is too small")
+        arguments["started"], life.engine = True, Dying()
+
+    monkeypatch.setattr(Life, "start", start)
+    engine = Engine({}, restarts)
+
+    def told(number: int) -> str:
+        with pytest.raises(kind) as found:
+            engine.loop.run(engine.ask([number], None, None))
+        return str(found.value)
+
+    with ThreadPoolExecutor(8) as pool:
+        (said,) = set(pool.map(told, range(8)))
+    assert words in said
+    assert told(8) == said
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tilth import ui
-from tilth.errors import ModelError, StageError
+from tilth.errors import ModelError, StageError, TilthError
 from tilth.generate.engines.loop import Loop
 from tilth.generate.engines.warden import Warden
 from tilth.generate.engines.why import last_error, start_error
@@ -62,6 +62,8 @@ class Engine:
         self._finalizer = weakref.finalize(self, _end, self.loop, self.life)
         self._numbers = itertools.count()
         self._restarting = asyncio.Lock()
+        #: why no engine came after one that died: for all who ask from then on
+        self._gone: TilthError | None = None
         self._adapters: dict[str, int] = {}
         self.loop.run(self._start())
 
@@ -80,17 +82,20 @@ class Engine:
     async def ask(self, ids: list[int], params: Any, adapter: Any) -> Any:
         """vLLM's final output for a prompt, asked again of a new engine should this one die.
 
-        ValueError where vLLM refuses the prompt, StageError where engines keep dying.
+        ValueError where vLLM refuses the prompt, StageError where engines keep dying, ModelError where a new one does
+        not start: then all who ask are told the same.
         """
         from vllm.v1.engine.exceptions import EngineDeadError
 
         while True:
+            if self._gone is not None:
+                raise type(self._gone)(str(self._gone)) from self._gone.__cause__
             asked = self.life.engine
             try:
                 return await self._once(asked, ids, params, adapter)
             except EngineDeadError:
                 async with self._restarting:
-                    if self.life.engine is asked:
+                    if self._gone is None and self.life.engine is asked:
                         self._restart()
 
     async def _once(self, engine: Any, ids: list[int], params: Any, adapter: Any) -> Any:
@@ -102,14 +107,18 @@ class Engine:
         return final
 
     def _restart(self) -> None:
-        """A new engine in place of the dead one; nothing else runs in the loop meanwhile."""
+        """A new engine in place of the dead one, or why there is none; nothing else runs in the loop meanwhile."""
         why = self.life.why_dead()
         self.life.end()
         if self.restarts == 0:
-            raise StageError(f"vLLM's engine died and may not be started again (engine.restarts): {why}")
+            self._gone = StageError(f"vLLM's engine died and may not be started again (engine.restarts): {why}")
+            return
         ui.reporter().say(f"vLLM's engine died and is started again: {why}")
         self.restarts -= 1
-        self.life.start(self.arguments)
+        try:
+            self.life.start(self.arguments)
+        except TilthError as error:
+            self._gone = error
 
 
 @dataclass
