@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 
 from tilth.augment.base import Augmenter, Sample, Variant, VariantsFunction
 from tilth.data.transform import Inputs
+from tilth.generate.base import Answer, Generate, Prompt
+from tilth.generate.echo import Echo
 
 
 class Numbered(Augmenter):
@@ -61,3 +65,36 @@ class Located(Numbered):
             ]
             for made in make(samples)
         ]
+
+
+class Stillborn(Numbered):
+    """Its worker dies while it loads; the file has a line for each time."""
+
+    file: str = Field(description="Where it notes that it began to load.")
+
+    def load_variants(self, inputs: Inputs) -> VariantsFunction:
+        noted(self.file)
+        os._exit(9)
+
+
+def noted(file: str) -> None:
+    with open(file, "a") as handle:
+        handle.write(f"{os.getpid()}\n")
+
+
+class SlowEcho(Echo):
+    """Takes its time for each call, of which the file has a line."""
+
+    in_flight: ClassVar[int] = 3
+    seconds: float = Field(description="For each call.")
+    file: str = Field(description="Where it notes that it was asked.")
+
+    def load(self, inputs: Inputs) -> Generate:
+        answer = super().load(inputs)
+
+        def ask(prompts: Sequence[Prompt]) -> list[Answer]:
+            noted(self.file)
+            time.sleep(self.seconds)
+            return answer(prompts)
+
+        return ask

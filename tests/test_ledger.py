@@ -16,13 +16,13 @@ import yaml
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 import tilth
-from faulty import Deadly, Located, Numbered
+from faulty import Deadly, Located, Numbered, Stillborn
 from helpers import contents, final, labelled, write_dataset
 from tilth.augment.base import Augmenter
 from tilth.data.chain import Chain, cut
 from tilth.data.clean import Cleaning
 from tilth.data.dataset import Dataset, Shard
-from tilth.data.engine import MANY_UNITS, _isolate, run_units
+from tilth.data.engine import MANY_UNITS, _isolate, _Lone, run_units
 from tilth.data.finish import Verdicts, finish
 from tilth.data.ingest import Ingest, pieces
 from tilth.data.ledger import Ledger
@@ -323,6 +323,16 @@ def test_a_row_that_kills_its_worker_is_found_and_its_neighbours_survive(ray_ses
     assert done.counts["accepted"] == 2 * 199
 
 
+def test_workers_that_die_while_they_load_are_noticed_before_all_units_were_tried(
+    ray_session: object, tmp_path: Path
+) -> None:
+    source, loads = write_dataset(Store.at(tmp_path / "source"), labelled(300)), tmp_path / "loads"
+    step, two = Stillborn(file=str(loads)), Resources(workers=2)
+    with pytest.raises(StageError, match="every worker process dies while it loads"):
+        augment(Store.at(tmp_path / "out"), source, step, resources=two, unit_rows=1)
+    assert len(loads.read_text().splitlines()) < 40
+
+
 @pytest.mark.parametrize("dies", [RayActorError(), OutOfMemoryError("killed by the memory monitor")])
 def test_a_piece_of_a_source_that_kills_its_worker_ends_the_stage(
     dies: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -336,14 +346,15 @@ def test_a_piece_of_a_source_that_kills_its_worker_ends_the_stage(
     monkeypatch.setattr("ray.remote", MagicMock())
     monkeypatch.setattr("ray.get", dead)
     with pytest.raises(StageError, match=r"rows\.jsonl kills every worker.*record 1 on.*fewer workers"):
-        _isolate(work, Store.at(tmp_path / "out"), work.units()[0], Resources(workers=2))
+        _isolate(_Lone(work, Store.at(tmp_path / "out"), Resources(workers=2)), work.units()[0])
 
 
 def test_a_unit_that_only_the_company_killed_is_committed_by_a_worker_alone(
     ray_session: object, source: Dataset, tmp_path: Path
 ) -> None:
     [unit] = cut(source, 100)
-    record = _isolate(Chain(source.store, "labelled", (Numbered(),)), Store.at(tmp_path), unit, Resources(workers=1))
+    work = Chain(source.store, "labelled", (Numbered(),))
+    record = _isolate(_Lone(work, Store.at(tmp_path), Resources(workers=1)), unit)
     assert (record.tally.inputs, record.tally.accepted) == (100, 200)
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import yaml
 
 import tilth
+from processes import until
 from scripted import recipe, run
 from test_balance import Stopping
 from test_generate import Slow, Titles
@@ -127,6 +135,36 @@ def test_units_in_flight_when_a_budget_ends_are_counted_and_kept(tmp_path):
     assert 2 < asked <= 12
     assert len(done) == artifact.metrics["made"] == asked
     assert artifact.detail["ended"] == f"max_rows: {asked} of 2"
+
+
+def test_units_in_flight_on_ray_when_a_budget_ends_are_counted_and_kept(ray_session, tmp_path):
+    slow = {"kind": "faulty:SlowEcho", "seconds": 3, "file": str(tmp_path / "asked")}
+    fields = {"budget": {"max_rows": 1}, "unit_rows": 1, "generator": slow, "resources": {"workers": 2}}
+    artifact, done = run(tmp_path, "completion", PROMPTS, {"kind": "test_generate:Titles"}, **fields)
+    asked = len((tmp_path / "asked").read_text().splitlines())
+    assert 1 < asked < 12
+    assert len(done) == artifact.metrics["made"] == asked
+    assert artifact.detail["ended"] == f"max_rows: {asked} of 1"
+
+
+def test_an_interrupt_waits_for_no_unit_in_flight_and_a_second_run_makes_every_row_once(tmp_path):
+    slow = {"kind": "faulty:SlowEcho", "seconds": 30, "file": str(tmp_path / "asked")}
+    made = recipe(tmp_path, "completion", PROMPTS, {"kind": "test_generate:Titles"}, generator=slow, unit_rows=2)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(made))
+    command = [sys.executable, "-m", "tilth", "run", str(path), "--out", str(tmp_path / "out")]
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    with subprocess.Popen(command, env=here, stderr=subprocess.DEVNULL) as first:
+        assert until((tmp_path / "asked").exists, 120)
+        first.send_signal(signal.SIGINT)
+        begun = time.monotonic()
+        assert first.wait(60) != 0
+        assert time.monotonic() - begun < 20
+    slow["seconds"] = 0
+    path.write_text(yaml.safe_dump(made))
+    done = Dataset.open(tilth.run(tilth.load(path), tmp_path / "out")["made"])
+    assert sorted(row["parent"] for row in done.rows()) == sorted({row["parent"] for row in done.rows()})
+    assert len(done) == 12
 
 
 def test_the_hours_of_a_run_that_was_killed_count_and_what_it_made_stays(tmp_path, monkeypatch):

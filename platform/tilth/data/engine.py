@@ -5,17 +5,18 @@ trusted with rows: a worker commits its unit itself and returns one manifest rec
 died is seen by its absence and run again, twice; then it is isolated: run alone, halved until the rows that
 kill their worker stand alone, which are quarantined while their neighbours survive. A piece of a source cannot be
 halved, nor is it known how many rows it holds: it ends the stage.
+
+Where workers die in the first pass more often than rows account for, it is ended, and one worker alone is asked whether
+it can load. Ray kills the workers of a pass that is ended; one that shall only begin no more is told so by the ledger
+(`Ledger.halt`) and taken in to its end, with what was in flight.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import threading
-import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -23,14 +24,18 @@ from typing import Any, Protocol
 from tilth import cluster, room, ui
 from tilth.data.ledger import Ledger, Record, Unit, commit
 from tilth.data.schema import Row
+from tilth.data.threads import in_threads
 from tilth.data.transform import Resources
-from tilth.errors import StageError, TilthError
+from tilth.data.worker import UnitWorker, halted, record_of
+from tilth.errors import StageError
 from tilth.storage import Store
 
 PASSES = 3
 #: with so many units for each worker, the next one waits at a worker while it computes: it never idles for the
 #: quarter of a second that an answer takes through Ray Data. With fewer, one worker would hold what another could do.
 MANY_UNITS = 16
+#: each worker of a pool may die so often, with all that it holds, before the first pass is ended to ask why
+DEATHS = 4
 
 
 class Work(Protocol):
@@ -76,12 +81,14 @@ def run_units(
     total = sum(map(len, ledger.units.values()))
     with ui.reporter().progress(title, total) as advance:
         advance(total - sum(map(len, missing)))
-        why = stop(ledger)
+        if (why := stop(ledger)) is not None:
+            ledger.halt()
         with closing(_inline(work, ledger) if resources.workers == 0 else _on_ray(work, ledger, resources)) as records:
-            while why is None and (record := next(records, None)) is not None:
+            for record in records:
                 ledger.add(record)
                 advance(len(ledger.units[record.unit]))
-                why = stop(ledger)
+                if why is None and (why := stop(ledger)) is not None:
+                    ledger.halt()
         if why is not None:
             advance(sum(len(ledger.units[index]) for index in ledger.adopt()))
             why = stop(ledger) or why
@@ -91,91 +98,51 @@ def run_units(
 
 def _inline(work: Work, ledger: Ledger) -> Generator[Record]:
     worker = UnitWorker(work, ledger.store)
-    if work.in_flight == 1:
-        yield from map(worker.commit, ledger.missing())
-        return
-    with ThreadPoolExecutor(work.in_flight) as pool:
+    missing = ledger.missing()
+    if work.in_flight > 1:
         try:
-            for done in as_completed([pool.submit(worker.commit, unit) for unit in ledger.missing()]):
-                yield done.result()
+            yield from in_threads(worker.commit, missing, min(work.in_flight, len(missing)), lambda: ledger.halted)
         finally:
-            pool.shutdown(cancel_futures=True)
+            worker.left = True
+        return
+    for unit in missing:
+        if ledger.halted:
+            return
+        yield worker.commit(unit)
 
 
 def _on_ray(work: Work, ledger: Ledger, resources: Resources) -> Generator[Record]:
     """Records as units commit; a unit that is not among them after three passes is isolated."""
+    if ledger.halted:
+        return
     cluster.ray_ready()
     room.refuse_unplaceable(resources.each, 1, resources.nodes.selector)  # the pool works with fewer than asked
-    for _ in range(PASSES):
-        if missing := ledger.missing():
+    missing = ledger.missing()
+    yield from _pass(work, ledger.store, missing, resources, first=True)
+    if ledger.missing() == missing and not ledger.halted:
+        _refuse_hopeless(_Lone(work, ledger.store, resources))
+    for _ in range(PASSES - 1):
+        if (missing := ledger.missing()) and not ledger.halted:
             yield from _pass(work, ledger.store, missing, resources)
-    if missing := ledger.missing():
-        _refuse_hopeless(work, ledger, resources)
+    if (missing := ledger.missing()) and not ledger.halted:
+        lone = _Lone(work, ledger.store, resources)
+        _refuse_hopeless(lone)
         for unit in missing:
-            yield _isolate(work, ledger.store, unit, resources)
+            if not ledger.halted:
+                yield _isolate(lone, unit)
 
 
-class UnitWorker:
-    """One worker: loads the work once, then commits unit after unit."""
+def _pass(
+    work: Work, store: Store, units: Sequence[Unit], resources: Resources, first: bool = False
+) -> Iterator[Record]:
+    """One run over `units` on Ray Data; units whose worker died are missing from the answers.
 
-    def __init__(self, work: Work, store: Store) -> None:
-        self.work, self.store = work, store
-        self.run: Callable[[Unit], Iterable[Row]] | None = None
-        self.loading = threading.Lock()
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """A Ray Data batch of units (one) → manifest records, or the error that ends the stage."""
-        return {"record": [self.answer(Unit(**json.loads(unit))) for unit in batch["unit"]]}
-
-    def answer(self, unit: Unit) -> str:
-        """Commit one unit → its manifest line, or the error that ends the stage."""
-        try:
-            return self.commit(unit).line()
-        except TilthError as error:
-            return json.dumps({"error": f"{error}\n{_cause(error)}".rstrip(), "unit": unit.index})
-
-    def commit(self, unit: Unit) -> Record:
-        """Compute and commit one unit; StageError with the cause when it cannot be."""
-        run = self.loaded()
-        try:
-            return commit(self.store, unit, run(unit), self.work.row_type, self.work.inputs(unit))
-        except TilthError:
-            raise
-        except Exception as error:
-            raise StageError(f"{type(error).__name__}: {error}") from error
-
-    def rows(self, unit: Unit) -> list[Row]:
-        """Compute a unit without committing it."""
-        return list(self.loaded()(unit))
-
-    def loaded(self) -> Callable[[Unit], Iterable[Row]]:
-        """The work's function. Loaded at the first unit: Ray would start an actor whose constructor fails for ever."""
-        with self.loading:
-            if self.run is None:
-                try:
-                    self.run = self.work.load()
-                except TilthError:
-                    raise
-                except Exception as error:
-                    raise StageError(f"cannot load: {type(error).__name__}: {error}") from error
-            return self.run
-
-    def ready(self) -> bool:
-        """Load, and say so."""
-        return self.loaded() is not None
-
-
-def _cause(error: BaseException) -> str:
-    """Where an error that is not ours was raised, for the person who has to mend it."""
-    return "" if error.__cause__ is None else "".join(traceback.format_exception(error.__cause__)[-4:])
-
-
-def _pass(work: Work, store: Store, units: Sequence[Unit], resources: Resources) -> Iterator[Record]:
-    """One run over `units` on Ray Data; units whose worker died are missing from the answers."""
+    The first one ends early where more are lost than rows that kill their worker account for.
+    """
     import ray
 
     count = min(resources.count(room.held(resources.nodes.selector)), len(units))
-    _configure(ray.data.DataContext.get_current())
+    _configure(ray.data.DataContext.get_current(), DEATHS * count * (work.in_flight + 1) if first else -1)
     blocks = ray.data.from_items([{"unit": json.dumps(asdict(unit))} for unit in units], override_num_blocks=len(units))
     with warnings.catch_warnings():
         # Ray 2.60 has no other name yet for the last two settings
@@ -195,42 +162,38 @@ def _pass(work: Work, store: Store, units: Sequence[Unit], resources: Resources)
             max_restarts=-1,
             max_task_retries=0,
         )
-    for batch in answers.iter_batches(batch_size=1, prefetch_batches=0, batch_format="numpy"):
-        yield from map(_record, batch["record"])
+    try:
+        for batch in answers.iter_batches(batch_size=1, prefetch_batches=0, batch_format="numpy"):
+            yield from map(record_of, (line for line in batch["record"] if not halted(line)))
+    except ray.exceptions.RayError:  # where more is lost than may be, the error of the last
+        if not first:
+            raise
 
 
-def _configure(context: Any) -> None:
+def _configure(context: Any, lost: int) -> None:
     """A block is lost only with its worker: errors come back as answers, and the ledger sees what is missing."""
-    context.max_errored_blocks = -1
+    context.max_errored_blocks = lost
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
-def _record(line: str) -> Record:
-    answer = json.loads(line)
-    if "error" in answer:
-        raise StageError(f"unit {answer['unit']}: {answer['error']}")
-    return Record.parse(line)
-
-
-def _refuse_hopeless(work: Work, ledger: Ledger, resources: Resources) -> None:
+def _refuse_hopeless(lone: _Lone) -> None:
     """StageError when a worker dies before it sees a row: that is no row's fault."""
-    if not _Lone(work, ledger.store, resources).survives_loading():
+    if not lone.survives_loading():
         raise StageError(
             "every worker process dies while it loads its models, most likely for want of memory; "
-            f"use fewer workers (resources.workers, now {resources.workers}) or a smaller model"
+            f"use fewer workers (resources.workers, now {lone.resources.workers}) or a smaller model"
         )
 
 
-def _isolate(work: Work, store: Store, unit: Unit, resources: Resources) -> Record:
+def _isolate(lone: _Lone, unit: Unit) -> Record:
     """Run a unit that keeps killing its worker, alone and in halves; the driver commits what survives."""
     ui.reporter().say(f"unit {unit.index} killed its worker {PASSES} times: looking for the row that does")
-    lone = _Lone(work, store, resources)
     if (record := lone.commit(unit)) is not None:  # it had not enough memory beside the others
         return record
     rows = list(_parted(lone, unit))
-    return commit(store, unit, rows, work.row_type, work.inputs(unit))
+    return commit(lone.store, unit, rows, lone.work.row_type, lone.work.inputs(unit))
 
 
 @dataclass
@@ -245,7 +208,7 @@ class _Lone:
     def commit(self, unit: Unit) -> Record | None:
         """Compute and commit a unit, None when it killed the process."""
         line = self._ask("answer", unit)
-        return None if line is None else _record(line)
+        return None if line is None else record_of(line)
 
     def rows(self, unit: Unit) -> list[Row] | None:
         """The rows of a part of a unit, None when it killed the process."""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 HEAD = "ledger/HEAD.json"
+#: while it is there, workers begin no unit
+HALT = "ledger/HALT"
 FLUSH_RECORDS = 200
 FLUSH_SECONDS = 2.0
 _TALLY = b"tilth.tally"
@@ -143,6 +145,7 @@ class Ledger:
         self._pending: list[Record] = []
         self._flushed = time.monotonic()
         self._segments = 0
+        self.halted = False
         self._open(fingerprint)
 
     def _open(self, fingerprint: str) -> None:
@@ -154,6 +157,7 @@ class Ledger:
             raise StorageError(
                 f"{self.store.url} holds a ledger of other work ({found}); this stage is {head}; remove that directory"
             )
+        self.store.remove(HALT)
         self._recover()
 
     def _recover(self) -> None:
@@ -190,6 +194,11 @@ class Ledger:
         self._pending.append(record)
         if len(self._pending) >= FLUSH_RECORDS or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
+
+    def halt(self) -> None:
+        """Have no further unit begun, here or by any worker, until the ledger is opened again."""
+        self.halted = True
+        self.store.write(HALT, b"")
 
     def flush(self) -> None:
         """Write the lines that are not yet in a segment."""

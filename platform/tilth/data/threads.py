@@ -1,0 +1,54 @@
+"""Units of work in threads of this process, several at once."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable
+
+from tilth.data.ledger import Record, Unit
+
+#: an interrupt that another thread sends wakes nobody who waits; it is seen after that time
+LOOK_SECONDS = 0.2
+
+
+def in_threads(
+    commit: Callable[[Unit], Record], units: Iterable[Unit], count: int, halted: Callable[[], bool]
+) -> Generator[Record]:
+    """Records as units are committed, `count` at a time; once `halted` says so no other is begun.
+
+    The first error ends it. It waits for no thread where it ends by an error, an interrupt, or by being closed: they
+    begin no other unit and go with the process.
+    """
+    left = iter(units)
+    done: queue.SimpleQueue[Record | BaseException | None] = queue.SimpleQueue()
+    closed = threading.Event()
+
+    def work() -> None:
+        try:
+            while not (closed.is_set() or halted()) and (unit := next(left, None)) is not None:
+                done.put(commit(unit))
+            done.put(None)
+        except BaseException as error:  # noqa: BLE001 - raised where the records are taken
+            done.put(error)
+
+    for number in range(count):
+        threading.Thread(target=work, name=f"tilth-unit-{number}", daemon=True).start()
+    try:
+        yield from _answers(done, count)
+    finally:
+        closed.set()
+
+
+def _answers(done: queue.SimpleQueue[Record | BaseException | None], running: int) -> Generator[Record]:
+    while running:
+        try:
+            answer = done.get(timeout=LOOK_SECONDS)
+        except queue.Empty:
+            continue
+        if isinstance(answer, BaseException):
+            raise answer
+        if answer is None:
+            running -= 1
+        else:
+            yield answer
