@@ -433,7 +433,7 @@ def test_twins_of_a_pack_are_trained_once_and_what_is_damaged_is_trained_anew(tm
     assert begun(tmp_path) == [1, 1], "the recipe as written, and one trial for all"
     assert [trial["state"] for trial in told] == ["complete"] * 3
     assert len({json.dumps(trial["scores"]) for trial in told}) == 1
-    lost = list(tmp_path.glob("stages/hill/*/model/*"))
+    lost = list(tmp_path.glob("stages/hill/*/weights"))
     for file in lost:
         file.unlink()
     again = trials(searched(tmp_path, hill, trials=4, **settings))
