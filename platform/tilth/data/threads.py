@@ -17,8 +17,8 @@ def in_threads(
 ) -> Generator[Record]:
     """Records as units are committed, `count` at a time; once `halted` says so no other is begun.
 
-    The first error ends it. It waits for no thread where it ends by an error, an interrupt, or by being closed: they
-    begin no other unit and go with the process.
+    Nor is one after the first error, which is raised once those in flight are done: what they cost is not thrown away.
+    It waits for no thread where it is interrupted or closed: they begin no other unit and go with the process.
     """
     left = iter(units)
     done: queue.SimpleQueue[Record | BaseException | None] = queue.SimpleQueue()
@@ -35,20 +35,26 @@ def in_threads(
     for number in range(count):
         threading.Thread(target=work, name=f"tilth-unit-{number}", daemon=True).start()
     try:
-        yield from _answers(done, count)
+        yield from _answers(done, count, closed)
     finally:
         closed.set()
 
 
-def _answers(done: queue.SimpleQueue[Record | BaseException | None], running: int) -> Generator[Record]:
+def _answers(
+    done: queue.SimpleQueue[Record | BaseException | None], running: int, closed: threading.Event
+) -> Generator[Record]:
+    error: BaseException | None = None
     while running:
         try:
             answer = done.get(timeout=LOOK_SECONDS)
         except queue.Empty:
             continue
-        if isinstance(answer, BaseException):
-            raise answer
-        if answer is None:
-            running -= 1
-        else:
+        if isinstance(answer, Record):
             yield answer
+            continue
+        running -= 1  # a thread has ended
+        if answer is not None:
+            closed.set()
+            error = error or answer
+    if error is not None:
+        raise error
