@@ -93,8 +93,10 @@ class Templating:
         if have is None or not _is_missing(item):
             return
         for column in sorted(self.named[name] - have):
-            # a template may ask whether a column is there; choices are given as None where there are none
-            if column == "answer_choices" or item.fault == f"missing: {column!r} is undefined":
+            # a template may ask whether a column is there; choices are given as None where there are none; of a
+            # choice that is taken by a column that is not there Jinja says "no element Undefined"
+            told = (f"missing: {column!r} is undefined", "missing: list object has no element Undefined")
+            if column == "answer_choices" or item.fault in told:
                 raise StageError(
                     f"templates: {name!r} needs column {column}, which none of the rows has; they have: "
                     f"{', '.join(sorted(have))}. Carry it from the source (source.carry), or leave the template out "
