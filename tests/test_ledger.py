@@ -323,6 +323,7 @@ def test_a_row_that_kills_its_worker_is_found_and_its_neighbours_survive(ray_ses
     assert done.counts["accepted"] == 2 * 199
 
 
+@pytest.mark.slow
 def test_workers_that_die_while_they_load_are_noticed_before_all_units_were_tried(
     ray_session: object, tmp_path: Path
 ) -> None:
