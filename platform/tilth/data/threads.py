@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 
 from tilth.data.ledger import Record, Unit
+from tilth.errors import TilthError
 
 #: an interrupt that another thread sends wakes nobody who waits; it is seen after that time
 LOOK_SECONDS = 0.2
@@ -29,8 +30,11 @@ def in_threads(
             while not (closed.is_set() or halted()) and (unit := next(left, None)) is not None:
                 done.put(commit(unit))
             done.put(None)
-        except BaseException as error:  # noqa: BLE001 - raised where the records are taken
+        except TilthError as error:  # raised where the records are taken
             done.put(error)
+        except BaseException as error:  # raised there too, or it would wait for this thread for ever
+            done.put(error)
+            raise
 
     for number in range(count):
         threading.Thread(target=work, name=f"tilth-unit-{number}", daemon=True).start()
