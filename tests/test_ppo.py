@@ -21,6 +21,7 @@ from tilth.errors import StageError
 from tilth.recipe import Stage
 from tilth.report.sections import sections
 from tilth.storage import Store
+from tilth.train.bests import best_at
 from tilth.train.checkpoint import StoreLink
 from tilth.train.config import ModelConfig, Optimisation
 from tilth.train.ppo import looks
@@ -28,7 +29,7 @@ from tilth.train.ppo.advantages import Advantage
 from tilth.train.ppo.decoding import Decoder
 from tilth.train.ppo.detecting import alarms
 from tilth.train.ppo.learner import Learner, Settings
-from tilth.train.ppo.loop import Loop, Plan, best_at
+from tilth.train.ppo.loop import Loop, Plan
 from tilth.train.ppo.policy import Policy
 from tilth.train.ppo.probes import probes
 from tilth.train.ppo.prompts import prompts_of, taken

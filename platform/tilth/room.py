@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tilth.errors import ClusterError
@@ -27,32 +27,38 @@ def refuse_unplaceable(
     Those are the nodes with these labels and those that the autoscaler may start, of whose labels it does not tell.
     That they are busy now is no fault.
     """
-    end = time.monotonic() + join_seconds
-    while (room := capacity(each, shapes := _shapes(labels or {}))) < count:
-        if time.monotonic() >= end:
-            raise ClusterError(_missing(each, count, int(room), shapes, labels or {}))
-        time.sleep(POLL_SECONDS)
+
+    def lacking() -> str | None:
+        room = capacity(each, shapes := _shapes(labels or {}))
+        return None if room >= count else _missing(each, count, int(room), shapes, labels or {})
+
+    _refuse(lacking, join_seconds)
 
 
 def refuse_beyond(demand: Mapping[str, float], join_seconds: float = JOIN_SECONDS) -> None:
     """ClusterError unless all nodes there can be have together what a stage's workers and actors ask for together."""
+
+    def lacking() -> str | None:
+        shapes = _shapes({})
+        total = {name: sum(copies * has[name] for has, copies in shapes if has.get(name)) for name in demand}
+        short = {name: total[name] for name, need in demand.items() if need > total[name] + 1e-9}
+        if not short:
+            return None
+        return (
+            f"a stage asks for {_written(demand)} in all its workers and actors, and this cluster can never give it: "
+            f"it has {_written(short)}; ask for less (scale, rollouts), or give the cluster more nodes"
+        )
+
+    _refuse(lacking, join_seconds)
+
+
+def _refuse(lacking: Callable[[], str | None], join_seconds: float) -> None:
+    """ClusterError with what is lacking, where it still is once nodes on their way have had time to join."""
     end = time.monotonic() + join_seconds
-    while short := _short(demand, shapes := _shapes({})):
+    while (why := lacking()) is not None:
         if time.monotonic() >= end:
-            has = {name: sum(copies * shape.get(name, 0.0) for shape, copies in shapes) for name in short}
-            raise ClusterError(
-                f"a stage asks for {_written(demand)} in all its workers and actors, and this cluster can never give "
-                f"it: it has {_written(has)}; ask for less (scale, rollouts), or give the cluster more nodes"
-            )
+            raise ClusterError(why)
         time.sleep(POLL_SECONDS)
-
-
-def _short(demand: Mapping[str, float], shapes: Sequence[Shape]) -> list[str]:
-    """The resources of which there is less than is asked for."""
-    return [
-        name for name, need in demand.items()
-        if need > sum(copies * shape.get(name, 0.0) for shape, copies in shapes if shape.get(name)) + 1e-9
-    ]  # fmt: skip
 
 
 def capacity(each: Mapping[str, float], shapes: Iterable[Shape]) -> float:

@@ -91,12 +91,16 @@ def batches(job: Job, workers: int) -> Batches:
     scale, size = job.stage.scale.over(workers), job.stage.optimisation.global_batch
     if (note := noted(job)) is not None:
         share, most = size // max(1, workers), min(note["rows"], scale.micro_batch or note["rows"])
-        rows = max((n for n in range(1, most + 1) if share % n == 0), default=1)
-        scale = scale.model_copy(update={"micro_batch": rows})
+        scale = scale.model_copy(update={"micro_batch": _dividing(share, most)})
     found = scale.batches(size)
     if found is None:
         raise StageError(f"{job.name}: {scale.batch_problem(size)}")
     return found
+
+
+def _dividing(share: int, most: int) -> int:
+    """The largest number of rows up to `most` that divides a worker's share of the batch; 0 where `most` is 0."""
+    return max((rows for rows in range(1, most + 1) if share % rows == 0), default=0)
 
 
 def noted(job: Job) -> dict[str, Any] | None:
@@ -108,7 +112,7 @@ def noted(job: Job) -> dict[str, Any] | None:
 def shrunk(job: Job, tried: Batches) -> StageError:
     """Note a smaller micro-batch, about half, that leaves the global batch as it is; StageError at one row."""
     share = tried.micro * tried.accumulation
-    rows = max((n for n in range(1, tried.micro // 2 + 1) if share % n == 0), default=0)
+    rows = _dividing(share, tried.micro // 2)
     if not rows or job.stage.micro_batch_counts:
         many = "one row" if tried.micro == 1 else f"the {tried.micro} rows that belong together"
         return StageError(

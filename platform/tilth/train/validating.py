@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from tilth.storage import Store
 from tilth.train.answering import Answering
+from tilth.train.bests import best_at, keep_bests
 from tilth.train.checkpoint import upload
 from tilth.train.config import Validation
 from tilth.train.job import BEST
@@ -51,8 +52,8 @@ class Validating(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, settings: Validation, watch: Watch, trainer: Any, answering: Answering | None) -> None:
         self.settings, self.watch, self.trainer, self.answering = settings, watch, trainer, answering
-        #: where the weights lie that were the best at the last checkpoint
-        self.before = ""
+        #: the step that was the best at the last checkpoint
+        self.before: int | None = None
 
     def standing(self) -> Standing:
         return standing(measurements(self.trainer.state), self.settings.min_delta)
@@ -60,7 +61,7 @@ class Validating(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A checkpoint that training goes on from knows the best weights too."""
         if measurements(state):
-            self.before = _name(self.standing().step)
+            self.before = self.standing().step
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         answers = self.answering(self.trainer.model) if self.answering and self.watch.link.rank == 0 else None
@@ -70,27 +71,22 @@ class Validating(TrainerCallback):  # type: ignore[misc]
             folder = Path(args.output_dir) / BEST
             save_weights(self.trainer, folder, self.watch.link.rank == 0)
             if self.watch.link.rank == 0:
-                upload(folder, self.watch.store, _name(found.step))
+                upload(folder, self.watch.store, best_at(found.step))
         if self.settings.patience is not None and found.waited >= self.settings.patience:
             # no checkpoint at the last step: training that is resumed there would go on
             control.should_training_stop, control.should_save = True, False
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Weights that are the best neither now nor as the checkpoint before has it will not be asked for again.
-
-        The newest checkpoint may still be on its way: whoever resumes may take up either.
-        """
+        """Remove weights that were the best, and that no checkpoint asks for any more."""
         if self.watch.link.rank == 0 and measurements(state):
-            best = _name(self.standing().step)
-            for name in self.watch.store.list(BEST):
-                if f"{BEST}/{name}" not in (best, self.before):
-                    self.watch.store.remove(f"{BEST}/{name}")
+            best = self.standing().step
+            keep_bests(self.watch.store, best, self.before)
             self.before = best
 
 
 def best_weights(store: Store, step: int) -> Path:
     """A local directory with the weights that were best, at `step`."""
-    return store.fetch(_name(step))
+    return store.fetch(best_at(step))
 
 
 def save_weights(trainer: Any, folder: Path, writes: bool) -> None:
@@ -99,7 +95,3 @@ def save_weights(trainer: Any, folder: Path, writes: bool) -> None:
     if writes:
         for name in ("training_args.bin", "README.md"):  # a pickle, and a card that says nothing of this run
             (folder / name).unlink(missing_ok=True)
-
-
-def _name(step: int) -> str:
-    return f"{BEST}/step-{step:08d}"

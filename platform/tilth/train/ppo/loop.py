@@ -18,9 +18,10 @@ from typing import Any
 from tilth.errors import StageError
 from tilth.storage import Store
 from tilth.train import trace
+from tilth.train.bests import best_at, keep_bests
 from tilth.train.checkpoint import Link, scratch, upload
 from tilth.train.config import Checkpointing, Validation
-from tilth.train.job import BEST, PROGRESS
+from tilth.train.job import PROGRESS
 from tilth.train.ppo import looks
 from tilth.train.ppo.detecting import Alarm, alarms
 from tilth.train.ppo.held_out import HeldOut
@@ -180,17 +181,16 @@ class Loop:
         self._note_good()
 
     def _forget_bests(self) -> None:
-        """Remove the weights that were the best, and are it neither now nor as the checkpoint before has it.
-
-        The newest one is still on its way: whoever resumes may take up either.
-        """
+        """Remove weights that were the best, and that no checkpoint asks for any more."""
         if self.link.rank or not self.found:
             return
-        best = looks.best(self.found, self.plan.gold.max_kl)["step"]
-        for name in self.store.list(BEST):
-            if f"{BEST}/{name}" not in (best_at(best), best_at(self.best_before)):
-                self.store.remove(f"{BEST}/{name}")
+        best = self._best()
+        keep_bests(self.store, best, self.best_before)
         self.best_before = best
+
+    def _best(self) -> int:
+        """The step that is the best so far."""
+        return int(looks.best(self.found, self.plan.gold.max_kl)["step"])
 
     def _note_good(self) -> None:
         """Keep the present state at hand on every rank, where a detector may ask for it."""
@@ -211,7 +211,7 @@ class Loop:
         names = [name for name in self.store.list(LOOKS) if int(Path(name).stem) <= self.step]
         self.found = [self.store.read_json(f"{LOOKS}/{name}") for name in names]
         if self.found:
-            self.best_before = looks.best(self.found, self.plan.gold.max_kl)["step"]
+            self.best_before = self._best()
 
     def _flush(self) -> None:
         """Write the lines that are not written yet."""
@@ -225,11 +225,6 @@ class Loop:
             self._shown = time.monotonic()
             where = {"host": socket.gethostname(), "pid": os.getpid()}
             self.store.write_json(PROGRESS, {"step": self.step, "total": self.plan.steps, **where})
-
-
-def best_at(step: int) -> str:
-    """Where the weights of a step lie that was the best so far."""
-    return f"{BEST}/step-{step:08d}"
 
 
 def save_model(learner: Learner, folder: Path) -> None:

@@ -12,13 +12,14 @@ from tilth.data.dataset import Dataset
 from tilth.data.loading import Card
 from tilth.errors import StageError
 from tilth.train import trace
+from tilth.train.bests import best_at
 from tilth.train.checkpoint import Link, scratch, upload
 from tilth.train.deepspeed import without_compiled_collectives
 from tilth.train.job import FAILED, RESULT, Job
 from tilth.train.ppo import looks
 from tilth.train.ppo.held_out import HeldOut
 from tilth.train.ppo.learner import Learner, Settings
-from tilth.train.ppo.loop import DivergedError, Loop, Plan, best_at, save_model
+from tilth.train.ppo.loop import DivergedError, Loop, Plan, save_model
 from tilth.train.ppo.optimiser import Optimiser, Stepping
 from tilth.train.ppo.policy import Critic, Policy
 from tilth.train.ppo.prompts import Prompt, prompts_of
