@@ -23,6 +23,7 @@ from tilth.data.transform import Inputs
 from tilth.errors import RecipeError, StageError
 from tilth.evaluate.measures.base import AnswerMetric, compared
 from tilth.evaluate.predictor import Predictor
+from tilth.evaluate.tasks.choices import Ranking
 from tilth.evaluate.tasks.generation import Answers, Ask
 from tilth.evaluate.tasks.prompting import Questions, Shots
 from tilth.generate.hf import HuggingFace
@@ -434,6 +435,16 @@ def test_choices_are_ranked_as_a_plain_loop_ranks_them(tmp_path: Path):
         assert row["meta"]["prediction"] == best
         right.append(best == row["label"])
     assert artifact.metrics["m/accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_each_question_that_is_shown_lists_the_choices_of_its_own_row():
+    def row(name: str, *choices: str) -> dict[str, Any]:
+        return original(name, "test", {"text": name, "label": choices[0]}, {"choices": list(choices)})
+
+    ranking = Ranking(model="m", prompt="{{ text }}: {{ labels | join(' or ') }}?", choices="meta.choices")
+    one, two = ranking._parts(row("sky", "blue", "green"), ["blue", "green"], [row("fire", "hot", "cold")])
+    assert one["prompt"] == "fire: hot or cold? hot\n\nsky: blue or green?"
+    assert (one["completion"], two["completion"]) == (" blue", " green")
 
 
 def test_a_masked_model_says_nothing_that_could_be_scored(tmp_path: Path):

@@ -45,7 +45,8 @@ class Evaluate(Stage):
     """
 
     produces: ClassVar[str] = "report"
-    version: ClassVar[int] = 3  # failed rows count; continuations keep their indent; long rows end as in training
+    # failed rows count; continuations keep their indent; long rows end as in training; shots show choices of their own
+    version: ClassVar[int] = 4
 
     models: dict[str, ModelRef] = Field(
         default_factory=dict, description="Name in the report → @stage, hub name or directory."

@@ -63,7 +63,8 @@ class Ranking(Choosing, Transform):
 
     def _parts(self, row: Row, choices: list[str], shots: list[Row]) -> list[Row]:
         """A row for each choice, to be scored after what it continues."""
-        shown = [joined(self.question(shot, choices), self.right(shot, self.offered(shot, choices))) for shot in shots]
+        own = [(shot, self.offered(shot, choices)) for shot in shots]
+        shown = [joined(self.question(shot, offered), self.right(shot, offered)) for shot, offered in own]
         before = "\n\n".join([*shown, self.question(row, choices)])
         found = []
         for choice in choices:
