@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,40 @@ def test_the_matrix_holds_what_one_tasks_model_gains_on_anothers_rows(found: dic
     gains = transfer.matrix(found, SINGLE)
     assert gains["bank"] == {"bank": 0, "med": pytest.approx((90 - 170) / 200)}
     assert gains["med"] == {"bank": pytest.approx((60 - 176) / 200), "med": 0}
+
+
+def texts(task: str, nll: float, tokens: int, read: int = 40) -> list[dict[str, Any]]:
+    """Rows of a task as a language model foresees them, which reads `read` of their 40 bytes."""
+    said = {"nll": nll, "tokens": tokens, "bytes": read, "truncated": read < 40}
+    rows = [original(f"{task}/{i}", "test", {"text": "x"}, said) for i in range(20)]
+    return [{**row, "task": task} for row in rows]
+
+
+ALONE = {"a": "a_alone", "b": "b_alone"}
+
+
+def test_models_of_different_tokens_are_held_against_each_other_by_the_byte() -> None:
+    """Of few tokens each is hard to foresee, so that perplexity is high where the text is foreseen better."""
+    fine = {"a": (20.0, 12), "b": (24.0, 12)}
+    told = {"a_alone": fine, "together": fine, "b_alone": {"a": (18.0, 6), "b": (18.0, 6)}}
+    rows = {name: [row for task, said in tasks.items() for row in texts(task, *said)] for name, tasks in told.items()}
+    found = transfer.slices(rows, ALONE, 100, 0)
+    assert {part.metric for part in found.values()} == {"bits_per_byte"}
+    gains = transfer.matrix(found, ALONE)
+    assert gains["a"] == {"a": 0, "b": pytest.approx((18 - 24) / 40 / math.log(2))}
+    assert gains["b"] == {"a": pytest.approx((20 - 18) / 40 / math.log(2)), "b": 0}
+    assert {part.against_single["together"].metric for part in found.values()} == {"bits_per_byte"}
+    assert transfer.flat(found)["task/b/a_alone/bits_per_byte"] == pytest.approx(24 / 40 / math.log(2))
+    same = dict.fromkeys(rows, rows["a_alone"])
+    assert {part.metric for part in transfer.slices(same, ALONE, 100, 0).values()} == {"perplexity"}
+
+
+def test_single_models_that_read_different_parts_of_a_row_are_not_held_against_each_other() -> None:
+    whole = [*texts("a", 20.0, 12), *texts("b", 20.0, 12)]
+    cut = [*texts("a", 10.0, 6, read=20), *texts("b", 10.0, 6, read=20)]
+    rows = {"a_alone": whole, "b_alone": cut, "together": whole}
+    with pytest.raises(StageError, match="a: b_alone and a_alone read different parts of 20 of 20 rows"):
+        transfer.slices(rows, ALONE, 100, 0)
 
 
 def test_only_a_task_that_loses_is_to_be_kept_apart(found: dict[str, transfer.Slice]) -> None:

@@ -45,7 +45,8 @@ class Evaluate(Stage):
     """
 
     produces: ClassVar[str] = "report"
-    # failed rows count; continuations keep their indent; long rows end as in training; shots show choices of their own
+    # failed rows count; continuations keep their indent; long rows end as in training; shots show choices of their own;
+    # transfer between models of different tokens is told by the byte
     version: ClassVar[int] = 4
 
     models: dict[str, ModelRef] = Field(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tilth.data.bootstrap import Interval
+from tilth.data.schema import Row
 from tilth.errors import StageError
 from tilth.evaluate.measures.base import Metric, Predicted
 from tilth.evaluate.scores import (
@@ -28,7 +29,11 @@ from tilth.evaluate.scores import (
 
 @dataclass(frozen=True)
 class Slice:
-    """The rows of one task: each model's scores, and each model of several tasks against the task's own."""
+    """The rows of one task: each model's scores, and each model of several tasks against the task's own.
+
+    `metric` is what models are compared by: the first of the scores, but for perplexity bits per byte where models
+    count tokens differently in any task.
+    """
 
     rows: int
     metric: str
@@ -41,30 +46,53 @@ def slices(
 ) -> dict[str, Slice]:
     """A slice for each task, none where the rows are of fewer than two; `single`: task → its own model.
 
-    StageError where `single` names a task that no row has.
+    StageError where `single` names a task that no row has, or models read different parts of a task's rows.
     """
     tasks = sorted({row["task"] for rows in predicted.values() for row in rows if row.get("task")})
     if unknown := sorted(set(single) - set(tasks)):
         raise StageError(f"single names {', '.join(unknown)}; the rows are of the tasks {', '.join(tasks) or 'none'}")
     if len(tasks) < 2:
         return {}
-    return {task: _slice(task, predicted, single, samples, seed, metrics) for task in tasks}
+    scored = {task: score(_of(task, predicted), metrics) for task in tasks}
+    for task, alone in single.items():
+        _refuse_unlike(task, scored[task], alone)
+    by_byte = any(_counted_otherwise(scored[task], alone) for task, alone in single.items())
+    return {task: _slice(items, by_byte, single.get(task), single, samples, seed) for task, items in scored.items()}
+
+
+def _of(task: str, predicted: Predicted) -> dict[str, list[Row]]:
+    return {name: [row for row in rows if row["task"] == task] for name, rows in predicted.items()}
+
+
+def _refuse_unlike(task: str, scored: Mapping[str, Scored], alone: str) -> None:
+    """StageError where a model read other parts of the task's rows than the task's own model."""
+    for name, item in scored.items():
+        if apart := unlike(item, scored[alone]):
+            raise StageError(f"{task}: {told_unlike(name, alone, apart, len(item.read))}")
+
+
+def _counted_otherwise(scored: Mapping[str, Scored], alone: str) -> bool:
+    """Whether a model counts the tokens of the rows otherwise than `alone`: then perplexities are not compared."""
+    return any(item.detail.get("tokens") != scored[alone].detail.get("tokens") for item in scored.values())
 
 
 def _slice(
-    task: str, predicted: Predicted, single: Mapping[str, str], samples: int, seed: int, metrics: Sequence[Metric]
+    scored: Mapping[str, Scored],
+    by_byte: bool,
+    alone: str | None,
+    single: Mapping[str, str],
+    samples: int,
+    seed: int,
 ) -> Slice:
-    mine = {name: [row for row in rows if row["task"] == task] for name, rows in predicted.items()}
-    scored: dict[str, Scored] = score(mine, metrics)
-    alone = single.get(task)
-    several = [name for name in scored if alone is not None and name not in single.values()]
-    for name in several:
-        if apart := unlike(scored[name], scored[str(alone)]):
-            raise StageError(f"{task}: {told_unlike(name, str(alone), apart, len(mine[name]))}")
-    against = {name: compare(scored[name], scored[str(alone)], samples, seed)[0] for name in several}
-    found = {name: intervals(item, samples, seed) for name, item in scored.items()}
     first = next(iter(scored.values()))
-    return Slice(len(next(iter(mine.values()))), first.headline, found, against)
+    metric = "bits_per_byte" if by_byte and first.headline == "perplexity" else first.headline
+    several = [name for name in scored if alone is not None and name not in single.values()]
+    against = {
+        name: next(item for item in compare(scored[name], scored[str(alone)], samples, seed) if item.metric == metric)
+        for name in several
+    }
+    found = {name: intervals(item, samples, seed) for name, item in scored.items()}
+    return Slice(len(next(iter(first.statistics.values()))), metric, found, against)
 
 
 def matrix(found: Mapping[str, Slice], single: Mapping[str, str]) -> dict[str, dict[str, float]]:
