@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ import yaml
 
 import tilth
 from processes import until
-from scripted import recipe, run
+from scripted import recipe, run, script
 from test_balance import Stopping
 from test_generate import Slow, Titles
 from tilth.augment.base import KEEP, Filter, Verdict
@@ -28,7 +29,9 @@ from tilth.errors import StageError
 from tilth.generate import rounds
 from tilth.generate.base import Generate as Ask
 from tilth.generate.base import Generator
+from tilth.generate.instruction_back_translation import InstructionBackTranslation
 from tilth.generate.method import Made, MakeFunction, Yield
+from tilth.generate.templates import Template, Templates
 
 TASKS = [f"Name {n} rivers of Europe and the seas that they reach, in a list." for n in range(12)]
 PROMPTS = [{"prompt": text, "completion": "…"} for text in TASKS]
@@ -91,6 +94,31 @@ def test_a_target_is_met_by_what_stays_of_a_dataset_after_all_rows_were_compared
     assert len({row["prompt"] for row in done.rows()}) == kept
     made = sum(item["made"] for item in artifact.detail["rounds"])
     assert made == 60 if kept == 30 else 16 <= made <= 24
+
+
+@script
+def three_pairs(text: str, prompt: Any) -> str:
+    passage = text.rpartition("Passage:\n")[2]
+    pairs = [
+        {"question": f"{word}: {passage}", "evidence": passage, "answer": passage} for word in ("How", "Why", "Who")
+    ]
+    return json.dumps({"pairs": pairs})
+
+
+def test_a_target_asks_no_more_of_a_method_that_makes_several_rows_of_each(tmp_path):
+    rows = [{"text": f"River {n} flows to the sea."} for n in range(200)]
+    fields = {"steps": [UNIQUE], "target": 30, "unit_rows": 2, "generator": "three_pairs"}
+    artifact, done = run(tmp_path, "text", rows, {"kind": "grounded_qa", "pairs": 3}, **fields)
+    assert len(done) == 30
+    assert 30 <= sum(item["made"] for item in artifact.detail["rounds"]) <= 36
+
+
+def test_methods_say_how_many_rows_they_make_of_one():
+    three = tuple(Template(name=name, jinja="{{ text }} ||| a") for name in ("one", "two", "three"))
+    many = {each: Templates(templates=three, per_row=each).per_ask for each in (1, 2, 5, None)}
+    assert many == {1: 1, 2: 2, 5: 3, None: 3}
+    assert InstructionBackTranslation(instructions=4).per_ask == 4
+    assert Titles().per_ask == 1
 
 
 def test_a_dataset_of_which_hardly_a_row_passes_is_gone_through_to_its_end(tmp_path):

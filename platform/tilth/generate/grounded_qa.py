@@ -36,11 +36,16 @@ class GroundedQa(RowMethod):
     """
 
     takes: ClassVar[tuple[RowType, ...]] = ("text",)
+    version: ClassVar[int] = 2  # with a target rows are asked about by how many may come of each
 
     pairs: int = Field(3, ge=1, le=20, description="Questions for each passage.")
     with_context: bool = Field(False, description="The prompt holds the passage before the question.")
     answer_in_evidence: bool = Field(False, description="The answer too must stand in the evidence, word for word.")
     min_evidence_words: int = Field(3, ge=1, description="Less evidence supports nothing.")
+
+    @property
+    def per_ask(self) -> int:
+        return self.pairs
 
     def load(self, generator: Generator | None, inputs: Inputs) -> MakeFunction:
         ask = opened(generator, inputs)

@@ -48,11 +48,16 @@ class InstructionBackTranslation(RowMethod):
     """
 
     takes: ClassVar[tuple[RowType, ...]] = ("text",)
+    version: ClassVar[int] = 2  # with a target rows are asked about by how many may come of each
 
     instructions: int = Field(1, ge=1, le=16, description="Instructions tried for each text.")
     min_score: int = Field(4, ge=1, le=5, description="Points of 5 that a pair must have; 1: nothing is scored.")
     judge: Generator | None = Field(None, description="The model that scores; none: the one that writes.")
     max_words: int = Field(1000, ge=1, description="Longer texts are dropped without a question.")
+
+    @property
+    def per_ask(self) -> int:
+        return self.instructions
 
     def load(self, generator: Generator | None, inputs: Inputs) -> MakeFunction:
         ask = opened(generator, inputs)

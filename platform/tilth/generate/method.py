@@ -105,6 +105,11 @@ class RowMethod(Method, family="method"):
         """The splits whose rows it is given; others than train only where no model sees them."""
         return ("train",)
 
+    @property
+    def per_ask(self) -> int:
+        """Rows that are made of one at most: by it the first portion of a dataset is cut where there is a target."""
+        return 1
+
     def row(self, ask: Row, number: int, made: Made, model: str | None) -> Row:
         blank = dict.fromkeys(PAYLOADS[self.makes])
         row = added(ask, self.via, number, self.seed_of(ask), model, **{**blank, **made.payload})

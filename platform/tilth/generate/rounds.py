@@ -28,7 +28,7 @@ from tilth.data.schema import ASIDE, NEW, Row, to_table
 from tilth.data.transform import Inputs
 from tilth.errors import StageError
 from tilth.generate.budget import Meter, lacking
-from tilth.generate.method import Method, Pool, PoolMethod, reads
+from tilth.generate.method import Method, Pool, PoolMethod, RowMethod, reads
 from tilth.generate.naming import in_series, series
 from tilth.generate.work import Generating
 from tilth.storage import Store
@@ -145,13 +145,17 @@ class Rounds:
         return series(self.stage.method.via, self.source)
 
     def _wanted(self, short: Mapping[str, int]) -> int:
-        """How many rows a round should make, by the share of those wanted before that came, so that about enough do."""
+        """How many rows a round should make, or of a dataset ask about, so that about enough come.
+
+        By what came of each that was wanted before; at first as if all that can come of it did.
+        """
         asked = sum(item["wanted"] for item in self.history)
-        rate = len(self.kept) / asked if asked else 1.0
+        method = self.stage.method
+        rate = len(self.kept) / asked if asked else (method.per_ask if isinstance(method, RowMethod) else 1)
         target = self.stage.target or (0 if self.topping_up else math.inf)
         missing = max(target - len(self.kept), sum(short.values()))
         wanted = math.ceil(missing / max(LEAST_RATE, rate)) if missing < math.inf else math.inf
-        if isinstance(self.stage.method, PoolMethod):
+        if isinstance(method, PoolMethod):
             return int(min(self.stage.round_rows, wanted))
         # of a dataset of which hardly a row passes each portion is as large as all before: few rounds see all of it
         return int(min(len(self.source), wanted if rate >= LEAST_RATE else max(wanted, asked)))

@@ -80,6 +80,7 @@ class Templates(RowMethod):
 
     takes: ClassVar[tuple[RowType, ...]] = ("text", "labelled", "completion", "chat")
     needs_generator: ClassVar[bool] = False
+    version: ClassVar[int] = 2  # with a target rows are asked about by how many may come of each
 
     templates: tuple[Template, ...] = Field((), description="Templates written here.")
     file: DataFiles | None = Field(None, description="More of them: a templates.yaml of promptsource.")
@@ -160,6 +161,10 @@ class Templates(RowMethod):
     @property
     def reads(self) -> tuple[str, ...]:
         return self.splits
+
+    @property
+    def per_ask(self) -> int:
+        return min(self.per_row or len(self.chosen), len(self.chosen))
 
     @property
     def offered(self) -> frozenset[str] | None:

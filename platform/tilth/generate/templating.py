@@ -59,8 +59,7 @@ class Templating:
 
     def _drafts(self, row: Row) -> list[_Draft]:
         rng = row_rng(self.method.seed, row["id"], self.method.via)
-        count = min(self.method.per_row or len(self.chosen), len(self.chosen))
-        order = sorted(rng.sample(range(len(self.chosen)), count))
+        order = sorted(rng.sample(range(len(self.chosen)), self.method.per_ask))
         return [_Draft(row, self.chosen[index], random.Random(rng.getrandbits(63))) for index in order]
 
     def rendered(self, pairs: Sequence[tuple[Row, Template]]) -> list[Rendered]:
