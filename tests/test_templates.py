@@ -248,6 +248,23 @@ def test_a_column_that_only_other_units_have_ends_nothing(tmp_path):
     assert reasons == {"missing_column: template 'titled' names title, which the row has not"}
 
 
+FIVE = "a ||| b ||| c ||| d ||| e"
+
+
+def test_a_row_without_a_column_that_others_have_is_dropped_whatever_no_row_has(tmp_path):
+    rows = [{**row, "topic": n} if n < 4 else row for n, row in enumerate(mails(5))]
+    templates = [
+        written("{{text}} {{topic}} ||| {{answer_choices[label] if answer_choices else label_name}}", None, "asking"),
+        written("{{text}}{% if title is defined %}{{title}}{% endif %} ||| {{answer_choices[topic]}}", FIVE, "taking"),
+    ]
+    done = units_of_four(tmp_path, rows, templates=templates, per_row=None)
+    assert {row["reason"] for row in done.rejected_rows()} == {
+        "missing_column: template 'asking' names answer_choices, topic, which the row has not",
+        "missing_column: template 'taking' names title, topic, which the row has not",
+    }
+    assert len(done) == 8
+
+
 def test_a_template_may_ask_for_a_column_that_no_row_has(tmp_path):
     asking = "{% if title is defined %}{{title}}{% endif %}{{text}} ||| {{label}}"
     assert len(units_of_four(tmp_path, mails(5), templates=[written(asking)])) == 5

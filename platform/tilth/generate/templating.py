@@ -91,20 +91,22 @@ class Templating:
         have, name = self.method.offered, draft.template.name
         if have is None or not _is_missing(item):
             return
+        # a column that other rows have, and this one lacks, may be what is missing where Jinja names none
+        odd = bool(self._lacking(draft.row, draft.template) & have)
         for column in sorted(self.named[name] - have):
             # a template may ask whether a column is there; choices are given as None where there are none; of a
             # choice that is taken by a column that is not there Jinja says "no element Undefined"
-            told = (f"missing: {column!r} is undefined", "missing: list object has no element Undefined")
-            if column == "answer_choices" or item.fault in told:
+            unnamed = column == "answer_choices" or item.fault == "missing: list object has no element Undefined"
+            if item.fault == f"missing: {column!r} is undefined" or (unnamed and not odd):
                 raise StageError(
                     f"templates: {name!r} needs column {column}, which none of the rows has; they have: "
                     f"{', '.join(sorted(have))}. Carry it from the source (source.carry), or leave the template out "
                     "with `only`"
                 )
 
-    def _lacking(self, row: Row, template: Template) -> str:
+    def _lacking(self, row: Row, template: Template) -> set[str]:
         """The columns that a template names and the row has not."""
-        return ", ".join(sorted(self.named[template.name] - set(values(self.method, row))))
+        return self.named[template.name] - set(values(self.method, row))
 
     def _made(self, draft: _Draft, item: Rendered) -> Made:
         """The row; its demonstrations are drawn only where it is one."""
@@ -114,7 +116,7 @@ class Templating:
             meta["choices"] = list(item.choices)
         if reason := _reason(name, item):
             if _is_missing(item) and (lacking := self._lacking(draft.row, draft.template)):
-                reason = f"missing_column: template {name!r} names {lacking}, which the row has not"
+                reason = f"missing_column: template {name!r} names {', '.join(sorted(lacking))}, which the row has not"
             return Made({"task": _task(self.method, draft.row)}, reason, meta)
         prompt, completion = item.parts
         if self.shown is not None:
