@@ -11,7 +11,7 @@ import pytest
 from test_preferences import Reader, run, user
 from tilth.data.transform import Inputs
 from tilth.errors import StageError
-from tilth.generate.base import Answer, Completion, Generate, Generator, Prompt
+from tilth.generate.base import Answer, Completion, Generate, Generator, Prompt, SamplingParams
 from tilth.generate.judges import Aspects, Contest, RewardModel
 
 
@@ -48,6 +48,22 @@ def test_the_mean_of_several_marks_tells_answers_apart():
     assert [(prompt.n, prompt.temperature) for prompt in asked] == [(3, 1)] * 4
     assert found.scores == pytest.approx(((10 / 3 + 3) / 2, 8 / 3), abs=2e-4)
     assert found.figures == {"marks": 12, "unjudged": 4}
+
+
+@pytest.mark.parametrize(("samples", "drawn"), [(3, (1.0, 0, 1.0)), (1, (0.8, 5, 1.2))])
+def test_several_marks_are_drawn_from_all_of_them(samples: int, drawn: tuple[float, int, float]):
+    opened: list[SamplingParams] = []
+
+    class Noted(Generator):
+        def load(self, inputs: Inputs) -> Generate:
+            opened.append(self.sampling)
+            return lambda prompts: []
+
+    sampling = SamplingParams(top_p=0.8, top_k=5, repetition_penalty=1.2, max_tokens=7)
+    Aspects(generator=Noted(sampling=sampling), samples=samples).load(Inputs())
+    [found] = opened
+    assert (found.top_p, found.top_k, found.repetition_penalty) == drawn
+    assert found.max_tokens == 7
 
 
 def test_every_aspect_of_every_answer_is_asked_with_its_own_description():

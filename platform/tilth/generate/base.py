@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -111,6 +111,11 @@ class Generator(Component, family="generator"):
     def title(self) -> str:
         """What lineage calls the model."""
         return str(getattr(self, "model", self.kind))
+
+    def unclipped(self) -> Self:
+        """The same generator, which draws from all tokens, by the model's own probabilities but for the temperature."""
+        plain = {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+        return self.model_copy(update={"sampling": self.sampling.model_copy(update=plain)})
 
     def load(self, inputs: Inputs) -> Generate:
         """The engine; called once in each worker. Its answers need not be of the shape that was asked for."""

@@ -181,13 +181,14 @@ class Aspects(Asked):
     """Marks from 1 to 5 on several aspects, each asked by itself (UltraFeedback: Cui et al. 2024, arXiv:2310.01377).
 
     A judge that is asked once gives many answers the same mark. The mean of several marks that are drawn by its own
-    probabilities tells them apart. Figures: `marks`, and `unjudged`, those without a usable answer, which the mean
-    leaves out.
+    probabilities, whatever the generator's sampling leaves out, tells them apart. Figures: `marks`, and `unjudged`,
+    those without a usable answer, which the mean leaves out.
     """
+
+    version: ClassVar[int] = 2  # several marks are drawn from all that the judge finds possible
 
     aspects: dict[str, str] = Field(ASPECTS, min_length=1, description="Aspect: what deserves full marks in it.")
     rubric: tuple[str, ...] = Field((), description="What marks 1 to 5 mean; none: 1 very poor, 5 excellent.")
-
     samples: int = Field(
         1, ge=1, le=64, description="Marks drawn for each aspect (G-Eval: arXiv:2303.16634, 20); 1: the likeliest."
     )
@@ -196,6 +197,11 @@ class Aspects(Asked):
         if len(self.rubric) in (0, 5):
             return []
         return [Problem("rubric", f"says what {len(self.rubric)} marks mean", "there are five, from 1 to 5")]
+
+    def load(self, inputs: Inputs) -> JudgeFunction:
+        """Several marks estimate the mean of all by the judge's probabilities (G-Eval), so none may be left out."""
+        generator = self.generator if self.samples == 1 else self.generator.unclipped()
+        return Asked.load(self.model_copy(update={"generator": generator}), inputs)
 
     def prompts(self, contest: Contest) -> list[Prompt]:
         return [
