@@ -147,3 +147,50 @@ def test_answers_stand_where_a_new_context_has_them_or_the_row_is_dropped() -> N
     assert (masked["reason"], masked["answers"]) == (None, [{"text": "Rome", "start": 29}])
     [gone] = Masked(field="context").load(Inputs(), {})([{**moved, "answers": [{"text": "Ann", "start": 0}]}])
     assert gone["reason"] == "answer_lost: the new context does not hold it"
+
+
+class Copies(Augmenter):
+    """Says what another row says, of which row the text of each tells."""
+
+    def load_variants(self, inputs: Inputs) -> VariantsFunction:
+        return lambda samples: [[sample.text.partition(" not ")[2]] for sample in samples]
+
+
+def chained(folder: Path, *augments: dict[str, Any]) -> dict[str, Any]:
+    """Rows of two splits, all of them made by `templates`; then one stage `augment` after the other."""
+    texts = {"train": ["one day not hot tea", "red car not two cats"], "test": ["hot tea", "two cats"]}
+    for split, lines in texts.items():
+        rows = [{"id": f"{split}{n}", "text": text, "label": "x"} for n, text in enumerate(lines)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = {split: {"kind": "jsonl", "path": str(folder / f"{split}.jsonl")} for split in texts}
+    sources = {split: {**source, "columns": {"id": "id"}} for split, source in sources.items()}
+    here = {"resources": {"workers": 0}}
+    method = {"kind": "templates", "templates": [{"name": "t", "jinja": "{{text}} ||| {{label}}"}]}
+    stages: dict[str, Any] = {
+        "data": {"kind": "data", "row": "labelled", "sources": sources, **here},
+        "made": {"kind": "generate", "data": "@data", "method": method, **here},
+    }
+    for number, fields in enumerate(augments):
+        data = f"@more{number - 1}" if number else "@made"
+        stages[f"more{number}"] = {"kind": "augment", "data": data, **fields, **here}
+    return {"name": "chained", "stages": stages}
+
+
+def test_what_a_stage_is_given_stands_before_what_it_makes_whoever_made_it(tmp_path: Path) -> None:
+    near = {"kind": "near_duplicates", "field": "prompt"}
+    steps = [{"kind": "test_augmenters:Copies", "field": "prompt"}, near]
+    done = Dataset.open(tilth.run(chained(tmp_path, {"steps": steps}), tmp_path / "out")["more0"])
+    assert done.splits() == {"train": 2, "test": 2}, "no row of the test came into train"
+    assert {row["reason"] for row in done.rejected_rows()} == {
+        f"duplicate: of test{n}/templates.0 (test)" for n in (0, 1)
+    }
+
+
+def test_an_augmenter_that_made_rows_before_needs_another_name(tmp_path: Path) -> None:
+    step = {"kind": "test_augmenters:Copies", "field": "prompt"}
+    twice = {"steps": [step]}
+    with pytest.raises(StageError, match=r"steps\.0 .*@more0 already holds rows by 'copies'; set its name"):
+        tilth.run(chained(tmp_path, twice, twice), tmp_path / "out")
+    named = {"steps": [{**step, "name": "again"}]}
+    done = Dataset.open(tilth.run(chained(tmp_path, twice, named), tmp_path / "out")["more1"])
+    assert len({row["id"] for row in done.rows()}) == len(done)

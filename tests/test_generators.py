@@ -24,6 +24,7 @@ from tilth.generate.engines.sampling import Draws, SeededSampling
 from tilth.generate.engines.weights import Weights
 from tilth.generate.hf import HuggingFace
 from tilth.generate.shape import Shape
+from tiny import model_folder
 
 SMOLLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CITY = {
@@ -339,6 +340,50 @@ def test_an_adapter_answers_as_peft_does(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "model")
     staged = HuggingFace.model_validate({"model": "@sft"}).open(Inputs({"@sft": str(tmp_path)}))
     assert staged([prompt])[0].first.text == expected
+
+
+PLAIN = [{}, {"use_rslora": True}, {"init_lora_weights": "gaussian"}, {"init_lora_weights": "orthogonal"}]
+BEYOND = [
+    {"rank_pattern": {"q_proj": 2}},
+    {"alpha_pattern": {"v_proj": 64}},
+    {"init_lora_weights": "pissa"},
+    {"init_lora_weights": "olora"},
+    {"use_dora": True},
+]
+
+
+@pytest.mark.parametrize("how", [*PLAIN, *BEYOND], ids=str)
+def test_an_adapter_is_served_beside_its_base_only_where_it_is_plain(
+    how: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TILTH_CACHE", str(tmp_path / "cache"))
+    base = model_folder(tmp_path / "base", "llama")
+    given = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **how)
+    adapted: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), given).eval()
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if ".lora_" in name:
+                weight.add_(torch.randn_like(weight) * 0.3)
+    adapted.save_pretrained(tmp_path / "adapter")
+    weights = Weights.at(tmp_path / "adapter")
+    folder, beside = weights.servable()
+    if how in PLAIN:
+        assert (weights.rank, folder, beside) == (4, base, tmp_path / "adapter")
+        return
+    assert (weights.rank, beside) == (0, None)
+    ids = torch.arange(4, 20)[None]
+    with torch.inference_mode():
+        found = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
+        torch.testing.assert_close(found, adapted(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_that_no_merge_can_hold_is_refused_for_vllm(tmp_path: Path) -> None:
+    base = model_folder(tmp_path / "base", "llama")
+    how = LoraConfig(r=4, target_modules=["q_proj"], layer_replication=[[0, 2], [1, 3]], task_type="CAUSAL_LM")
+    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), how)
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match="replicated cannot be merged for vLLM; use `kind: hf`"):
+        Weights.at(tmp_path / "adapter").servable()
 
 
 def test_a_classifier_is_no_generator(tmp_path: Path) -> None:

@@ -299,6 +299,10 @@ def test_what_ppo_cannot_do_is_refused(tmp_path: Path) -> None:
     assert "name another split" in problems(validation="train")[0]
     assert "there are none" in problems(validation=None)[0]
     assert "actors need Ray" in problems(rollouts={"kind": "hf", "max_tokens": 6, "placement": "disaggregate"})[0]
+    by_vllm = {"kind": "vllm", "max_tokens": 6}
+    assert problems(model={"name": "x", "lora": {}}, rollouts=by_vllm) == []
+    for beyond in ({"variant": "dora"}, {"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"q_proj": 2}}):
+        assert "use kind: hf" in problems(model={"name": "x", "lora": beyond}, rollouts=by_vllm)[0]
     assert "divides nothing" in problems(scale={"deepspeed": {"stage": 0}})[0]
     back = {"watchers": {"kl": {"limit": 9, "action": "roll_back"}}, "algorithm": {"stop_at_kl": None}}
     assert "a rank alone cannot go back" in problems(scale={"deepspeed": {"stage": 2}}, **back)[0]

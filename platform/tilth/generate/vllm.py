@@ -52,6 +52,7 @@ class Vllm(LocalModel):
     CPU its threads are those of the worker: OMP_NUM_THREADS, which Ray sets to `resources.cpus`, else all cores.
     """
 
+    version: ClassVar[int] = 2  # adapters with patterns of ranks are served at their scale; ends and marks end a text
     in_flight: ClassVar[int] = 8  # units, so that many small ones fill the engine too
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

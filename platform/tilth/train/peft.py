@@ -100,6 +100,11 @@ class Lora(Peft):
     def moves_base(self) -> bool:
         return self.init == "pissa"
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is two matrices for each module, of one rank and one scale for all, and nothing else."""
+        return (self.variant, self.bias) == ("plain", "none") and not (self.rank_pattern or self.alpha_pattern)
+
     def build(self, objective: str, head: tuple[str, ...] = (), tokenizer: str = "") -> Any:
         from peft import LoraConfig
 

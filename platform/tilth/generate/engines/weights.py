@@ -14,8 +14,14 @@ from tilth.data.loading import UNMERGEABLE, Card, adapted, base_folder, load_pre
 from tilth.errors import ModelError
 
 ADAPTER = "adapter_config.json"
-# what vLLM can serve beside other adapters; the rest is merged into the weights first
-_PLAIN = {"use_dora": False, "modules_to_save": None, "bias": "none"}
+# what is more than a pair of matrices of one rank and one scale for every module: no vLLM serves all of it, and 0.29
+# takes some of it for plain without a word
+_BEYOND = (
+    "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias", "trainable_token_indices",
+    "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config",
+)  # fmt: skip
+# how a plain adapter may have begun; the other ways (pissa, olora, …) change the base that it stands on
+_BEGINNINGS = ("true", "false", "gaussian", "eva", "orthogonal", "mica", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,9 @@ class Weights:
 
     @property
     def rank(self) -> int:
-        """Rank of a plain LoRA adapter; 0 where there is no adapter or one of another kind."""
-        settings = self.settings
-        plain = settings.get("peft_type") == "LORA" and all(
-            settings.get(key, value) == value for key, value in _PLAIN.items()
-        )
-        return max([settings["r"], *settings.get("rank_pattern", {}).values()]) if plain else 0
+        """Rank of a plain LoRA adapter, one for all modules; 0 where there is no adapter or one of another kind."""
+        rank: int = self.settings["r"] if _plain(self.settings) else 0
+        return rank
 
     def load(self, device: str, dtype: str) -> tuple[Any, Any]:
         """The model in evaluation mode, its adapter beside its weights, and the tokenizer."""
@@ -71,13 +74,23 @@ class Weights:
     def servable(self) -> tuple[Path, Path | None]:
         """For an engine that knows full weights and plain LoRA: a directory of the former, an adapter or None.
 
-        Whatever else there is (an adapter on an adapter, DoRA, IA3) is merged, once, and kept in the cache.
+        Whatever else there is (an adapter on an adapter, DoRA, patterns of ranks, IA3) is merged, once, and kept in
+        the cache.
         """
         if self.adapter is None:
             return self.base, None
         if not self.rank:
             return _merged(self.adapter), None
         return (_merged(self.base) if (self.base / ADAPTER).is_file() else self.base), self.adapter
+
+
+def _plain(settings: dict[str, Any]) -> bool:
+    return (
+        settings.get("peft_type") == "LORA"
+        and settings.get("bias", "none") == "none"
+        and str(settings.get("init_lora_weights", True)).lower() in _BEGINNINGS
+        and not any(settings.get(name) for name in _BEYOND)
+    )
 
 
 def _merged(folder: Path) -> Path:
@@ -89,12 +102,19 @@ def _merged(folder: Path) -> Path:
     if kind in UNMERGEABLE:
         what = kind.replace("_", " ")
         raise ModelError(f"{folder}: {what} is no change of weights, so vLLM cannot load it; use `kind: hf` for it")
+    if weights.settings.get("layer_replication"):
+        # the copies share their weights, and PEFT would merge what belongs to one into all
+        raise ModelError(f"{folder}: layers that are replicated cannot be merged for vLLM; use `kind: hf` for it")
     own = [file_hash(file) for file in sorted(folder.glob("adapter_*")) if file.is_file()]
     pin = hashlib.sha256("\n".join([models.identity(str(weights.base)), *own]).encode()).hexdigest()[:16]
 
     def make(new: Path) -> None:
         below = load_pretrained(weights.base, weights.objective).model
-        adapted(below, folder).merge_and_unload().save_pretrained(new)
+        try:
+            whole = adapted(below, folder).merge_and_unload()
+        except (ValueError, NotImplementedError) as error:
+            raise ModelError(f"{folder} cannot be merged for vLLM: {error}; use `kind: hf` for it") from error
+        whole.save_pretrained(new)
         load_tokenizer(weights.tokenizer).save_pretrained(new)
 
     return install(cache_dir() / "merged" / pin, pin, make)

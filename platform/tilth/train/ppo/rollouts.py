@@ -139,11 +139,11 @@ class VllmRollouts(Rollouts):
     engine: VllmEngine = Field(default_factory=VllmEngine, description="How vLLM runs.")
 
     def unfit(self, peft: Peft | None) -> list[Problem]:
-        plain = isinstance(peft, Lora) and (peft.variant, peft.bias) == ("plain", "none")
-        if peft is None or plain:
+        if peft is None or (isinstance(peft, Lora) and peft.plain):
             return []
         what = f"vLLM takes full weights and plain LoRA anew, not {peft.kind} as it is set"
-        return [Problem("rollouts", what, "use kind: hf, or lora with variant: plain and bias: none")]
+        way_out = "use kind: hf, or lora with variant: plain, bias: none and no rank_pattern or alpha_pattern"
+        return [Problem("rollouts", what, way_out)]
 
     def open(self, home: Home) -> Generating:
         from tilth.train.ppo.served import Served

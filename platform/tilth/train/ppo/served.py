@@ -45,7 +45,7 @@ class Served:
             engine=config.engine,
         )  # fmt: skip
         peft = home.source.config.peft
-        rank = max([peft.rank, *peft.rank_pattern.values()]) if isinstance(peft, Lora) else 0
+        rank = peft.rank if isinstance(peft, Lora) else 0
         # log p as it was drawn, with the temperature in it
         how = {**arguments(wanted, base, context, rank), "logprobs_mode": "processed_logprobs"}
         if not self.policy.adapted:
