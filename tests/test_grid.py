@@ -13,6 +13,7 @@ from scripted import problems, run, script, texts
 from tilth.data.schema import Row
 from tilth.data.transform import Inputs, RowsFunction, Transform
 from tilth.errors import StageError
+from tilth.generate.method import Method, Pool
 
 AXES = {"topic": ["rain", "soil", "seed"], "level": ["easy", "hard"], "mood": ["calm", "angry"]}
 
@@ -48,6 +49,46 @@ def test_a_combination_that_always_fails_keeps_no_other_from_its_share(tmp_path)
         "empty: the answer says nothing",
         "surplus: beyond the target of 40",
     }
+
+
+def planned(axes, accepted=(), wanted=64, **short):
+    """The combinations that a round asks for."""
+    grid = Method.model_validate({"kind": "grid", "axes": axes})
+    rows = [{"meta": {"axes": cell}} for cell in accepted]
+    return [ask["meta"]["axes"] for ask in grid.plan(0, Pool([], rows, short), wanted)]
+
+
+def values(cells):
+    return {tuple(cell.items()) for cell in cells}
+
+
+@pytest.mark.parametrize("size", [9, 90])
+def test_a_grid_of_more_combinations_than_can_be_listed_is_drawn_from(size):
+    axes = {f"axis {n}": [f"{n}.{value}" for value in range(10)] for n in range(size)}
+    cells = planned(axes, **{"3.7": 9})
+    assert len(values(cells)) == 64
+    assert all(list(cell) == list(axes) for cell in cells)
+    assert all(cell["axis 3"] == "3.7" for cell in cells[:9])
+    assert len({cell["axis 8"] for cell in cells}) == 10
+
+
+def test_no_combination_is_asked_for_again_while_others_have_no_row():
+    axes = {name: [f"{name}{value}" for value in range(10)] for name in "abc"}
+    accepted = []
+    for _ in range(10):
+        accepted += planned(axes, accepted, 100)
+    assert len(values(accepted)) == len(accepted) == 1000
+    assert len(values(planned(axes, accepted, 100))) == 100
+
+
+def test_a_value_of_several_axes_is_found_on_each_of_them():
+    axes = {"skin": ["dry", "hot", "hot"], "weather": ["cold", "hot", "wet"], "n": [str(n) for n in range(40)]}
+    for wanted in (16, 160):  # drawn, and all that there are
+        cells = planned(axes, wanted=wanted, hot=wanted)
+        assert len(values(cells)) == wanted
+        assert {(cell["skin"], cell["weather"]) for cell in cells} == {
+            ("hot", "cold"), ("hot", "hot"), ("hot", "wet"), ("dry", "hot")
+        }  # fmt: skip
 
 
 class Wanted(Transform):

@@ -5,9 +5,11 @@ persona: a beekeeper, topic: percentages, difficulty: easy  →  A beekeeper get
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, cycle, islice, product, zip_longest
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import cycle, islice, product, zip_longest
+from random import Random
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -20,7 +22,9 @@ from tilth.generate.drafts import Draft, asked, bare, instruction_of, user, yiel
 from tilth.generate.method import MakeFunction, Pool, PoolMethod, Yield, opened
 from tilth.generate.render import fault, render
 
+Axes = Mapping[str, Sequence[str]]
 Cell = dict[str, str]
+Key = tuple[tuple[str, str], ...]
 LABEL = "label"
 _GIVEN = ("axes", "demonstrations")
 _TEMPLATE = """\
@@ -47,12 +51,14 @@ class Grid(PoolMethod):
     """A grid of axes, as Persona Hub crosses personas with tasks (Ge et al. 2024, arXiv:2406.20094).
 
     A round goes through all combinations in an order drawn anew, those first of which fewest rows were accepted, so
-    that each is asked for as often as any other. What a step such as a balance is short of comes before: a value of
+    that each is asked for as often as any other; of a grid with far more combinations than rows it draws some that
+    have none yet. What a step such as a balance is short of comes before: a value of
     any axis that it names. A completion is an instruction and, asked for next, its answer; a labelled row is a text
     and the value of the axis `label`.
     """
 
     takes: ClassVar[tuple[RowType, ...]] = ("text", "labelled", "completion")
+    version: ClassVar[int] = 2  # of large grids combinations are drawn without listing them all
 
     axes: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
         description="Values by axis, such as {topic: [rain, soil], difficulty: [easy, hard]}."
@@ -84,12 +90,13 @@ class Grid(PoolMethod):
         return problems
 
     def plan(self, number: int, pool: Pool, wanted: int) -> list[Row]:
-        axes = {**self.axes, **({self.data_axis: _texts(pool.seeds)} if self.data_axis else {})}
-        cells = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+        axes = {name: tuple(dict.fromkeys(values)) for name, values in self.axes.items()}
+        if self.data_axis:
+            axes[self.data_axis] = _texts(pool.seeds)
         used = Counter(_key(row["meta"]["axes"]) for row in pool.accepted)
-        row_rng(self.seed, str(number), self.via).shuffle(cells)
-        cells.sort(key=lambda cell: used[_key(cell)])
-        chosen = islice(chain(_lacking(cells, pool.shortfall), cycle(cells)), wanted)
+        rng = row_rng(self.seed, str(number), self.via)
+        chosen = _lacking(axes, pool.shortfall, used, wanted, rng)
+        chosen += _cells([axes], used, wanted - len(chosen), rng)
         shown = [(instruction_of(row), row.get("label")) for row in pool.seeds] if self.demonstrations else []
         return [self._asked(number, index, cell, shown) for index, cell in enumerate(chosen)]
 
@@ -128,16 +135,49 @@ def _texts(seeds: Iterable[Row]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for row in seeds if (text := instruction_of(row))))
 
 
-def _key(cell: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def _key(cell: Mapping[str, str]) -> Key:
     return tuple(sorted(cell.items()))
 
 
-def _lacking(cells: Sequence[Cell], shortfall: Mapping[str, int]) -> Iterable[Cell]:
+def _cells(grids: Sequence[Axes], used: Counter[Key], wanted: int, rng: Random) -> list[Cell]:
+    """So many combinations of grids that have none in common, those first that are used least, in random order."""
+    sizes = [math.prod(map(len, axes.values())) for axes in grids]
+    if sum(sizes) >= 2 * (len(used) + wanted):
+        return list(islice(_untouched(grids, sizes, used, rng), wanted))
+    cells = [dict(zip(axes, values, strict=True)) for axes in grids for values in product(*axes.values())]
+    rng.shuffle(cells)
+    cells.sort(key=lambda cell: used[_key(cell)])
+    return list(islice(cycle(cells), wanted))
+
+
+def _untouched(grids: Sequence[Axes], sizes: Sequence[int], used: Counter[Key], rng: Random) -> Iterator[Cell]:
+    """Combinations that are not used, each once; made for grids of which at most half are used or come of it."""
+    seen = set(used)
+    while True:
+        axes = rng.choices(grids, sizes)[0]
+        cell = {name: rng.choice(values) for name, values in axes.items()}
+        if (key := _key(cell)) not in seen:
+            seen.add(key)
+            yield cell
+
+
+def _lacking(axes: Axes, shortfall: Mapping[str, int], used: Counter[Key], wanted: int, rng: Random) -> list[Cell]:
     """A combination for every row that is short of a value, the values in turn; StageError where none has it."""
     turns = []
     for value, count in shortfall.items():
-        holding = [cell for cell in cells if value in cell.values()]
+        holding = _holding(axes, value)
         if not holding:
             raise StageError(f"{count:,} rows with {value!r} are wanted, but no axis of the grid has it; add it to one")
-        turns.append(islice(cycle(holding), count))
-    return (cell for group in zip_longest(*turns) for cell in group if cell is not None)
+        turns.append(_cells(holding, used, min(count, wanted), rng))
+    return list(islice((cell for group in zip_longest(*turns) for cell in group if cell is not None), wanted))
+
+
+def _holding(axes: Axes, value: str) -> list[Axes]:
+    """All combinations with this value on some axis, as grids that have none in common."""
+    found: list[Axes] = []
+    rest = dict(axes)
+    for name, values in axes.items():
+        if value in values:
+            found.append({**rest, name: (value,)})
+            rest[name] = [other for other in values if other != value]
+    return found
