@@ -23,7 +23,7 @@ from tilth.generate.engines.constraints import Guides
 from tilth.generate.engines.sampling import Draws, SeededSampling
 from tilth.generate.engines.weights import Weights
 from tilth.generate.hf import HuggingFace
-from tilth.generate.shape import Shape
+from tilth.generate.shape import Shape, ShapeError
 from tiny import model_folder
 
 SMOLLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -142,6 +142,21 @@ def test_a_text_that_was_cut_is_never_whole_even_where_what_is_left_has_the_shap
     ask = Echo(sampling=SamplingParams(max_tokens=1), retries=0).open(Inputs())
     found = [ask([Prompt("is it", seed=seed, shape=shape)])[0].first for seed in range(20)]
     assert {(item.text, item.finish, item.value) for item in found} == {("yes", "stop", "yes"), ("yes", "length", None)}
+
+
+@pytest.mark.parametrize(
+    "text", ["Not Equal", " not equal.", '"Not Equal".', "**Not Equal.**", "“NOT EQUAL”", "`Not Equal`"]
+)
+def test_a_choice_is_read_as_models_write_it(text: str) -> None:
+    assert Shape(choices=("Equal", "Not Equal")).read(text) == "Not Equal"
+
+
+def test_a_choice_is_read_only_where_it_stands_alone_and_is_one() -> None:
+    either = Shape(choices=("a", "A", "yes.", "*"))
+    assert [either.read(text) for text in ("a", " A\n", "YES", "*")] == ["a", "A", "yes.", "*"]
+    for text in ("a.", "yes or a", "no", "", '""', "**"):
+        with pytest.raises(ShapeError, match="is none of a, A"):
+            either.read(text)
 
 
 class Recorder(Generator):

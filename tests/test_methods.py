@@ -44,6 +44,32 @@ def test_every_row_has_its_origin_and_every_drop_its_name_and_the_books_balance(
     assert list(done.rows()) == list(made[1][1].rows()), "twice the same"
 
 
+# Self-Instruct
+
+
+@script
+def telling_apart(text, prompt):
+    if "Continue the list" in text:
+        names = ("plain", "shouted", "vague", "broken_off")
+        return "".join(f"{n}. Say of {name} number {prompt.seed} what it is.\n" for n, name in enumerate(names, 9))
+    if "fixed labels" in text:
+        if "broken_off" in text:
+            return Completion("class", finish="length", tokens=1)
+        return "Classification." if "shouted" in text else "I would say both." if "vague" in text else "generation"
+    assert "plain" in text or "shouted" in text, "no example of what was not told apart"
+    return json.dumps({"input": "", "output": "a label" if "Choose one of its possible labels" in text else "free"})
+
+
+def test_what_is_not_told_apart_as_classification_or_generation_is_neither(tmp_path):
+    seeds = texts(*(f"Name river {n} of Europe." for n in range(8)))
+    _, done = run(tmp_path, "text", seeds, {"kind": "self_instruct"}, generator="telling_apart", target=4)
+    made = {(row["prompt"].split()[2], row["completion"], row["meta"]["classification"]) for row in done.rows()}
+    assert made == {("plain", "free", False), ("shouted", "a label", True)}
+    why = {row["prompt"].split()[2]: row["reason"] for row in done.rejected_rows()}
+    assert why["vague"] == "quarantined/malformed: 'I would say both.'"
+    assert why["broken_off"] == "truncated: cut off after 1 tokens"
+
+
 # Evol-Instruct
 
 

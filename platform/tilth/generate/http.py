@@ -31,6 +31,7 @@ class Http(Generator):
     sum, which is divided by the length of their texts unless `logprobs` counts them.
     """
 
+    version: ClassVar[int] = 2  # a choice may be written with a full stop, in quotes or in capitals
     in_flight: ClassVar[int] = 3
 
     base_url: str = Field(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -27,6 +28,7 @@ _UNFIT = re.compile(
     r"\b(?:images?|graphs?|pictures?|files?|maps?|draw|plot|go to|video|audio|music|flowchart|diagram)\b", re.IGNORECASE
 )
 _KIND = Shape(choices=("classification", "generation"))
+_NOT_ASKED = Answer((Completion("generation", value="generation"),))
 _TEXT = {"type": "string"}
 
 
@@ -44,10 +46,12 @@ class SelfInstruct(PoolMethod):
     Each round shows the model `demonstrations` instructions, a few of them its own, and lets it go on with new ones.
     Each new instruction is told apart as classification or not, and answered: for classification the label is
     chosen first and an input for it written (output-first), else the answer follows the instruction (input-first).
+    One that the model does not tell apart is quarantined.
     Put a gate `novelty` among the steps: the paper keeps what has ROUGE-L below 0.7 with everything in the pool.
     """
 
     takes: ClassVar[tuple[RowType, ...]] = ("completion", "text")
+    version: ClassVar[int] = 2  # what was not told apart as classification or generation is no generation
 
     demonstrations: int = Field(8, ge=2, le=32, description="Instructions shown for each ask.")
     own: int = Field(2, ge=0, description="How many of them are the model's own, once there are some.")
@@ -123,13 +127,18 @@ class SelfInstruct(PoolMethod):
         """The instructions that are fit, each told apart and answered; all of a unit in two calls."""
         fit = [(at, n) for at, made in enumerate(found) for n, item in enumerate(made) if item.reason is None]
         tasks = [(found[at][n].payload["prompt"], self.seed_of(asks[at], f"answer.{n}")) for at, n in fit]
-        kinds = ask([_kind_of(*task) for task in tasks]) if self.classification == "auto" else [Answer()] * len(tasks)
-        labelled = [kind.first.value == "classification" for kind in kinds]
-        given = ask([_example_of(*task, first=is_label) for task, is_label in zip(tasks, labelled, strict=True)])
+        kinds = ask([_kind_of(*task) for task in tasks]) if self.classification == "auto" else [_NOT_ASKED] * len(tasks)
+        whys = [why_not(kind) for kind in kinds]
+        told = [(*task, _is_label(kind)) for task, kind, why in zip(tasks, kinds, whys, strict=True) if why is None]
+        given = iter(ask([_example_of(*task) for task in told]))
         costs = [[answer] for answer in asked]
-        for (at, n), kind, answer, is_label in zip(fit, kinds, given, labelled, strict=True):
-            costs[at] += [kind, answer]
-            found[at][n] = _with_example(found[at][n], answer, is_label)
+        for (at, n), kind, why in zip(fit, kinds, whys, strict=True):
+            costs[at].append(kind)
+            if why is not None:
+                found[at][n] = replace(found[at][n], reason=why)
+                continue
+            costs[at].append(answer := next(given))
+            found[at][n] = _with_example(found[at][n], answer, _is_label(kind))
         return [Yield(made, cost) for made, cost in zip(found, costs, strict=True)]
 
 
@@ -154,7 +163,11 @@ def _kind_of(instruction: str, seed: int) -> Prompt:
     return Prompt(user(text), seed, shape=_KIND, temperature=0)
 
 
-def _example_of(instruction: str, seed: int, *, first: bool) -> Prompt:
+def _is_label(kind: Answer) -> bool:
+    return bool(kind.first.value == "classification")
+
+
+def _example_of(instruction: str, seed: int, first: bool) -> Prompt:
     """Asks for an example of the task; for classification the label is written `first`, then an input for it."""
     how = (
         "Choose one of its possible labels as output, then write an input to which that label belongs."

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+# what models like to put around a choice, before and after its full stop
+_AROUND = " \t\r\n\"'“”‘’`*"
 _FENCE = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
 
 
@@ -36,11 +38,13 @@ class Shape:
         return Shape(json.dumps(schema))  # as written: the order of properties is the order of writing
 
     def read(self, text: str) -> Any:
-        """What `text` means; ShapeError where it has not the shape. A fence of ``` around JSON is taken off."""
+        """What `text` means; ShapeError where it has not the shape.
+
+        A fence of ``` around JSON is taken off. Of choices that alone counts which the text is but for case, a closing
+        full stop, quotes and asterisks.
+        """
         if self.choices:
-            if (chosen := text.strip()) in self.choices:
-                return chosen
-            raise ShapeError(f"{_short(text)} is none of {', '.join(self.choices)}")
+            return self._chosen(text)
         fenced = _FENCE.match(text)
         try:
             value = json.loads(fenced.group(1) if fenced else text)
@@ -50,6 +54,18 @@ class Shape:
         if fault is not None:
             raise ShapeError(f"{fault.json_path}: {fault.message}")
         return value
+
+    def _chosen(self, text: str) -> str:
+        if (said := text.strip()) in self.choices:
+            return said
+        near = [choice for choice in self.choices if _word(choice) and _word(choice) == _word(said)]
+        if len(near) == 1:
+            return near[0]
+        raise ShapeError(f"{_short(text)} is none of {', '.join(self.choices)}")
+
+
+def _word(text: str) -> str:
+    return text.strip(_AROUND).removesuffix(".").strip(_AROUND).casefold()
 
 
 def _short(text: str) -> str:
