@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer
 
 from tilth import models
 from tilth.data.loading import Card
@@ -20,11 +20,12 @@ from tilth.errors import ModelError
 from tilth.generate.base import Answer, Generate, Generator, Prompt, SamplingParams, total_usage
 from tilth.generate.echo import Echo
 from tilth.generate.engines.constraints import Guides
+from tilth.generate.engines.prompts import Encoder
 from tilth.generate.engines.sampling import Draws, SeededSampling
 from tilth.generate.engines.weights import Weights
 from tilth.generate.hf import HuggingFace
 from tilth.generate.shape import Shape, ShapeError
-from tiny import model_folder
+from tiny import model_folder, tokenizer
 
 SMOLLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CITY = {
@@ -279,6 +280,38 @@ def test_an_answer_says_how_it_ended_and_what_it_took(hf: Generate) -> None:
     )
     assert (cut.first.finish, cut.first.tokens, cut.completion_tokens) == ("length", 5, 5)
     assert (stopped.first.finish, stopped.first.text) == ("stop", " green, ")
+
+
+def test_a_stop_that_is_a_special_token_ends_a_text_in_which_it_cannot_be_seen(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "llama", "llama")
+    marked: Any = AutoTokenizer.from_pretrained(folder)
+    marked.add_tokens([AddedToken("<turn>", special=True)])  # as [/INST]: special, without a role
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(len(marked))
+    with torch.no_grad():
+        model.lm_head.weight.zero_()  # every token is as likely as any other
+    model.save_pretrained(folder)
+    marked.save_pretrained(folder)
+    ask = HuggingFace(model=str(folder), sampling=SamplingParams(top_p=1.0, temperature=2.0)).open(Inputs())
+    free, stopped = (ask([Prompt("a", 1, n=8, max_tokens=200, stop=stop)])[0] for stop in ((), ("<turn>",)))
+    earlier = 0
+    for a, b in zip(free.completions, stopped.completions, strict=True):
+        assert a.text.startswith(b.text)
+        assert "<turn>" not in b.text
+        earlier += b.tokens < a.tokens
+        assert b.finish == "stop" or (a.finish, a.tokens) == (b.finish, b.tokens)
+    assert earlier
+
+
+def test_tokens_that_end_a_completion_are_the_tokenizers_end_and_the_stops_that_are_special() -> None:
+    marked: Any = tokenizer()
+    marked.add_tokens([AddedToken("<turn>", special=True), AddedToken("<plain>", special=False)])
+    encode = Encoder(marked, 99, SamplingParams(stop=("<turn>", "blue")))
+    found, other = encode([Prompt("a", stop=("<plain>", "<mask>")), Prompt("a")])
+    assert found.ends == (2, 3, marked.convert_tokens_to_ids("<turn>"))
+    assert other.ends == (2, marked.convert_tokens_to_ids("<turn>"))
+    marked.eos_token = "<mask>"
+    assert Encoder(marked, 99, SamplingParams())([Prompt("a")])[0].ends == (3,)
 
 
 def test_log_probabilities_are_those_of_the_model(hf: Generate) -> None:

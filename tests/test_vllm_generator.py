@@ -21,6 +21,8 @@ from tilth.config import digest, identity
 from tilth.data.transform import Inputs
 from tilth.errors import ModelError, StageError, TilthError
 from tilth.generate.base import Answer, Generate, Prompt, SamplingParams
+from tilth.generate.engines.prompts import Encoded
+from tilth.generate.engines.vllm import parameters
 from tilth.generate.engines.vllm_engine import Engine, Life
 from tilth.generate.hf import HuggingFace
 from tilth.generate.shape import Shape
@@ -151,6 +153,12 @@ def test_the_identity_is_what_is_said_not_how_it_runs() -> None:
     same = [mark(), mark({"tensor_parallel": 2}), mark({"kv_cache_gib": 3.0, "max_num_seqs": 4}), mark({"restarts": 0})]
     assert len(set(same)) == 1
     assert len({mark(), mark({"quantization": "fp8"}), mark(dtype="bfloat16"), mark(max_model_len=256)}) == 4
+
+
+def test_the_engine_is_told_the_tokens_that_end_a_completion() -> None:
+    """It knows those of the base alone: an adapter may have a tokenizer with another end."""
+    given = parameters(config(), Prompt("a", stop=("<turn>",)), Encoded((5,), 8, ends=(2, 300)))
+    assert (given.stop, given.stop_token_ids) == (["<turn>"], [2, 300])
 
 
 def test_no_room_for_a_prompt_is_found_before_anything_starts() -> None:

@@ -94,7 +94,7 @@ class SamplingParams(Component):
     top_k: int = Field(0, ge=0, description="Only the k best tokens; 0: all.")
     repetition_penalty: float = Field(1.0, gt=0, le=5, description="Above 1 makes tokens already seen less likely.")
     max_tokens: int = Field(512, ge=1, description="Longest completion, in tokens; what is cut there says so.")
-    stop: tuple[str, ...] = Field((), description="Texts at which a completion ends; they are left out of it.")
+    stop: tuple[str, ...] = Field((), description="Texts or special tokens at which a completion ends; left out.")
 
 
 class Generator(Component, family="generator"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,8 @@ class HuggingFace(LocalModel):
     last bit of the scores in float32, where one token in a million may still tip over; far less surely in half
     precision, whose sums depend on the shape of a batch.
     """
+
+    version: ClassVar[int] = 2  # stop texts that are special tokens end a text
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",

@@ -30,7 +30,8 @@ class Magpie(PoolMethod):
     usual way. `pre_query` is that beginning: a Jinja template over `messages`, written as the chat template of the
     model is; the default is ChatML (Qwen, SmolLM2, Yi). For Llama 3: <|begin_of_text|>{% for turn in messages %}
     <|start_header_id|>{{ turn.role }}<|end_header_id|>⏎⏎{{ turn.content }}<|eot_id|>{% endfor %}
-    <|start_header_id|>user<|end_header_id|>⏎⏎ in one line, with stop <|eot_id|>. The given dataset is not read.
+    <|start_header_id|>user<|end_header_id|>⏎⏎ in one line, with stop <|eot_id|>. A server of vLLM (`http`) finds such
+    stops with `extra: {skip_special_tokens: false}` alone. The given dataset is not read.
     """
 
     pre_query: str = Field(_CHATML, min_length=1, description="Template of all before a user's turn, see above.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -15,11 +16,16 @@ from tilth.generate.base import Prompt, SamplingParams
 
 @dataclass(frozen=True)
 class Encoded:
-    """A prompt's tokens and the most that its completions may have; or why it cannot be asked (`name: detail`)."""
+    """A prompt's tokens and the most that its completions may have; or why it cannot be asked (`name: detail`).
+
+    `ends` are tokens that end a completion, whatever the model says of itself: the tokenizer's own end, and the stop
+    texts that are one special token, since a text is looked through without these.
+    """
 
     ids: tuple[int, ...] = ()
     room: int = 0
     failure: str | None = None
+    ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,19 @@ class Encoder:
         if len(ids) >= self.limit:
             return Encoded(failure=f"prompt_too_long: {len(ids)} tokens, the model reads {self.limit - 1} and answers")
         most = self.sampling.max_tokens if prompt.max_tokens is None else prompt.max_tokens
-        return Encoded(ids, min(most, self.limit - len(ids) if self.shared else self.limit))
+        room = min(most, self.limit - len(ids) if self.shared else self.limit)
+        return Encoded(ids, room, ends=self._ends((*self.sampling.stop, *prompt.stop)))
+
+    def _ends(self, stops: Sequence[str]) -> tuple[int, ...]:
+        own = self.tokenizer.eos_token_id
+        found = {self._special[stop] for stop in stops if stop in self._special}
+        return tuple(sorted(found if own is None else {own, *found}))
+
+    @cached_property
+    def _special(self) -> dict[str, int]:
+        """Tokens that are left out of decoded texts; not all of them have a role that the tokenizer names."""
+        known = self.tokenizer.added_tokens_decoder.items()
+        return {token.content: number for number, token in known if token.special}
 
 
 def context(config: Any, tokenizer: Any, asked: int | None) -> int:

@@ -135,7 +135,7 @@ class Endings:
     def _end(self, row: int, token: int, input_ids: Any) -> tuple[Finish, int] | None:
         count = input_ids.shape[1] - self.start
         guide = self.guides[row]
-        if token in self.ends or (guide is not None and guide.accept(token)):
+        if token in self.ends or token in self.batch[row].encoded.ends or (guide is not None and guide.accept(token)):
             return "stop", count
         if stops := self.batch[row].stops:
             # every token but a mark is at least one byte: a stop text that ends here begins within so many

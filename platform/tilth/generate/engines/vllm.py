@@ -77,31 +77,36 @@ class VllmGenerate:
         ids = list(encoded.ids)
         if prompt.shape is not None:
             try:
-                return await self.engine.ask(ids, self._params(prompt, encoded, _guide(prompt.shape)), self.adapter)
+                guided = parameters(self.config, prompt, encoded, _guide(prompt.shape))
+                return await self.engine.ask(ids, guided, self.adapter)
             except ValueError:
                 pass
-        return await self.engine.ask(ids, self._params(prompt, encoded), self.adapter)
+        return await self.engine.ask(ids, parameters(self.config, prompt, encoded), self.adapter)
 
-    def _params(self, prompt: Prompt, encoded: Encoded, guide: Any = None) -> Any:
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        own = self.config.sampling
-        temperature = own.temperature if prompt.temperature is None else prompt.temperature
-        return SamplingParams(
-            n=1 if temperature < _GREEDY else prompt.n,
-            # each sample adds its number, and the sum is a signed 64-bit integer
-            seed=prompt.seed & (2**62 - 1),
-            temperature=temperature,
-            top_p=own.top_p,
-            top_k=own.top_k,
-            repetition_penalty=own.repetition_penalty,
-            max_tokens=encoded.room,
-            stop=[*own.stop, *prompt.stop],
-            logprobs=0 if self.config.logprobs else None,
-            flat_logprobs=True,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            structured_outputs=guide,
-        )
+def parameters(config: Vllm, prompt: Prompt, encoded: Encoded, guide: Any = None) -> Any:
+    """vLLM's own `SamplingParams`."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    own = config.sampling
+    temperature = own.temperature if prompt.temperature is None else prompt.temperature
+    return SamplingParams(
+        n=1 if temperature < _GREEDY else prompt.n,
+        # each sample adds its number, and the sum is a signed 64-bit integer
+        seed=prompt.seed & (2**62 - 1),
+        temperature=temperature,
+        top_p=own.top_p,
+        top_k=own.top_k,
+        repetition_penalty=own.repetition_penalty,
+        max_tokens=encoded.room,
+        stop=[*own.stop, *prompt.stop],
+        # the engine itself knows the base's ends alone, not those of an adapter's tokenizer
+        stop_token_ids=list(encoded.ends),
+        logprobs=0 if config.logprobs else None,
+        flat_logprobs=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        structured_outputs=guide,
+    )
 
 
 def arguments(config: Vllm, base: Path, limit: int, rank: int) -> Arguments:
