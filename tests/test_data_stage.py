@@ -11,10 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.exceptions import FSTimeoutError
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+from fsspec.registry import register_implementation
 
 import tilth
 from tilth.data.dataset import Dataset
-from tilth.errors import QuarantineError, RecipeError, StageError
+from tilth.data.source import Parquet
+from tilth.errors import QuarantineError, RecipeError, StageError, TilthError
 from tilth.planning import plan
 from tilth.runs import Artifact
 
@@ -125,6 +129,64 @@ def test_damaged_parquet_and_csv_files(tmp_path):
 
 
 # duplicates and ids
+
+
+class _Faulty(MemoryFileSystem):
+    """A store with a fault at one file; its errors have no number, as those of fsspec's and aiohttp's."""
+
+    protocol = "faulty"
+    fault: str | None = None
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.replace("faulty://", "memory://"))
+
+    def _open(self, path: str, mode: str = "rb", **how: Any) -> Any:
+        faulty = mode == "rb" and path.rpartition("/")[2].startswith("b.")
+        if faulty and self.fault == "refuses":
+            raise PermissionError("expired")
+        found = super()._open(path, mode, **how)
+        return _Slow(self, path, found.getvalue()) if faulty and self.fault == "hangs" else found
+
+    def info(self, path: str, **how: Any) -> dict[str, Any]:
+        return {**super().info(path, **how), "mtime": 1.0}
+
+
+class _Slow(MemoryFile):
+    """Answers once."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        if self.reads > 1:
+            raise FSTimeoutError
+        return super().read(size)
+
+
+@pytest.mark.parametrize("fault", ["refuses", "hangs"])
+@pytest.mark.parametrize("name", ["parquet", "csv", "jsonl.gz"])
+def test_a_fault_of_the_store_is_no_damage_of_the_file(tmp_path, monkeypatch, name, fault):
+    register_implementation("faulty", _Faulty, clobber=True)
+    monkeypatch.setattr(_Faulty, "store", {})
+    monkeypatch.setattr(_Faulty, "pseudo_dirs", [""])
+    rows = {part: [{"text": f"{part} {n * 7919}", "label": "x"} for n in range(1000)] for part in "ab"}
+    for part, items in rows.items():
+        pq.write_table(pa.Table.from_pylist(items), tmp_path / f"{part}.parquet", row_group_size=250)
+        (tmp_path / f"{part}.csv").write_text("text,label\n" + "".join(f"{i['text']},x\n" for i in items))
+        (tmp_path / f"{part}.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, items)).encode()))
+        _Faulty().pipe(f"/x/{part}.{name}", (tmp_path / f"{part}.{name}").read_bytes())
+    kind = name.partition(".")[0]
+    source = {"kind": kind, "path": "faulty://x"}
+    monkeypatch.setattr(_Faulty, "fault", fault)
+    with pytest.raises(TilthError, match=rf"cannot read faulty://.*x/b\.{name}: (expired|FSTimeoutError)"):
+        build(tmp_path / "run", source=source)
+    committed = list((tmp_path / "run").glob("stages/data/*/units/*.parquet"))
+    assert len(committed) <= 1, "of the file at fault no unit is there"
+    if (kind, fault) == ("parquet", "refuses"):
+        assert Parquet(path="faulty://x").count() is None, "an estimate does without"
+    monkeypatch.setattr(_Faulty, "fault", None)
+    assert build(tmp_path / "run", source=source)[0].counts["accepted"] == 2000
 
 
 def test_rows_of_the_test_are_taken_out_of_training(tmp_path):

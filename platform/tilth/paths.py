@@ -64,7 +64,7 @@ def reaching(url: str) -> Iterator[None]:
     except (TilthError, FileNotFoundError, FileExistsError, NotADirectoryError):
         raise
     except Exception as error:  # each kind of store has a library of its own, with errors of its own
-        raise StorageError(f"cannot reach {url}: {error or type(error).__name__}") from error
+        raise StorageError(f"cannot reach {url}: {str(error) or type(error).__name__}") from error
 
 
 def _matches(fs: Any, path: str) -> tuple[list[str], str]:

@@ -23,7 +23,7 @@ from tilth.data.files import packed
 EXCERPT = 200
 _STEP = 1 << 16
 PART = 16 << 20
-# what decompressors and file systems raise in the middle of a damaged stream
+# what decompressors raise in the middle of a damaged stream; what a store raises is StorageError, see `opened`
 BROKEN = (EOFError, OSError, zlib.error)
 
 
@@ -257,9 +257,9 @@ def _lines(
             line += 1
             data = handle.readline(limit + 1) if stop is None or handle.tell() < stop else b""
     except BROKEN as error:
-        if isinstance(error, OSError) and error.errno is not None:  # a disk or network at fault, not the file
+        if isinstance(error, OSError) and error.errno is not None:  # a local disk at fault, not the file
             raise
-        yield line, Bad(line, f"broken_file: {error or type(error).__name__}")
+        yield line, Bad(line, f"broken_file: {str(error) or type(error).__name__}")
 
 
 def _skip(handle: IO[bytes], data: bytes) -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BATCH = 512
 PIECE_ROWS = 50_000
-#: what reading a damaged file raises
+#: what reading a damaged file raises; what its store raises is StorageError, see `opened`
 _DAMAGED = (pa.ArrowInvalid, UnicodeDecodeError, OSError)
 
 
@@ -44,7 +44,7 @@ def parquet_spans(file: str) -> list[tuple[int, int | None]]:
 
 
 def _own_fault(error: Exception) -> None:
-    """Raise an error of the disk or the server, which has a number; one without is a damage of the file itself."""
+    """Raise an error of a local disk, which has a number; one without is a damage of the file itself."""
     if isinstance(error, OSError) and error.errno is not None:
         raise error
 
@@ -54,8 +54,7 @@ def parquet_rows(file: str) -> int | None:
     try:
         with opened(file) as handle:
             rows: int = pq.read_metadata(handle).num_rows
-    except _DAMAGED as error:
-        _own_fault(error)
+    except (StorageError, *_DAMAGED):
         return None
     return rows
 
