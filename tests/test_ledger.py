@@ -26,7 +26,9 @@ from tilth.data.engine import MANY_UNITS, _isolate, _Lone, run_units
 from tilth.data.finish import Verdicts, finish
 from tilth.data.ingest import Ingest, pieces
 from tilth.data.ledger import Ledger
+from tilth.data.parts import lengths
 from tilth.data.placement import place_rows
+from tilth.data.schema import original, to_table
 from tilth.data.source import Jsonl
 from tilth.data.split import Split
 from tilth.data.transform import Resources, Transform
@@ -117,6 +119,44 @@ def test_a_large_unit_is_read_row_group_by_row_group_and_the_result_is_the_same(
     assert (sum(built["large"][0]), built["whole"][0]) == (300, [300])
     assert max(built["large"][0]) < 150, "a batch ends by its bytes"
     assert built["large"][1] == built["whole"][1]
+
+
+def test_a_row_group_and_a_shard_end_by_their_length_however_rows_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tilth.data.finish.ROW_GROUP_LENGTH", 20_000)
+    long = [{**row, "text": row["text"] + "x" * (row["id"] > "r0100") * 3000} for row in labelled(200)]
+    source = write_dataset(Store.at(tmp_path / "source"), long)
+    built = {}
+    for name, size in (("apart", 7), ("together", 200)):
+        store = Store.at(tmp_path / name)
+        run_units(Chain(source.store, "labelled", ()), Ledger(store, "test", cut(source, size)), INLINE, "test")
+        store.remove("units/00000000.parquet")  # resumed with a unit that is made again
+        ledger = Ledger(store, "test", cut(source, size))
+        run_units(Chain(source.store, "labelled", ()), ledger, INLINE, "test")
+        done = finish(ledger, "labelled")
+        assert list(done.rows()) == long
+        built[name] = contents(tmp_path / name)
+    assert built["apart"] == built["together"]
+    tables = list(done.tables())
+    assert tables[0].num_rows > 90, "short rows lie in long groups"
+    assert max(int(lengths(table)[:-1].sum()) for table in tables) < 20_000
+    assert {table.num_rows for table in tables[1:-1]} == {7}
+    monkeypatch.setattr("tilth.data.finish.SHARD_GROUPS", 4)
+    shards = finish(Ledger(Store.at(tmp_path / "again"), "test", []), "labelled", carried=done).shards
+    assert [shard.rows for shard in shards][1:-1] == [28] * (len(shards) - 2)
+
+
+def test_lengths_are_those_of_each_rows_values() -> None:
+    turns = [{"role": "user", "content": "hé"}, {"role": "assistant", "content": None}]
+    rows = [original("a", "train", {"messages": turns}), original("bb", "train", {"messages": []})]
+    table = to_table([*rows, original("c", "train", {"messages": None})], "chat")
+    # ten columns of lineage, among them the seed, with the id, which is the root too, and the split
+    lineage = 9 * 4 + 8 + 5
+    assert lengths(table).tolist() == [lineage + 2 + 4 + 4 * 4 + 4 + 3 + 9, lineage + 4 + 4, lineage + 2 + 4]
+    assert lengths(table.slice(1)).tolist() == lengths(table)[1:].tolist()
+    packed = to_table([original("a", "train", {"input_ids": [1, 2], "labels": [1], "pack": "p"})], "packed")
+    assert lengths(packed).tolist() == [lineage + 2 + 3 * 4 + 3 * 4 + 1]
 
 
 def test_a_large_unit_that_was_damaged_is_named_and_one_without_a_line_is_adopted(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tilth.data.dataset import MANIFEST, Dataset, Shard
 from tilth.data.ledger import Tally, is_quarantine
-from tilth.data.parts import ROW_GROUP
+from tilth.data.parts import ROW_GROUP, ROW_GROUP_LENGTH, lengths
 from tilth.data.schema import SPLITS, Row, arrow_schema, from_table
 from tilth.errors import QuarantineError, StorageError
 from tilth.storage import PARTIAL, Store
@@ -22,7 +22,8 @@ from tilth.storage import PARTIAL, Store
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SHARD_ROWS = 64 * ROW_GROUP
+#: a shard ends when it holds so many row groups' worth of rows, or of their length
+SHARD_GROUPS = 64
 
 
 class Decided(Protocol):
@@ -137,7 +138,7 @@ def check_quarantine(store: Store, counts: Mapping[str, Any], limit: float) -> N
 
 
 class _Writer(AbstractContextManager["_Writer"]):
-    """Splits tables into accepted shards per split and rejected shards, in row groups of one size."""
+    """Splits tables into accepted shards per split and rejected shards, each in row groups."""
 
     def __init__(self, store: Store, row_type: str) -> None:
         self.store, self.row_type = store, row_type
@@ -181,7 +182,7 @@ class _Writer(AbstractContextManager["_Writer"]):
             name = f"rejected/{number:05d}.parquet" if stream == "rejected" else f"data/{stream}-{number:05d}.parquet"
             shard = self.open[stream] = _ShardFile(self.scratch / name.replace("/", "-"), name, stream, self.row_type)
         shard.write(table)
-        if shard.rows >= SHARD_ROWS:
+        if shard.full:
             self._close(stream)
 
     def _close(self, stream: str) -> None:
@@ -226,35 +227,53 @@ def _split_order(split: str) -> tuple[int, str]:
 
 
 class _ShardFile:
-    """One Parquet file in the making: rows are held back until a full row group stands."""
+    """One Parquet file in the making: rows are held back until a row group stands, which long rows make shorter."""
 
     def __init__(self, path: Path, name: str, split: str, row_type: str) -> None:
         import pyarrow.parquet as pq
 
-        self.path, self.name, self.split, self.rows = path, name, split, 0
+        self.path, self.name, self.split, self.rows, self.length = path, name, split, 0, 0
         self.schema = arrow_schema(row_type)
         self.writer = pq.ParquetWriter(path, self.schema, compression="zstd")
         self.held: list[pa.Table] = []
-        self.held_rows = 0
+        self.held_rows = self.held_bytes = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether the next rows belong in another shard."""
+        return self.rows >= SHARD_GROUPS * ROW_GROUP or self.length >= SHARD_GROUPS * ROW_GROUP_LENGTH
 
     def write(self, table: pa.Table) -> None:
-        self.rows += table.num_rows
+        self._hold(table)
+        if self.held_rows >= ROW_GROUP or self.held_bytes >= ROW_GROUP_LENGTH:
+            self._flush()
+
+    def _hold(self, table: pa.Table) -> None:
         self.held.append(table)
         self.held_rows += table.num_rows
-        if self.held_rows >= ROW_GROUP:
-            self._flush(self.held_rows - self.held_rows % ROW_GROUP)
+        self.held_bytes += table.nbytes
 
-    def _flush(self, upto: int) -> None:
+    def _flush(self, last: bool = False) -> None:
+        """Write full row groups; where one ends is decided by its rows alone, however they came in tables."""
         import pyarrow as pa
 
         table = pa.concat_tables(self.held).combine_chunks()
-        self.writer.write_table(table.slice(0, upto), row_group_size=ROW_GROUP)
-        rest = table.slice(upto)
-        self.held, self.held_rows = [rest], rest.num_rows
+        self.held, self.held_rows, self.held_bytes = [], 0, 0
+        sizes, start = lengths(table), 0
+        while start < table.num_rows:
+            sums = sizes[start : start + ROW_GROUP].cumsum()
+            rows = min(int(sums.searchsorted(ROW_GROUP_LENGTH)) + 1, len(sums))
+            if rows < ROW_GROUP and sums[rows - 1] < ROW_GROUP_LENGTH and not last:
+                self._hold(table.slice(start))
+                return
+            self.writer.write_table(table.slice(start, rows), row_group_size=ROW_GROUP)
+            self.rows += rows
+            self.length += int(sums[rows - 1])
+            start += rows
 
     def close(self) -> Shard:
         if self.held_rows:
-            self._flush(self.held_rows)
+            self._flush(last=True)
         self.writer.close()
         with open(self.path, "rb") as handle:
             digest = hashlib.file_digest(handle, "sha256").hexdigest()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROW_GROUP = 4096
-#: a row group of a unit ends when its rows are so long together, for a worker holds it as Python objects
+#: a row group ends when its rows are so long together, for those who read it hold it as Python objects
 ROW_GROUP_LENGTH = 32 << 20
 #: bytes up to which the driver holds a whole unit
 WHOLE = 64 << 20
@@ -41,6 +41,30 @@ def _length(value: Any) -> int:
         return 8 * len(value)
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return 8 + sum(map(_length, parts))
+
+
+def lengths(table: pa.Table) -> Any:
+    """The bytes that each row takes, but for what says which values are null: an array of numpy."""
+    import numpy as np
+
+    return sum((_bytes(column) for column in table.columns), np.zeros(table.num_rows, np.int64))
+
+
+def _bytes(column: Any) -> Any:
+    """The bytes of each value: a text or list has an offset of 4 besides what it holds."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_string(column.type):
+        return 4 + pc.fill_null(pc.binary_length(column), 0).to_numpy().astype(np.int64)
+    if pa.types.is_struct(column.type):
+        return sum(_bytes(pc.struct_field(column, [index])) for index in range(column.type.num_fields))
+    if not pa.types.is_list(column.type):
+        return np.full(len(column), column.type.bit_width // 8, np.int64)
+    ends = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64).cumsum()
+    sums = np.concatenate(([0], _bytes(pc.list_flatten(column)).cumsum()))[np.concatenate(([0], ends))]
+    return 4 + np.diff(sums)
 
 
 class Hashing:
