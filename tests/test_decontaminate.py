@@ -15,8 +15,9 @@ from tilth.data.dedup import normalise, words
 from tilth.data.overlap import Index
 from tilth.data.schema import generated, original
 from tilth.data.transform import Inputs
-from tilth.errors import StageError
+from tilth.errors import RecipeError, StageError
 from tilth.kinds import load_class
+from tilth.recipe import load
 from tilth.storage import Store
 
 LONG = "Janet's ducks lay sixteen eggs per day and she eats three of them for breakfast every morning before work"
@@ -129,6 +130,24 @@ def test_further_datasets_count_by_their_evaluation_rows_whatever_their_columns(
         "contaminated: 11 words of e1 (test of @exam)", None, "contaminated: 13 words of w (train of @plain)",
     ]  # fmt: skip
     assert [ref for _, ref in Decontaminate(against=("@exam",)).refs()] == ["@exam"], "the recipe knows what it needs"
+
+
+def test_token_ids_are_no_text_and_named_in_the_check_or_before_any_model_is_asked(tmp_path):
+    rows = [original("p", "train", {"input_ids": [1, 2], "labels": [1, 2], "pack": "a"})]
+    write_dataset(Store.at(tmp_path / "packs"), rows, "packed")
+    inputs = Inputs({"@packs": str(tmp_path / "packs")})
+    with pytest.raises(StageError, match=r"against is read as text, but @packs holds packed rows.*packed from"):
+        reasons([], LONG, against=(DatasetRefStr("@packs"),), inputs=inputs, max_cosine=0.9, model="nobody/has-it")
+    gate = {"kind": "decontaminate", "against": ["@packs"]}
+    stages = {
+        "data": {"kind": "data", "row": "text", "source": {"kind": "inline", "rows": [{"text": LONG}]}},
+        "packs": {"kind": "pack", "data": "@data", "model": "gpt2"},
+        "more": {"kind": "augment", "data": "@data", "steps": [gate]},
+    }
+    with pytest.raises(RecipeError, match=r'against\.0: is read as text.*@packs \(pack\).*made from: "@data"'):
+        load({"name": "t", "stages": stages})
+    gate["against"] = ["@data"]
+    assert load({"name": "t", "stages": stages})
 
 
 def test_without_evaluation_rows_the_stage_ends():

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tilth
+from helpers import finished_stage, write_dataset
 from scripted import script
 from tilth.data.schema import original
 from tilth.errors import StageError
 from tilth.evaluate import bootstrap, transfer
 from tilth.evaluate.scores import compared_with, score, unlike
 from tilth.evaluate.slices import values_of
+from tilth.evaluate.stage import Evaluate
 from tilth.report import write_report
-from tilth.runs import Artifact, Run
+from tilth.runs import Artifact, Out, Run
+from tilth.storage import Store
 
 SEEN = "please tell me where the card that I ordered three weeks ago has gone to"
 
@@ -121,6 +125,21 @@ def test_several_models_are_called_better_by_the_corrected_test():
     assert found["one"].p < 0.05 < found["one"].decisive
     alone = compared_with({name: scored[name] for name in ("base", "one")}, "base", 100, 0)["one"][0]
     assert alone.holm is None
+
+
+def test_training_rows_that_are_token_ids_end_it_before_any_model_is_asked(tmp_path: Path):
+    rows = [original("t", "test", {"text": "x", "label": "card"})]
+    packs = [original("p", "train", {"input_ids": [1, 2], "labels": [1, 2], "pack": "a"})]
+    run = Run(tmp_path / "out")
+    inputs = {}
+    for name, held in (("data", rows), ("packs", packs)):
+        found = finished_stage(run, name)
+        write_dataset(found.store, held, "labelled" if name == "data" else "packed")
+        inputs[f"@{name}"] = found
+    stage = Evaluate(data="@data", models={"a": "nobody/has-it"}, trained_on={"data": "@packs"})
+    out = Out("evaluate", "evaluate", "report", "0" * 64, {}, Store.at(tmp_path / "made"))
+    with pytest.raises(StageError, match=r"evaluate: trained_on is read as text, but @packs holds packed rows"):
+        stage.run(out, inputs)
 
 
 def test_models_that_cut_texts_otherwise_are_compared_by_the_byte():

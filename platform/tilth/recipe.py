@@ -9,10 +9,10 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from tilth import yaml12
-from tilth.config import Component, Ref
+from tilth.config import Component, DatasetRef, DatasetRefStr, Ref
 from tilth.errors import Problem, RecipeError
 from tilth.overrides import overridden
 from tilth.problems import nearest, problems
@@ -88,6 +88,11 @@ class Stage(Component, family="stage"):
         """The stage in whose stead this one leaves a product of the same kind; None: one as `produces` says."""
         return None
 
+    @property
+    def encoded(self) -> Ref | None:
+        """The dataset whose rows it leaves as token ids, which hold no text; None: its rows can be read."""
+        return None
+
     def check_within(self, recipe: Recipe) -> list[Problem]:
         """Faults that show only beside the other stages of the recipe."""
         return []
@@ -111,6 +116,11 @@ class Stage(Component, family="stage"):
         return ()
 
 
+class TextsRefStr(DatasetRefStr):
+    """A dataset whose rows are read as text, whatever their type; token ids are none."""
+
+
+TextsRef = Annotated[DatasetRef, AfterValidator(TextsRefStr)]
 # a directory of the run and a step of a dotted path
 StageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
@@ -174,6 +184,9 @@ class Recipe(Component):
                 itself = where.split(".")[1]
                 fits = [f"@{name}" for name in self.stages if self.produces(name) == ref.wants and name != itself]
                 yield Problem(where, what, f"stages that fit: {', '.join(fits) or 'none yet'}")
+            elif isinstance(ref, TextsRefStr) and (source := target.encoded) is not None:
+                what = f"is read as text, but the rows of {ref} ({target.kind}) are token ids"
+                yield Problem(where, what, f'name the dataset that they were made from: "{source}"')
 
     def _circles(self) -> Iterator[Problem]:
         try:

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from tilth.augment.base import Candidate, Filter, Verdict, VerdictsFunction
-from tilth.config import EXECUTION, DatasetRef, ModelRef
+from tilth.config import EXECUTION, ModelRef
 from tilth.data.embeddings import DEFAULT_MODEL, embedder
 from tilth.data.schema import Row
-from tilth.data.texts import text_or_none, whole_text
+from tilth.data.texts import refuse_encoded, text_or_none, whole_text
 from tilth.data.transform import Inputs
 from tilth.errors import Problem, StageError
+from tilth.recipe import TextsRef
 
 if TYPE_CHECKING:
+    from tilth.data.dataset import Dataset
     from tilth.data.overlap import Overlap
     from tilth.data.transform import Fitted
 
@@ -35,7 +37,7 @@ class Decontaminate(Filter):
     Reason: `contaminated`, naming the evaluation row.
     """
 
-    against: tuple[DatasetRef, ...] = Field((), description='Further datasets to be evaluated on, as "@stage".')
+    against: tuple[TextsRef, ...] = Field((), description='Further datasets to be evaluated on, as "@stage".')
     splits: tuple[Literal["test", "validation", "train"], ...] = Field(
         ("test", "validation"),
         description="Splits of the stage's own data that are evaluated on; none: only `against`.",
@@ -60,6 +62,8 @@ class Decontaminate(Filter):
 
         from tilth.data.overlap import Index
 
+        for ref in self.against:
+            refuse_encoded(self._against(ref, inputs).row_type, ref, "decontaminate: against")
         named = list(self._evaluated(rows, inputs))
         if not named:
             raise StageError(
@@ -86,14 +90,17 @@ class Decontaminate(Filter):
         for row in rows:
             if row["split"] in self.splits:
                 yield f"{row['id']} ({row['split']})", self._text(row)
-        from tilth.data.dataset import Dataset
-        from tilth.storage import Store
-
         for ref in self.against:
-            dataset = Dataset.open(Store.at(inputs.urls[ref]))
+            dataset = self._against(ref, inputs)
             held_out = dataset.split("test", "validation")
             for row in (held_out if len(held_out) else dataset).rows():
                 yield f"{row['id']} ({row['split']} of {ref})", self._text(row)
+
+    def _against(self, ref: str, inputs: Inputs) -> Dataset:
+        from tilth.data.dataset import Dataset
+        from tilth.storage import Store
+
+        return Dataset.open(Store.at(inputs.urls[ref]))
 
     def _text(self, row: Row) -> str:
         return text_or_none(row, self.field) or whole_text(row)

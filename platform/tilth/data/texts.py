@@ -11,6 +11,8 @@ from tilth.errors import StageError
 
 #: columns that hold no running text
 _NAMES = frozenset({"label", "tags"})
+#: the row type that holds token ids alone
+ENCODED = "packed"
 
 
 def text_of(row: Row, field: str) -> str:
@@ -26,8 +28,17 @@ def text_or_none(row: Row | None, field: str) -> str | None:
     return None if row is None else _text(row.get(field))
 
 
+def refuse_encoded(row_type: str, name: str, where: str) -> None:
+    """StageError for rows of token ids, which `whole_text` cannot read."""
+    if row_type == ENCODED:
+        raise StageError(
+            f"{where} is read as text, but {name} holds {row_type} rows, which are token ids; name the dataset that "
+            "it was packed from"
+        )
+
+
 def whole_text(row: Row) -> str:
-    """All that a row says, column after column, whatever its type."""
+    """All that a row says, column after column, whatever its type but `packed`: see `refuse_encoded`."""
     columns = dict.fromkeys(name for names in PAYLOADS.values() for name in names if name not in _NAMES)
     texts = (_text(row.get(name)) for name in columns)
     return "\n".join(text for text in texts if text is not None)

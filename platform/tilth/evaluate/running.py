@@ -13,6 +13,7 @@ from tilth.data.engine import run_units
 from tilth.data.finish import finish, finished
 from tilth.data.ledger import Ledger
 from tilth.data.schema import Row
+from tilth.data.texts import refuse_encoded
 from tilth.data.transform import Inputs, Transform
 from tilth.errors import StageError
 from tilth.evaluate import reuse, transfer
@@ -51,6 +52,8 @@ def evaluate(stage: Evaluate, out: Out, inputs: Mapping[str, Artifact]) -> Artif
         raise StageError(
             f"{out.stage}: {stage.data} has no rows in split {stage.split!r}; it has {_splits(inputs[stage.data])}"
         )
+    if how := stage.trained_on:
+        refuse_encoded(Dataset.open(inputs[how.data]).row_type, how.data, f"{out.stage}: trained_on")
     context = Inputs.of(inputs, out.pins)
     predicted = {name: _predicted(name, stage, out, source, context) for name in stage.named}
     metrics = stage.task.metrics

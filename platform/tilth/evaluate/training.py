@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from tilth.config import Component, DatasetRef, ModelRef
+from tilth.config import Component, ModelRef
 from tilth.data.embeddings import DEFAULT_MODEL
 from tilth.data.schema import Row
 from tilth.data.texts import whole_text
 from tilth.data.transform import Inputs
+from tilth.recipe import TextsRef
 
 if TYPE_CHECKING:
     from tilth.data.dataset import Dataset
@@ -28,7 +29,7 @@ class TrainedOn(Component):
     to each error, by sentence embeddings, are told with where they come from.
     """
 
-    data: DatasetRef = Field(description="The dataset that was trained on.")
+    data: TextsRef = Field(description="The dataset that was trained on, as it was before any stage `pack`.")
     split: Literal["train", "validation", "test"] = Field("train", description="Its split.")
     ngram: int = Field(13, ge=3, le=64, description="Words in a run.")
     share: float = Field(0.0, ge=0, le=1, description="Share of a scored row's runs; 0: one is enough.")

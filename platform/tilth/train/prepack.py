@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from tilth.config import EXECUTION, DatasetRef, ModelRef
+from tilth.config import EXECUTION, DatasetRef, DatasetRefStr, ModelRef, Ref
 from tilth.data.transform import Inputs, Resources, RowsFunction, Transform
 from tilth.errors import Problem, StageError
 from tilth.recipe import Stage
@@ -75,6 +75,10 @@ class Pack(Stage):
     def room(self) -> int:
         """Tokens of a pack."""
         return self.length or self.max_length
+
+    @property
+    def encoded(self) -> Ref:
+        return DatasetRefStr(self.data)
 
     def check(self) -> list[Problem]:
         if self.length is None or self.length >= self.max_length:
