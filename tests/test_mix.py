@@ -157,6 +157,55 @@ def test_what_was_made_keeps_its_origin_and_variants_stay_together(tmp_path):
         assert child["parent"] == child["root"] in found, "parent and child are taken together"
 
 
+def written(*given: tuple[str, str, str], **more: Any) -> dict[str, Any]:
+    """A data stage of labelled rows by split: (split, text, label)."""
+    sources = {
+        split: {
+            "kind": "inline",
+            "rows": [{"text": text, "label": label} for own, text, label in given if own == split],
+        }
+        for split in dict.fromkeys(own for own, *_ in given)
+    }
+    return {"kind": "data", "row": "labelled", "sources": sources, "resources": HERE, **more}
+
+
+def test_what_is_held_out_of_one_task_is_not_trained_on_in_another(tmp_path):
+    topic = written(
+        ("train", "of both", "bank"), ("train", "his card", "bank"), ("validation", "to validate", "x"),
+        ("test", "to test", "bank"), ("test", "he is tested", "bank"),
+    )  # fmt: skip
+    tone = written(
+        ("train", "to test", "good"), ("train", "he is tested", "bad"), ("train", "to validate", "good"),
+        ("train", "of both", "good"), ("validation", "to test", "good"), ("test", "he is tested", "bad"),
+        clean={"duplicates": "keep"},
+    )  # fmt: skip
+    stages = {
+        "topic": topic, "tone": tone,
+        "swapped": {"kind": "augment", "data": "@tone", "steps": [{"kind": "counterfactual"}], "resources": HERE},
+        "mixed": {"kind": "mix", "data": {"a": "@swapped", "b": "@topic"}, "cap": 1, "resources": HERE},
+    }  # fmt: skip
+    done = Dataset.open(tilth.run({"name": "leaks", "stages": stages}, tmp_path)["mixed"])
+    texts = {split: {row["text"] for row in done.split(split).rows()} for split in ("train", "validation", "test")}
+    assert not texts["train"] & (texts["validation"] | texts["test"])
+    assert not texts["validation"] & texts["test"]
+    kept = [(row["task"], row["text"]) for row in done.split("train").rows()]
+    assert ("a", "of both") in kept, "the cap is of what may be trained on"
+    held = {
+        (row["task"], row["text"]): row["id"] for split in ("test", "validation") for row in done.split(split).rows()
+    }
+    assert len(held) == 4
+    assert sum(row["split"] == "test" for row in done.rows()) == 3
+    why = {(row["split"], row["text"]): row["reason"] for row in done.rejected_rows() if row["task"] == "a"}
+    assert why == {
+        ("train", "to test"): f"duplicate: of {held['b', 'to test']} (test)",
+        ("validation", "to test"): f"duplicate: of {held['b', 'to test']} (test)",
+        ("train", "to validate"): f"duplicate: of {held['b', 'to validate']} (validation)",
+        ("train", "he is tested"): f"duplicate: of {held['a', 'he is tested']} (test)",
+        ("train", "she is tested"): f"duplicate: its original is one of {held['a', 'he is tested']} (test)",
+    }
+    assert done.counts["inputs"] == done.counts["accepted"] + done.counts["filtered"]
+
+
 def problems(folder: Path, **mix: Any) -> str:
     with pytest.raises(RecipeError) as caught:
         tilth.load(recipe(folder, **mix))

@@ -31,11 +31,15 @@ class Mix(Stage):
     what it has. No row is repeated. Rows are taken by the hash of their root, so that a larger mixture contains the
     smaller one and variants of a row stay together; validation and test rows are all taken.
 
+    A row that shows, but for its label, what a test row of any task shows is dropped from training and validation as
+    `duplicate`; from training also one that shows what a validation row does. What was made of it goes with it.
+
     Tasks of a held-out cluster are never trained on (FLAN: Wei et al. 2022, arXiv:2109.01652): with `held_out_rows:
     test` their test rows stay and the others are dropped as `held_out`, with `all` every row moves to test.
     """
 
     produces: ClassVar[str] = "dataset"
+    version: ClassVar[int] = 2  # what is in test of one task is not in training of another
 
     data: dict[TaskName, DatasetRef] = Field(min_length=1, description='Task: its dataset, as "@stage".')
     cap: int | None = Field(None, ge=1, description="Training rows of a task at most.")
@@ -130,7 +134,7 @@ class Mix(Stage):
         work = Mixing(row_type, {task: source.store for task, source in sources.items()}, self)
         few = sum(map(len, sources.values())) < FEW_ROWS and self.resources.workers == "auto"
         run_units(work, ledger, Resources(workers=0) if few else self.resources, out.stage)
-        return finish(ledger, row_type, chosen(ledger, self))
+        return finish(ledger, row_type, chosen(ledger, row_type, self))
 
     def _row_type(self, sources: Mapping[str, Dataset]) -> str:
         types = {task: source.row_type for task, source in sources.items()}

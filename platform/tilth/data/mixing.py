@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +13,8 @@ from tilth.data.chain import UnitReader, cut
 from tilth.data.dataset import Dataset
 from tilth.data.finish import Verdicts
 from tilth.data.ledger import Ledger, Unit
-from tilth.data.schema import Row
+from tilth.data.schema import PAYLOADS, SPLITS, Row
+from tilth.data.seen import accepted
 from tilth.data.split import place
 from tilth.errors import StageError
 from tilth.storage import Store
@@ -69,23 +71,62 @@ def _named(row: Row, task: str) -> Row:
     return {**row, **names, "task": task, "meta": meta}
 
 
-def chosen(ledger: Ledger, stage: Mix) -> Verdicts:
-    """Reasons for the training rows that are too many of their task; a few hundred bytes for each in memory."""
-    import pyarrow.compute as pc
+def chosen(ledger: Ledger, row_type: str, stage: Mix) -> Verdicts:
+    """Reasons for rows that are held out too, and for the training rows that are too many of their task.
 
+    It takes a few hundred bytes of memory for each training row and for each that is held out.
+    """
+    copied, reasons = _copied(ledger, row_type), dict[str, str]()
     train: dict[str, list[tuple[float, str]]] = defaultdict(list)
-    for table in ledger.tables():
-        keep = pc.and_(pc.is_null(table["reason"]), pc.equal(table["split"], "train"))
-        for row in table.filter(keep).select(["id", "root", "task"]).to_pylist():
-            train[row["task"]].append((place(stage.seed, row["root"], "mix"), row["id"]))
+    for _, batch in accepted(ledger, ["id", "root", "task", "split"]):
+        for row in batch.to_pylist():
+            if why := _why(row, copied):
+                reasons[row["id"]] = why
+            elif row["split"] == "train":
+                train[row["task"]].append((place(stage.seed, row["root"], "mix"), row["id"]))
     quotas = stage.quotas({task: len(rows) for task, rows in train.items()})
     if train and not any(quotas.values()):
         raise StageError(
             f"mix: rows={stage.rows} shared over {len(quotas)} tasks by size and weight leaves none of them a row; "
             "raise rows, or the weights of small tasks"
         )
-    return Verdicts({
+    return Verdicts(reasons | {
         row_id: f"not_sampled: over {quotas[task]:,} training rows of its task"
         for task, rows in train.items()
         for _, row_id in sorted(rows)[quotas[task] :]
     })  # fmt: skip
+
+
+def _why(row: Row, copied: Mapping[str, str]) -> str | None:
+    """Why a row is a duplicate, if it is: what was made of one goes with it."""
+    if twin := copied.get(row["id"]):
+        return f"duplicate: of {twin}"
+    twin = copied.get(row["root"])
+    return twin and f"duplicate: its original is one of {twin}"
+
+
+def _copied(ledger: Ledger, row_type: str) -> dict[str, str]:
+    """The rows that show what a row of test, or then of validation, shows: id, and that of the other with its split.
+
+    Each dataset is split by itself, so that a text of two of them may be in the test rows of one alone.
+    """
+    held: dict[str, dict[bytes, str]] = {"test": {}, "validation": {}}
+    for row_id, split, content in _contents(ledger, row_type, tuple(held)):
+        held[split].setdefault(content, row_id)
+    found: dict[str, str] = {}
+    for row_id, split, content in _contents(ledger, row_type, SPLITS[:2]) if any(held.values()) else ():
+        before = ("test",) if split == "validation" else held
+        if twin := next((f"{held[name][content]} ({name})" for name in before if content in held[name]), None):
+            found[row_id] = twin
+    return found
+
+
+def _contents(ledger: Ledger, row_type: str, splits: Sequence[str]) -> Iterator[tuple[str, str, bytes]]:
+    """Id, split, and BLAKE2b of what a model is shown, of every accepted row of these splits."""
+    shown = [name for name in PAYLOADS[row_type] if name != "label"]
+    for _, batch in accepted(ledger, ["id", "split", *shown]):
+        columns = [batch[name].to_pylist() for name in ("id", "split", *shown)]
+        for row_id, split, *given in zip(*columns, strict=True):
+            if split in splits:
+                # `repr` tells apart whatever differs
+                yield row_id, split, hashlib.blake2b(repr(given).encode(), digest_size=16).digest()
