@@ -205,6 +205,18 @@ def test_parquet_row_with_invalid_utf8_and_oversized_row(tmp_path):
     assert outcome(found) == [(1, "ok"), (2, "invalid_utf8"), (3, "oversized"), (4, "ok")]
 
 
+def test_a_parquet_row_is_as_large_as_its_own_values(tmp_path):
+    names = pa.array([f"{n:04d}" * 10 for n in range(400)] + ["x" * 5000]).dictionary_encode()
+    each = pa.array(range(len(names) + 1))
+    nested = pa.ListArray.from_arrays(each, pa.StructArray.from_arrays([names], names=["name"]))
+    large = pa.LargeListArray.from_arrays(each.cast("int64"), names)
+    pq.write_table(pa.table({"name": names, "within": nested, "large": large}), tmp_path / "a.parquet")
+    *good, last = records(Parquet(path=str(tmp_path / "a.parquet"), max_record_bytes=2000))
+    expected = [f"{n:04d}" * 10 for n in range(400)]
+    assert [item.value for item in good] == [{"name": x, "within": [{"name": x}], "large": [x]} for x in expected]
+    assert last.reason.startswith("oversized: 15")
+
+
 MEASURE = """
 import resource, sys
 from tilth.data.readers import Bad

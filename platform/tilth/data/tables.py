@@ -93,6 +93,8 @@ def _groups(metadata: Any, piece: Piece) -> tuple[list[int], int]:
 
 
 def _rows(batch: pa.RecordBatch, before: int, limit: int) -> Iterator[Item]:
+    schema = pa.schema([_plain(field) for field in batch.schema])
+    batch = batch if schema.equals(batch.schema) else batch.cast(schema)
     for index in range(batch.num_rows):
         one = batch.slice(index, 1)
         size = one.nbytes
@@ -103,6 +105,20 @@ def _rows(batch: pa.RecordBatch, before: int, limit: int) -> Iterator[Item]:
             yield Record(before + index + 1, one.to_pylist()[0])
         except UnicodeDecodeError as error:
             yield Bad(before + index + 1, f"invalid_utf8: {error}")
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    """The field with values where it has a dictionary of them, whose bytes would count whole for each row."""
+    kind = field.type
+    if pa.types.is_dictionary(kind):
+        return _plain(field.with_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        return field.with_type(pa.struct([_plain(kind.field(index)) for index in range(kind.num_fields)]))
+    if pa.types.is_list(kind):
+        return field.with_type(pa.list_(_plain(kind.value_field)))
+    if pa.types.is_large_list(kind):
+        return field.with_type(pa.large_list(_plain(kind.value_field)))
+    return field
 
 
 def open_dataset(source: HuggingFace, path: str) -> Any:
