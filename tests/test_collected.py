@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import tilth
+from tilth.data.collected import LabelStudio
 from tilth.data.dataset import Dataset
+from tilth.data.readers import Bad
 
 
 def read(tmp_path: Path, source: dict[str, Any], records: Any) -> tuple[list[dict[str, Any]], dict[str, int]]:
@@ -62,3 +67,55 @@ def test_ultrafeedback(tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     rows, _ = read(tmp_path / "more", {"kind": "ultrafeedback", "aspect": "helpfulness"}, json.dumps(line) + "\n")
     assert pairs(rows) == {("p", "x", "z")}
+
+
+def task(prompt: str) -> bytes:
+    value = {"selected": "left"}
+    said = [{"result": [{"type": "pairwise", "value": value}]}]
+    data = {"prompt": prompt, "text1": "l", "text2": "r"}
+    return json.dumps({"data": data, "annotations": said}).encode()
+
+
+def found(folder: Path, data: bytes, name: str = "export.json") -> list[tuple[int, str]]:
+    (folder / name).write_bytes(data)
+    source = LabelStudio(path=str(folder / name), max_record_bytes=2000)
+    items = [item for piece in source.pieces() for item in source.records(piece)]
+    return [(i.line, i.reason.partition(":")[0] if isinstance(i, Bad) else i.value["prompt"]) for i in items]
+
+
+ARRAY = b"\xef\xbb\xbf \n[" + b" ,\n".join(task(f"p{n}") for n in (1, 2, 3)) + b"\n]\n"
+WHOLE = [(1, "p1"), (2, "p2"), (3, "p3")]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", [(0, "empty_file")]),
+        (b"[]", []),
+        (b"[", [(1, "broken_file")]),
+        (ARRAY, WHOLE),
+        (ARRAY + b"]", [*WHOLE, (4, "broken_file")]),
+        (ARRAY[:-4], [*WHOLE[:2], (3, "broken_file")]),
+        (ARRAY.replace(b",\n", b"\n"), [(1, "p1"), (2, "broken_file")]),
+        (b"[" * 100_000, [(1, "broken_file")]),
+        (ARRAY.replace(b"p2", b"\xff\xfe"), [(1, "p1"), (2, "invalid_utf8"), (3, "p3")]),
+        (ARRAY.replace(b"p2", b"p" * 3000), [(1, "p1"), (2, "oversized"), (3, "p3")]),
+        (b'[1, {"data": {}}, ' + task("p") + b"]", [(1, "not_an_object"), (2, "no_pair"), (3, "p")]),
+        (task("a") + b"\n\n" + task("b" * 3000) + b"\n{\n\xff\n" + task("c"),
+         [(1, "a"), (3, "oversized"), (4, "malformed_json"), (5, "invalid_utf8"), (6, "c")]),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_an_export_is_named_and_the_rest_is_read(tmp_path: Path, data: bytes, expected: Any) -> None:
+    assert found(tmp_path, data) == expected
+    assert found(tmp_path, gzip.compress(data), "export.json.gz") == expected
+
+
+@pytest.mark.parametrize("form", ["array", "lines"])
+def test_a_compressed_export_that_was_cut_short(tmp_path: Path, form: str) -> None:
+    tasks = [task(str(hash(n) * 7919 ** (n % 9))) for n in range(10_000)]
+    data = b"[" + b",".join(tasks) + b"]" if form == "array" else b"\n".join(tasks)
+    packed = gzip.compress(data, 1)
+    *before, last = found(tmp_path, packed[: len(packed) * 2 // 3], "export.json.gz")
+    assert last == (len(before) + 1, "broken_file")
+    assert len(before) > 1000
+    assert found(tmp_path, packed[:12], "export.json.gz") == [(1, "broken_file")]

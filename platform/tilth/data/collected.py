@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -27,6 +27,8 @@ TIE = "tie"
 class Collected(Files):
     """Base of the exports: a JSON array or JSON Lines of records that each hold texts and what people said of them."""
 
+    version: ClassVar[int] = 2  # what is wrong with a file or a record is quarantined under its own name
+
     def pair(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Prompt, chosen, rejected and votes of one record; LookupError or ValueError where it holds none."""
         raise TypeError(f"{type(self).__name__} must define pair()")
@@ -37,25 +39,25 @@ class Collected(Files):
     def records(self, piece: Piece) -> Iterator[Item]:
         from tilth.data.readers import Bad, Record, excerpt
 
-        for line, found in _parsed(piece.file):
+        for item in self._parsed(piece.file):
+            if isinstance(item, Bad):
+                yield item
+                continue
             try:
-                value = json.loads(found) if isinstance(found, bytes) else found
-                yield Record(line, {"id": str(value.get("id", line)), **self.pair(value)})
+                yield Record(item.line, {"id": str(item.value.get("id", item.line)), **self.pair(item.value)})
             except (LookupError, ValueError, TypeError, AttributeError) as error:
-                text = found if isinstance(found, bytes) else json.dumps(found, default=str).encode()
-                yield Bad(line, f"no_pair: {error}", excerpt(text))
+                text = json.dumps(item.value, ensure_ascii=False).encode("utf-8", "replace")
+                yield Bad(item.line, f"no_pair: {error}", excerpt(text))
 
+    def _parsed(self, file: str) -> Iterator[Item]:
+        """The objects of a file: items of the one array that it is, else its lines."""
+        from tilth.data.arrays import is_array, read_array
+        from tilth.data.readers import decompressed, read_jsonl
 
-def _parsed(file: str) -> Iterator[tuple[int, Any]]:
-    """Records with their number: parsed where the file is one array, else each line as bytes."""
-    from tilth.data.readers import decompressed
-
-    with opened(file) as handle:
-        data = decompressed(handle, file).read().removeprefix(b"\xef\xbb\xbf")
-    if data.lstrip().startswith(b"["):
-        yield from enumerate(json.loads(data), 1)
-    else:
-        yield from ((number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip())
+        with opened(file) as handle:
+            read = read_array if is_array(decompressed(handle, file)) else read_jsonl
+        with opened(file) as handle:
+            yield from read(decompressed(handle, file), self.max_record_bytes)
 
 
 def _decided(prompt: str, texts: Mapping[str, str], votes: Sequence[str]) -> dict[str, Any]:

@@ -103,12 +103,12 @@ def read_jsonl(handle: IO[bytes], limit: int, first_line: int = 1, stop: int | N
         if isinstance(data, Bad):
             yield data
         elif isinstance(data, _Oversized):
-            yield _too_large(line, data.head, data.size, limit)
+            yield too_large(line, data.head, data.size, limit)
         elif data.strip():
-            yield _json_record(line, data)
+            yield json_record(line, data)
 
 
-def _json_record(line: int, data: bytes) -> Item:
+def json_record(line: int, data: bytes) -> Item:
     try:
         value = json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -204,7 +204,7 @@ class _Feed:
     def __next__(self) -> str:
         line, data = self._next()
         if isinstance(data, _Oversized):
-            self._give_up(line, data, _too_large(line, data.head, data.size, self.limit))
+            self._give_up(line, data, too_large(line, data.head, data.size, self.limit))
         else:
             self.size += len(data)
             if self.size > self.limit:
@@ -271,7 +271,7 @@ def _skip(handle: IO[bytes], data: bytes) -> int:
     return skipped
 
 
-def _too_large(line: int, head: bytes, size: int, limit: int) -> Bad:
+def too_large(line: int, head: bytes, size: int, limit: int) -> Bad:
     return Bad(line, f"oversized: {size} bytes, over max_record_bytes={limit}", excerpt(head))
 
 
