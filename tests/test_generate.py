@@ -332,6 +332,9 @@ def test_a_probe_foretells_the_cost_and_the_report_sets_it_beside_the_actual_one
     actual = artifact.metrics["prompt_tokens"] + artifact.metrics["completion_tokens"]
     assert foretold["estimate"]["tokens"] == pytest.approx(actual, rel=0.25)
     assert foretold["estimate"]["rows"] == 60
+    twice = tilth.load(recipe(tmp_path, 120, method={"kind": "test_generate:Titles"}, unit_rows=10))
+    again = plan(twice, tmp_path / "out")[1]["estimate"]
+    assert again["seconds"] == pytest.approx(2 * artifact.seconds), "twice the seeds"
     page = Path(write_report(tilth.Run(tmp_path / "out")).removeprefix("file://")).read_text()
     assert "foretold by the probe" in page
     assert f"{actual:,}" in page

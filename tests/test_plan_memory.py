@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,69 @@ def test_a_plan_loads_neither_torch_nor_ray(encoder, tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "recipe.json")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[1]["estimate"]["gib"] > 0
+
+
+def inline(row: str, **rows: int) -> dict[str, Any]:
+    """A data stage of so many rows of each split."""
+    one = {"prompt": "p", "completion": "c"} if row == "completion" else {"prompt": "p", "chosen": "c", "rejected": "r"}
+    return {"kind": "data", "row": row, "sources": {k: {"kind": "inline", "rows": [one] * n} for k, n in rows.items()}}
+
+
+def test_a_plan_counts_the_data_of_a_stage_and_not_what_its_model_was_trained_on(encoder):
+    stages = {
+        "big": inline("completion", train=300, test=100),
+        "prefs": inline("preference", train=8),
+        "bench": inline("completion", test=5),
+        "sft": {"kind": "sft", "data": "@big", "model": str(encoder)},
+        "dpo": {"kind": "dpo", "data": "@prefs", "model": "@sft", "max_length": 32},
+        "score": {"kind": "evaluate", "data": "@bench", "models": {"m": "@sft"}},
+    }
+    found = {row["stage"]: row["estimate"] for row in plan(tilth.load({"name": "x", "stages": stages}), None)}
+    assert found["sft"]["rows"] == 300
+    assert (found["dpo"]["rows"], found["dpo"]["tokens"]) == (8, 8 * 32)
+    assert found["score"]["rows"] == 5
+
+
+def several(encoder: Path, seeds: int, bench: int, *overrides: str) -> tilth.Recipe:
+    """Stages of several kinds on two datasets."""
+    stages = {
+        "seeds": inline("completion", train=seeds, test=seeds),
+        "bench": inline("completion", test=bench),
+        "made": {"kind": "generate", "data": "@seeds", "method": {"kind": "self_instruct"}, "target": 60,
+                 "generator": {"kind": "echo"}},
+        "tuned": {"kind": "sft", "data": "@seeds", "model": str(encoder)},
+        "score": {"kind": "evaluate", "data": "@bench", "models": {"m": "@tuned"}},
+        "mixed": {"kind": "mix", "data": {"a": "@seeds", "b": "@bench"}},
+    }  # fmt: skip
+    return tilth.load({"name": "x", "stages": stages}, overrides)
+
+
+def test_a_plan_compares_the_work_of_a_stage_with_what_it_did_before(encoder, tmp_path):
+    counts = {
+        "seeds": {"inputs": 20, "accepted": 20, "splits": {"train": 10, "test": 10}},
+        "bench": {"inputs": 5, "accepted": 5, "splits": {"test": 5}},
+        "made": {"inputs": 900, "accepted": 60, "carried": 20, "splits": {"train": 70, "test": 10}},
+        "tuned": {"rows": 10, "rows_seen": 9},
+        "score": {"rows": 5, "models": 1},
+        "mixed": {"inputs": 25, "accepted": 25, "splits": {"train": 10, "test": 15}},
+    }
+    for step in tilth.Run(tmp_path).plan(several(encoder, 10, 5)):
+        replace(step.out.artifact(counts=counts[step.name]), seconds=10.0, created="2026").save()
+
+    def planned(*given: Any) -> dict[str, dict[str, float]]:
+        return {row["stage"]: row["estimate"] for row in plan(several(encoder, *given), tmp_path)}
+
+    done = planned(10, 5)
+    assert {name: row["rows"] for name, row in done.items()} == {
+        "seeds": 20, "bench": 5, "made": 60, "tuned": 10, "score": 5, "mixed": 25,
+    }  # fmt: skip
+    assert {row["seconds"] for row in done.values()} == {0.0}
+    more = planned(20, 15)
+    assert {name: more[name]["seconds"] for name in ("made", "tuned", "score", "mixed")} == {
+        "made": 10.0, "tuned": 20.0, "score": 30.0, "mixed": 10.0 * 55 / 25,
+    }  # fmt: skip
+    assert planned(10, 5, "stages.made.target=180")["made"]["seconds"] == 30.0
+    assert planned(20, 5, "stages.tuned.optimisation.steps=7")["tuned"]["seconds"] == 10.0
 
 
 # the hub, by what it says alone

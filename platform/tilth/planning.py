@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tilth import ui
-from tilth.recipe import PROBE, Recipe
+from tilth.recipe import PROBE, Recipe, Stage
 from tilth.runs import Artifact, Run, Step
 from tilth.weights import Weights, in_folder, weights
 
@@ -45,20 +46,29 @@ def _estimate(run: Run, step: Step, rows: Mapping[str, Mapping[str, int]]) -> di
     """From the finished artifact where there is one, else the stage's own rough figures; what is unknown is absent.
 
     `rows`: what the stages before leave, by split; `splits` in what is returned is what this one leaves. The time is
-    that of the latest finished version of the stage, in proportion to the rows.
+    that of the latest finished version of the stage, in proportion to its work (`Stage.work`).
     """
     if step.reused and (artifact := Artifact.read(step.store)) is not None:
         counts = artifact.counts
-        return {"rows": counts.get("accepted", 0), "seconds": 0.0, "splits": counts.get("splits", {})}
-    given = max((rows[ref.stage] for _, ref in step.stage.refs()), key=lambda splits: sum(splits.values()), default={})
-    upstream = sum(given.values())
+        held = counts.get("accepted", counts.get("rows"))
+        known = {} if held is None else {"rows": held}
+        return {**known, "seconds": 0.0, "splits": counts.get("splits", {})}
+    given = _given(step.stage, rows)
     estimate = step.stage.estimate(given)
     found = {"splits": given, **{name: value for name, value in estimate.items() if value or name == "splits"}}
     found |= step.store.read_json(PROBE) or {}
     if (earlier := run.artifacts(step.name)) and "seconds" not in found:
-        before = earlier[-1].counts.get("inputs", 0) + earlier[-1].counts.get("carried", 0)
-        found["seconds"] = earlier[-1].seconds * (upstream / before if upstream and before else 1)
+        now, then = step.stage.work(given, earlier[-1]) or (1, 1)
+        found["seconds"] = earlier[-1].seconds * (now / then if now and then else 1)
     return found
+
+
+def _given(stage: Stage, rows: Mapping[str, Mapping[str, int]]) -> Mapping[str, int]:
+    """The rows by split of the data of a stage, else of the largest that it refers to; none where they are unknown."""
+    refs = list(stage.refs())
+    if own := [rows[ref.stage] for path, ref in refs if path.partition(".")[0] == "data"]:
+        return sum(map(Counter, own), Counter[str]()) if all(own) else {}
+    return max((rows[ref.stage] for _, ref in refs), key=lambda splits: sum(splits.values()), default={})
 
 
 def _repeated(run: Run, again: Mapping[str, int]) -> dict[str, float]:

@@ -52,6 +52,14 @@ class Stage(Component, family="stage"):
         """
         return {"rows": sum(rows.values())}
 
+    def work(self, rows: Mapping[str, int], before: Artifact) -> tuple[int, int] | None:
+        """What there is to do with so many rows of each split, and what an earlier version did, by one measure.
+
+        The time is foretold in that proportion; None where no measure is known.
+        """
+        counts = before.counts
+        return (sum(rows.values()), counts["inputs"] + counts.get("carried", 0)) if "inputs" in counts else None
+
     def memory(self, sized: Sized) -> float | None:
         """Bytes that models take in all workers of the stage together; None where it holds none or one is unknown."""
         return None

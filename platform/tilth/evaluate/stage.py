@@ -125,6 +125,9 @@ class Evaluate(Stage):
     def estimate(self, rows: Mapping[str, int]) -> dict[str, Any]:
         return {"rows": rows.get(self.split, 0)}
 
+    def work(self, rows: Mapping[str, int], before: Artifact) -> tuple[int, int]:
+        return rows.get(self.split, 0), before.counts.get("rows", 0)
+
     def memory(self, sized: Sized) -> float | None:
         """Of the largest model: one is loaded after another."""
         found = model_bytes(self, sized, self.resources)

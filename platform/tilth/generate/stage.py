@@ -15,7 +15,7 @@ from tilth.data.transform import Inputs, Resources, Transform
 from tilth.errors import Problem, StageError
 from tilth.generate.base import Generator
 from tilth.generate.budget import Budget
-from tilth.generate.method import Method, PoolMethod, RowMethod
+from tilth.generate.method import Method, PoolMethod, RowMethod, reads
 from tilth.generate.naming import refuse_again
 from tilth.recipe import PROBE, Stage
 
@@ -82,6 +82,14 @@ class Generate(Stage):
         """Rows: the target; the rest is known after a probe (`tilth plan --probe`) or a run."""
         return {"rows": self.target or 0, "splits": {"train": self.target or 0}}
 
+    def work(self, rows: Mapping[str, int], before: Artifact) -> tuple[int, int] | None:
+        """Rows that it keeps where it has a target, else those that a method goes through; rounds end by a budget."""
+        if self.target is not None:
+            return self.target, before.counts.get("accepted", 0)
+        if isinstance(self.method, PoolMethod) or "given" not in before.detail:
+            return None
+        return sum(rows.get(split, 0) for split in reads(self.method)), before.detail["given"]
+
     def probe(self, inputs: Mapping[str, Artifact]) -> dict[str, float]:
         from tilth.data.dataset import Dataset
         from tilth.generate.probing import probe
@@ -108,7 +116,9 @@ class Generate(Stage):
         metrics: dict[str, Any] = {"made": made, "kept": counts["accepted"], "cost": round(figures["cost"], 4)}
         metrics |= {"short": short} if short else {}
         metrics |= {"kept_share": round(counts["accepted"] / max(1, made), 4), **figures["usage"], **figures["summary"]}
-        artifact = out.artifact(metrics=metrics, counts=counts, detail={"row_type": result.row_type, **figures})
+        given = len(source.split(*reads(self.method)))
+        detail = {"row_type": result.row_type, "given": given, **figures}
+        artifact = out.artifact(metrics=metrics, counts=counts, detail=detail)
         self.judge(artifact, inputs)
         return artifact
 

@@ -135,6 +135,10 @@ class Training(Stage):
         seen = optimisation.steps * optimisation.global_batch if optimisation.steps else own * optimisation.epochs
         return {"rows": own, "tokens": int(seen * ((optimisation.steps and self.pack_length) or self.max_length))}
 
+    def work(self, rows: Mapping[str, int], before: Artifact) -> tuple[int, int] | None:
+        """Rows of the split, of which so many steps as are set see no more."""
+        return None if self.optimisation.steps else (rows.get(self.split, 0), before.counts.get("rows", 0))
+
     def memory(self, sized: Sized) -> float | None:
         """Of weights, gradients and optimizer state; activations come on top."""
         weights = sized(self.model.name)
