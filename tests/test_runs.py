@@ -16,8 +16,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 import tilth
+from tilth.content import files_identity
 from tilth.errors import RunLocked, StageError, StorageError
 from tilth.lock import exclusive
+from tilth.paths import remote_files
 from tilth.recipe import Recipe, load
 from tilth.runs import Run
 from tilth.storage import Store
@@ -358,6 +360,25 @@ def bucket() -> Iterator[str]:
     server.stop()
     os.environ.clear()
     os.environ.update(saved)
+
+
+def put(bucket: str, name: str, data: bytes) -> None:
+    """Write to the bucket as another process does: this one's connections do not know of it."""
+    import boto3
+
+    boto3.client("s3").put_object(Bucket=bucket.removeprefix("s3://"), Key=name, Body=data)
+
+
+def test_files_on_s3_that_changed_meanwhile_are_seen(bucket: str) -> None:
+    put(bucket, "given/a.txt", b"one")
+    both = (f"{bucket}/given", f"{bucket}/given/*.txt")
+    seen = [[files_identity(where) for where in both]]
+    for name, data in (("a.txt", b"two"), ("b.txt", b"three"), ("a.txt", b"longer")):
+        put(bucket, f"given/{name}", data)
+        seen.append([files_identity(where) for where in both])
+    assert all(directory == pattern for directory, pattern in seen)
+    assert len({directory for directory, _ in seen}) == 4
+    assert [name for _, name in remote_files(both[0])] == ["a.txt", "b.txt"]
 
 
 def test_a_run_lives_on_s3(bucket: str) -> None:

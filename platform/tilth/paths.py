@@ -41,6 +41,7 @@ def remote_files(path: str) -> list[tuple[str, str]]:
     """Files behind a URI, directory or glob of URIs, each with its name relative to where they lie."""
     fs, inner = filesystem(path)
     with reaching(path):
+        fs.invalidate_cache()  # what was listed before may have changed; what is listed now says the mark of each file
         found, root = _matches(fs, inner.rstrip("/"))
     return [(fs.unstrip_protocol(name), posixpath.relpath(name, root)) for name in found]
 
