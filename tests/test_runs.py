@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from moto.server import ThreadedMotoServer
 
 import tilth
@@ -379,6 +381,33 @@ def test_files_on_s3_that_changed_meanwhile_are_seen(bucket: str) -> None:
     assert all(directory == pattern for directory, pattern in seen)
     assert len({directory for directory, _ in seen}) == 4
     assert [name for _, name in remote_files(both[0])] == ["a.txt", "b.txt"]
+
+
+def test_a_store_on_s3_sees_what_others_write(bucket: str) -> None:
+    store = Store.at(f"{bucket}/shared")
+    put(bucket, "shared/begun", b"1")
+    assert store.list() == ["begun"]
+    put(bucket, "shared/artifact.json", b'{"value": 1}')
+    assert store.exists("artifact.json")
+    assert store.read_json("artifact.json") == {"value": 1}
+    assert store.sizes() == {"begun": 1, "artifact.json": 12}
+    put(bucket, "shared/begun", b"longer")
+    with store.open("begun") as handle:
+        assert handle.read() == b"longer"
+
+
+class _Plain(MemoryFileSystem):
+    """Takes no option that it does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+def test_a_filesystem_that_knows_nothing_of_listings_holds_a_store() -> None:
+    fsspec.register_implementation("tilthplain", _Plain, clobber=True)
+    store = Store.at("tilthplain://kept")
+    store.write("a", b"1")
+    assert (type(store.fs), store.list(), store.read("a")) == (_Plain, ["a"], b"1")
 
 
 def test_a_run_lives_on_s3(bucket: str) -> None:

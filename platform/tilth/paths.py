@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +46,20 @@ def remote_files(path: str) -> list[tuple[str, str]]:
     return [(fs.unstrip_protocol(name), posixpath.relpath(name, root)) for name in found]
 
 
-def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a URI and the path on it; StorageError where its protocol is not to be had."""
+def filesystem(url: str, remembers: bool = True) -> tuple[Any, str]:
+    """The fsspec filesystem of a URI and the path on it; StorageError where its protocol is not to be had.
+
+    One that remembers answers from directories that it has listed, whatever others have written there since.
+    """
     import fsspec
 
     try:
-        fs, inner = fsspec.core.url_to_fs(url)
+        if not remembers:
+            with suppress(TypeError):  # it does not know the option
+                return fsspec.core.url_to_fs(url, use_listings_cache=False)  # type: ignore[no-any-return]
+        return fsspec.core.url_to_fs(url)  # type: ignore[no-any-return]
     except (ValueError, ImportError) as error:  # a protocol that is unknown, or whose package is missing
         raise StorageError(f"cannot open {url}: {error}") from error
-    return fs, inner
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class Store:
     @cached_property
     def _target(self) -> tuple[Any, str]:
         # a local path is taken as it is: fsspec would read "a::b" as one filesystem inside another
-        return (LocalFileSystem(), self.url) if self.is_local else filesystem(self.url)
+        return (LocalFileSystem(), self.url) if self.is_local else filesystem(self.url, remembers=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url}
