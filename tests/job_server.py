@@ -127,11 +127,13 @@ class JobApi:
     def details(self, job_id: str) -> dict[str, Any]:
         job = self.jobs[job_id]
         code = job["process"].poll()
+        ended = {} if code is None else {"end_time": int(job.setdefault("ended", time.time()) * 1000)}
         status = "STOPPED" if job["stopped"] and code is not None else STATES.get(code, "FAILED")
         return {
             "type": "SUBMISSION", "submission_id": job_id, "status": status, "entrypoint": job["entrypoint"],
             "message": f"Job ended with exit code {code}" if code else "", "metadata": job.get("metadata"),
             "runtime_env": job.get("runtime_env"), "driver_exit_code": code, "start_time": int(job["began"] * 1000),
+            **ended,
         }  # fmt: skip
 
     async def _list(self, request: web.Request) -> web.Response:

@@ -128,6 +128,31 @@ def test_submit_runs_the_recipe_there_and_a_second_submit_attaches(api, project,
     assert "data: done" in second.out
 
 
+def test_what_was_done_some_time_ago_runs_again_and_resume_does_not_wait_for_that(api, project):
+    from tilth.jobs.follow import LATELY_SECONDS, Request, to_the_end
+
+    jobs, entry = server(api), 'python -c "print(1)"'
+    request = Request("daily", {"entrypoint": entry, "metadata": {"tilth": "daily"}}, retries=0)
+
+    def tried():
+        return [job_id for job_id in api.jobs if job_id.startswith("daily")]
+
+    for _ in range(2):
+        assert to_the_end(jobs, request, str) == 0
+        assert tried() == ["daily"], "the answer to the first may have been lost"
+    api.jobs["daily"]["ended"] -= LATELY_SECONDS
+    assert to_the_end(jobs, request, str) == 0
+    assert tried() == ["daily", "daily-2"]
+    assert main(["jobs", "resume", "daily", "--address", api.address]) == 0
+    assert tried() == ["daily", "daily-2", "daily-3"]
+    api.jobs["daily-3"]["process"] = subprocess.Popen(["sleep", "60"])
+    try:
+        assert main(["jobs", "resume", "daily", "--address", api.address]) == 1
+    finally:
+        api.jobs["daily-3"]["process"].kill()
+    assert tried() == ["daily", "daily-2", "daily-3"]
+
+
 def test_what_python_compiles_meanwhile_makes_no_new_job(project):
     from tilth.jobs.commands import requested
 

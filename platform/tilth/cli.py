@@ -132,12 +132,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_cluster(commands: Any) -> None:
     """The commands that speak to a cluster."""
-    about = "Send a job to a cluster and follow it: the same job twice is one, Ctrl-C leaves it running."
+    about = "Send a job to a cluster and follow it: the same job twice at once is one, Ctrl-C leaves it running."
     submit = commands.add_parser("submit", help=about, description=about)
     submit.add_argument("spec", metavar="SPEC", help="a job's spec (YAML), see jobs/")
     submit.add_argument("overrides", nargs="*", metavar="a.b.c=value", help="set one field of the spec")
     submit.add_argument("--detach", action="store_true", help="submit it and do not follow")
-    about = "List a cluster's jobs, follow one (logs), stop it, or take up what failed (resume)."
+    about = "List a cluster's jobs, follow one (logs), stop it, or run again what is over (resume)."
     jobs = commands.add_parser("jobs", help=about, description=about)
     jobs.add_argument("action", nargs="?", default="list", choices=("list", "logs", "stop", "resume"))
     jobs.add_argument("id", nargs="?", metavar="ID", help="a job's id")

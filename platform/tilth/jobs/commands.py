@@ -106,23 +106,23 @@ def _stop(job_id: str, server: JobServer) -> dict[str, Any]:
 
 
 def _resume(job_id: str, server: JobServer) -> str:
-    """The id of the next attempt at a job that failed or was stopped, as it was submitted."""
-    from tilth.jobs.follow import Request, attempts, begin
+    """The id of the next attempt at a job that is over, as it was submitted."""
+    from tilth.jobs.follow import Request, attempts, submit_next
 
-    job = server.job(job_id)
-    base = job.metadata.get("tilth")
+    base = server.job(job_id).metadata.get("tilth")
     if base is None:
         raise ClusterError(f"{job_id} was not submitted by Tilth: submit a spec instead")
-    if not job.over:
-        raise ClusterError(f"{job_id} runs already; `tilth jobs logs {job_id}` follows it")
-    latest = attempts(server.jobs(), base)[-1]
+    made = attempts(server.jobs(), base)
+    latest = made[-1]
+    if not latest.over:
+        raise ClusterError(f"{latest.id} runs already; `tilth jobs logs {latest.id}` follows it")
     arguments = _again(latest)
     if gone := [uri for uri in _packages(arguments["runtime_env"]) if not server.holds(uri)]:
         raise ClusterError(
             f"{job_id} cannot be resumed: {server.address} no longer holds its {gone[0]}, as Ray removes packages that "
             "no job uses; `tilth submit SPEC` sends them again and goes on from what is finished"
         )
-    return begin(server, Request(base, arguments, 0))
+    return submit_next(server, Request(base, arguments, 0), made)
 
 
 def _packages(runtime_env: Mapping[str, Any]) -> list[str]:

@@ -22,6 +22,8 @@ STOPPED, FAILED = 130, 1
 QUIET_SECONDS, POLL_SECONDS = 20.0, 1.0
 #: how often the log of a job that is over may be out of reach
 GONE = 3
+#: so long after a job is done a second submit is taken for the first, whose answer was lost
+LATELY_SECONDS = 600.0
 Write = Callable[[str], object]
 
 
@@ -57,14 +59,30 @@ def attempts(jobs: list[Job], base: str) -> list[Job]:
 
 
 def begin(server: JobServer, request: Request) -> str:
-    """The id of the attempt to follow: one that runs or is done is attached to, else the next is submitted."""
+    """The id of the attempt to follow: one that runs or was done just now is attached to, else the next is submitted.
+
+    What was done earlier runs again: data and storage may have changed, and the run itself reuses what still holds.
+    """
     made = attempts(server.jobs(), request.id)
-    if made and made[-1].status not in ("FAILED", "STOPPED"):
-        state = "is done" if made[-1].over else "runs already"
+    if made and (state := _holds(made[-1])):
         ui.reporter().say(
             f"{made[-1].id} {state}; following it, nothing is submitted twice", event="attached", id=made[-1].id
         )
         return made[-1].id
+    return submit_next(server, request, made)
+
+
+def _holds(job: Job) -> str | None:
+    """How a job stands that a second submit is to follow, None where it is to run again."""
+    if not job.over:
+        return "runs already"
+    if job.status != "SUCCEEDED" or job.ended is None or (ago := time.time() - job.ended) >= LATELY_SECONDS:
+        return None
+    return f"was done {max(ago, 0):.0f} s ago (`tilth jobs resume {job.id}` runs it again)"
+
+
+def submit_next(server: JobServer, request: Request, made: list[Job]) -> str:
+    """Submit another attempt after those that were made; its id."""
     number = len(made) + 1
     job_id = request.id if number == 1 else f"{request.id}-{number}"
     arguments = {**request.arguments, "metadata": {**request.arguments["metadata"], "attempt": str(number)}}
