@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Make .venv from a lock file: `requirements/install.sh [cpu|gpu]`. Uses uv where it is there or can be
-# installed, pip otherwise. Does nothing when the lock file and pyproject.toml have not changed since.
+# installed, pip otherwise and where uv fails. Does nothing when nothing that decides the result has changed since.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 lock="requirements/${1:-cpu}.txt"
-stamp=".venv/.installed-$(cat "$lock" pyproject.toml "$0" | sha256sum | cut -c1-16)"
+overrides=requirements/overrides.txt
+stamp=".venv/.installed-$(cat "$lock" pyproject.toml "$overrides" requirements/install.sh | sha256sum | cut -c1-16)"
 [ -e "$stamp" ] && exit 0
 
 python="${PYTHON:-python3}"
@@ -20,10 +21,16 @@ export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-}}"
 
 uv="$(command -v uv || true)"
 if [ -z "$uv" ] && [ "${TILTH_INSTALLER:-}" != pip ] && .venv/bin/pip install -q uv 2>/dev/null; then uv=.venv/bin/uv; fi
+done=
 if [ -n "$uv" ] && [ "${TILTH_INSTALLER:-}" != pip ] && "$uv" --version >/dev/null 2>&1; then
-  "$uv" pip install -q -p .venv/bin/python -r "$lock" --override requirements/overrides.txt "${links[@]}"
-  "$uv" pip install -q -p .venv/bin/python --no-deps -e .
-else
+  if "$uv" pip install -q -p .venv/bin/python -r "$lock" --override "$overrides" "${links[@]}" &&
+    "$uv" pip install -q -p .venv/bin/python --no-deps -e .; then
+    done=1
+  else
+    echo "uv could not install $lock; trying pip, which also reads pip.conf" >&2
+  fi
+fi
+if [ -z "$done" ]; then
   # torch first, with what its build needs (an index's CUDA build brings packages that the CPU lock does not name)
   .venv/bin/pip install -q -c "$lock" "$(grep '^torch==' "$lock")"
   .venv/bin/pip install -q --no-deps -r "$lock"

@@ -207,6 +207,45 @@ def test_scripts_are_sound(script):
         subprocess.run(["shellcheck", script], check=True)
 
 
+PIP = """\
+#!/bin/sh
+echo "$@" >> calls
+"""
+UV = """\
+#!/bin/sh
+[ "$1" = --version ]
+"""
+
+
+def test_the_installer_runs_from_anywhere_and_tries_pip_where_uv_fails(tmp_path):
+    shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    for name, text in ((".venv/bin/pip", PIP), ("bin/uv", UV)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    given = {**os.environ, "PYTHON": sys.executable, "PATH": path, "TILTH_INSTALLER": ""}
+
+    def installed(where, script):
+        """What pip was asked in all, after another call."""
+        done = subprocess.run(["bash", script], cwd=tmp_path / where, env=given, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return (tmp_path / "calls").read_text().splitlines()
+
+    calls = installed(".", "requirements/install.sh")
+    assert calls[1:] == ["install -q --no-deps -r requirements/cpu.txt", "install -q --no-deps -e ."]
+    assert installed("requirements", "install.sh") == calls
+    assert installed("..", f"{tmp_path.name}/requirements/install.sh") == calls
+    with open(tmp_path / "requirements/overrides.txt", "a") as file:
+        file.write("numpy==2.0\n")
+    assert len(installed("requirements", "./install.sh")) == 2 * len(calls)
+    (tmp_path / "bin/uv").write_text("#!/bin/sh\n")
+    (tmp_path / "requirements/cpu.txt").write_text("")
+    assert len(installed(".", "requirements/install.sh")) == 2 * len(calls), "where uv can, pip is not asked"
+
+
 def node(tmp_path, *words, **environment):
     """What node.sh says where `ray` only tells how it was called."""
     (tmp_path / "ray").write_text('#!/bin/sh\necho "ray $*"\n')
