@@ -32,6 +32,7 @@ from tilth.data.schema import original, to_table
 from tilth.data.source import Jsonl
 from tilth.data.split import Split
 from tilth.data.transform import Resources, Transform
+from tilth.data.worker import UnitWorker, record_of
 from tilth.errors import QuarantineError, StageError, StorageError
 from tilth.storage import Store
 
@@ -173,6 +174,18 @@ def test_a_large_unit_that_was_damaged_is_named_and_one_without_a_line_is_adopte
     with pytest.raises(StorageError, match="damaged"):
         finish(ledger, "labelled")
     assert not victim.exists()
+
+
+def test_a_worker_whose_node_does_not_see_the_run_refuses_before_it_computes(source: Dataset, tmp_path: Path) -> None:
+    out, work = Store.at(tmp_path / "out"), Chain(source.store, "labelled", (Numbered(),))
+    ledger = Ledger(out, "test", cut(source, 50))
+    first, second = ledger.missing()
+    blind = UnitWorker(work, Store.at(tmp_path / "disk"))
+    with pytest.raises(StageError, match=r"unit 0: .*disk is a path that node .* does not see; give as --out a shared"):
+        record_of(blind.answer(first))
+    assert (blind.run, blind.store.list()) == (None, [])
+    worker = UnitWorker(work, out)
+    assert [record_of(worker.answer(unit)).unit for unit in (first, second)] == [0, 1]
 
 
 class _Loses(Augmenter):

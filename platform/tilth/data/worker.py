@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from tilth.data.ledger import HALT, Record, Unit, commit
+from tilth.data.ledger import HALT, HEAD, Record, Unit, commit
 from tilth.data.schema import Row
-from tilth.errors import StageError, TilthError
+from tilth.errors import StageError, StorageError, TilthError
 from tilth.storage import Store
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ class UnitWorker:
         self.work, self.store = work, store
         self.run: Callable[[Unit], Iterable[Row]] | None = None
         self.loading = threading.Lock()
+        #: it found there what the driver wrote
+        self.sees = False
         #: nobody waits for it any more: another may do the same units, so it commits none
         self.left = False
 
@@ -36,9 +39,19 @@ class UnitWorker:
         try:
             if self.store.exists(HALT):
                 return json.dumps({"halted": unit.index})
+            self._refuse_unshared()
             return self.commit(unit).line()
         except TilthError as error:
             return json.dumps({"error": f"{error}\n{_cause(error)}".rstrip(), "unit": unit.index})
+
+    def _refuse_unshared(self) -> None:
+        """StorageError where its node does not see the ledger, as one that joined after all nodes were asked."""
+        if not self.sees and not self.store.exists(HEAD):
+            raise StorageError(
+                f"{self.store.url} is a path that node {socket.gethostname()} does not see; give as --out a "
+                "shared file system or a URI such as s3://bucket/run"
+            )
+        self.sees = True
 
     def commit(self, unit: Unit) -> Record:
         """Compute and commit one unit; StageError with the cause when it cannot be."""
