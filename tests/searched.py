@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from tilth.config import EXECUTION, Component, DatasetRef, ModelRef
-from tilth.errors import StageStopped
+from tilth.errors import StageError, StageStopped
 from tilth.recipe import STOP, Figures, Stage
 from tilth.runs import Artifact, Out
 from tilth.storage import Store
@@ -121,6 +122,24 @@ class Range(Hill):
             return Outcome(trial.name, trial.stage.run(trial.out, trial.inputs))
         except ValueError as error:
             return Outcome(trial.name, why=f"ValueError: {error}")
+
+
+class Crowded(Range):
+    """Memory is full before a pack holds all that it was given: it takes some of them and ends."""
+
+    taken: ClassVar[int] = 2
+
+    @classmethod
+    def pack(cls, trials: Iterable[Trial], places: int, judge: Judge) -> Iterator[Outcome]:
+        list(islice(trials, cls.taken))
+        raise StageError("packs: they do not fit the device's memory")
+        yield
+
+
+class Full(Crowded):
+    """Memory is full before a pack holds any."""
+
+    taken: ClassVar[int] = 0
 
 
 class Look(Stage):

@@ -425,6 +425,15 @@ def test_what_can_share_a_pack_does_and_scores_as_it_would_alone(tmp_path: Path)
     assert company.count(2) >= 3, "trials ran two at a time"
 
 
+@pytest.mark.parametrize("kind", ["Crowded", "Full"])
+def test_a_pack_that_ends_before_it_holds_its_trials_loses_none(tmp_path: Path, kind: str) -> None:
+    grid = {"space": {"x": {"kind": "choice", "values": list(XS)}}, "searcher": {"kind": "grid"}}
+    packed = {"runner": {"kind": "packed", "places": 4}, "repeats": {"seeds": [1, 2], "path": "seed"}}
+    artifact = searched(tmp_path, {"kind": f"searched:{kind}", "steps": 2}, **grid, **packed)
+    assert [trial["state"] for trial in trials(artifact)] == ["complete"] * 4
+    assert [sorted(item["seeds"]) for item in artifact.detail["search"]["finalists"]] == [["1", "2"]] * 3
+
+
 def test_twins_of_a_pack_are_trained_once_and_what_is_damaged_is_trained_anew(tmp_path: Path) -> None:
     hill = {"kind": "searched:Range", "steps": 3}
     space = {"x": {"kind": "choice", "values": [0.1]}, "inner.width": {"kind": "choice", "values": [2]}}

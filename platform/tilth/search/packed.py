@@ -114,15 +114,19 @@ class Desk:
             self._alone(ready)
 
     def _pack(self, first: list[Ready]) -> None:
-        kind = type(first[0].step.stage)
+        """Run a pack that begins with these; where it ends before its time, what it took is run by itself."""
+        waiting = list(first)
         try:
-            for outcome in kind.pack(self._members(first), self.places, self.judge):
+            for outcome in type(first[0].step.stage).pack(self._members(waiting), self.places, self.judge):
                 ready = self.running.pop(outcome.trial)
                 if outcome.artifact is not None:
                     self.bench.run.finish(ready.step, outcome.artifact, time.monotonic() - ready.began)
                 self.trials.tell(ready.trial, self._outcome(ready, outcome.why, outcome.stopped))
         except StageError as error:
             ui.reporter().say(f"the pack ended: {error}; its trials are run by themselves")
+        if len(waiting) == len(first):  # a pack that takes none at all would be tried for ever
+            self._entered(waiting.pop(0))
+        self.aside = [*waiting, *self.aside]
         while self.running:
             self._alone(self.running.popitem()[1])
 
@@ -136,12 +140,13 @@ class Desk:
     def _late(self, ready: Ready) -> bool:
         return self.bench.limit is not None and time.monotonic() - ready.began > self.bench.limit
 
-    def _members(self, first: list[Ready]) -> Iterator[Member]:
+    def _members(self, waiting: list[Ready]) -> Iterator[Member]:
         """Those at hand, then one for each place that becomes free; what does not fit waits for a pack of its own."""
-        for ready in first:
-            yield self._entered(ready)
+        first = waiting[0]
+        while waiting:
+            yield self._entered(waiting.pop(0))
         while len(self.aside) < self.places and (other := self.next()) is not None:
-            if self._fits(first[0], other):
+            if self._fits(first, other):
                 yield self._entered(other)
             else:
                 self.aside.append(other)
