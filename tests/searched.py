@@ -142,6 +142,28 @@ class Full(Crowded):
     taken: ClassVar[int] = 0
 
 
+class Wide(Hill):
+    """Takes every CPU of the cluster while it runs, as workers do that train."""
+
+    @property
+    def demand(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+    def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
+        import ray
+        from ray.util import placement_group, remove_placement_group
+
+        if not ray.is_initialized():
+            return super().run(out, inputs)
+        group = placement_group([{"CPU": 1.0}] * int(ray.cluster_resources()["CPU"]))
+        try:
+            if not group.wait(30):
+                raise ValueError("there is no room")
+            return super().run(out, inputs)
+        finally:
+            remove_placement_group(group)
+
+
 class Look(Stage):
     """Measures what a hill left."""
 

@@ -7,29 +7,43 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray import tune
 
 import tilth
 from test_search import searched, trials
 from tilth.search import one_by_one
+from tilth.search.on_tune import NEXT_TO_NOTHING
 
 
 @pytest.mark.slow
 def test_trials_run_on_ray_tune(tmp_path: Path, ray_session: Any) -> None:
     space = {"x": {"kind": "choice", "values": [0.1, 0.3, 0.8]}}
-    tune = {"kind": "tune", "at_once": 3}
-    artifact = searched(tmp_path, {"raises": 0.7}, space=space, searcher={"kind": "grid"}, runner=tune)
+    runner = {"kind": "tune", "at_once": 3}
+    artifact = searched(tmp_path, {"raises": 0.7}, space=space, searcher={"kind": "grid"}, runner=runner)
     assert [trial["state"] for trial in trials(artifact)] == ["complete", "complete", "failed"]
     assert trials(artifact)[2]["error"] == "ValueError: x is 0.800"
     assert artifact.store.read("weights") == b"0.3"
     assert not list(tmp_path.glob("tune/*")), "what Tune keeps for itself goes with it"
 
 
+def test_a_trial_takes_no_part_of_a_cpu_beside_its_stages() -> None:
+    assert tune.with_resources(lambda config: None, NEXT_TO_NOTHING)._resources.bundles == [{"memory": 1}]
+
+
+@pytest.mark.slow
+def test_a_trial_on_tune_may_take_every_cpu(tmp_path: Path, ray_session: Any) -> None:
+    space = {"x": {"kind": "choice", "values": [0.1, 0.3]}}
+    hill = {"kind": "searched:Wide"}
+    artifact = searched(tmp_path, hill, space=space, searcher={"kind": "grid"}, runner={"kind": "tune"})
+    assert [(trial["state"], trial["error"]) for trial in trials(artifact)] == [("complete", None)] * 2
+
+
 @pytest.mark.slow
 def test_trials_on_tune_that_hang_die_or_do_worse(tmp_path: Path, ray_session: Any) -> None:
     space = {"x": {"kind": "choice", "values": [0.1, 0.5, 0.8, 0.3]}}
-    tune = {"kind": "tune", "at_once": 4}
+    runner = {"kind": "tune", "at_once": 4}
     faults = {"hangs": 0.4, "dies": 0.7}
-    artifact = searched(tmp_path, faults, space=space, searcher={"kind": "grid"}, limit=60, runner=tune)
+    artifact = searched(tmp_path, faults, space=space, searcher={"kind": "grid"}, limit=60, runner=runner)
     assert [trial["state"] for trial in trials(artifact)] == ["complete", "failed", "failed", "complete"]
     hung, died = (trial["error"] for trial in trials(artifact)[1:3])
     assert hung == "it took longer than its limit of 60 s"

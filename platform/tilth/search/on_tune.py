@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from tilth.search.trials import Trial, Trials
 
 POLL_SECONDS = 0.5
-#: what a trial takes beside its stages, which take their own; Tune knows no trial that takes nothing
-NEXT_TO_NOTHING = 0.01
+#: What a trial takes beside its stages, which take their own; Tune knows no trial that takes nothing. No part of a CPU:
+#: a stage that takes all of them would wait for that part for ever.
+NEXT_TO_NOTHING = {"cpu": 0, "memory": 1}
 TOLD = "told"
 Given = TypeVar("Given")
 
@@ -43,7 +44,7 @@ def run(trials: Trials, bench: Bench, at_once: int | None) -> None:
     place = Store.at(bench.url).sub(f"tune/{uuid.uuid4().hex[:8]}")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(perform, bench=bench), {"cpu": NEXT_TO_NOTHING}),
+        tune.with_resources(tune.with_parameters(perform, bench=bench), NEXT_TO_NOTHING),
         tune_config=tune.TuneConfig(
             search_alg=Asking(desk),
             scheduler=Deciding(desk),
