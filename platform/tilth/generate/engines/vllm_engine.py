@@ -12,7 +12,7 @@ import secrets
 import tempfile
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,8 @@ from tilth.generate.engines.warden import Warden
 from tilth.generate.engines.why import last_error, start_error
 
 Arguments = dict[str, Any]
+#: between two looks at whether an engine still lives
+POLL_SECONDS = 1.0
 # engines of this process by their arguments, for as long as someone uses them
 _shared: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
 _sharing = threading.Lock()
@@ -97,6 +99,26 @@ class Engine:
                 async with self._restarting:
                     if self._gone is None and self.life.engine is asked:
                         self._restart()
+
+    async def told(self, call: Callable[[Any], Coroutine[Any, Any, None]]) -> bool:
+        """Whether the engine did what is no prompt. A dead one does nothing: whoever asks next gets a new one."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        engine = self.life.engine
+        if engine is None:
+            return False
+        doing = asyncio.create_task(call(engine))
+        # vLLM never answers such a call that was under way when its engine died
+        while not doing.done() and not engine.errored:
+            await asyncio.wait({doing}, timeout=POLL_SECONDS)
+        if not doing.done():
+            doing.cancel()
+            return False
+        try:
+            await doing
+        except EngineDeadError:
+            return False
+        return True
 
     async def _once(self, engine: Any, ids: list[int], params: Any, adapter: Any) -> Any:
         number = str(next(self._numbers))

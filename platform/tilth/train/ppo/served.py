@@ -101,9 +101,16 @@ class Served:
         return moved
 
     async def _reload(self, folder: Path) -> None:
-        """All weights in their places, and nothing remembered of what the old ones computed."""
-        await self.engine.life.engine.collective_rpc("take_weights", args=(str(folder),))
-        await self.engine.life.engine.reset_prefix_cache()
+        """All weights in their places, and nothing remembered of what the old ones computed.
+
+        A dead engine takes none; the one that is started in its place is given them by `generate`.
+        """
+
+        async def take(engine: Any) -> None:
+            await engine.collective_rpc("take_weights", args=(str(folder),))
+            await engine.reset_prefix_cache()
+
+        await self.engine.told(take)
 
     def close(self) -> None:
         self.engine = None
