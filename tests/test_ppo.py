@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +19,12 @@ from tilth.data.loading import load_tokenizer, load_trained
 from tilth.data.schema import original
 from tilth.data.transform import Inputs
 from tilth.errors import StageError
+from tilth.generate.engines.vllm_engine import Engine, Life
 from tilth.recipe import Stage
 from tilth.report.sections import sections
 from tilth.storage import Store
-from tilth.train.bests import best_at
 from tilth.train.checkpoint import StoreLink
-from tilth.train.config import ModelConfig, Optimisation
+from tilth.train.config import ModelConfig, Optimisation, Validation
 from tilth.train.ppo import looks
 from tilth.train.ppo.advantages import Advantage
 from tilth.train.ppo.decoding import Decoder
@@ -325,15 +326,45 @@ def test_what_a_cluster_must_hold_are_learners_and_the_actors_that_draw() -> Non
     assert stage("x", scale={"workers": 2, "cpus": 3}, rollouts={**actors, "placement": "colocate"}).demand["CPU"] == 6
 
 
+class Unlearnt:
+    """In place of a learner: nothing but weights that can be saved."""
+
+    def __init__(self) -> None:
+        self.policy, self.model, self.tokenizer = self, self, self
+
+    def save_pretrained(self, folder: Path) -> None:
+        (folder / "weights").write_bytes(b"w")
+
+    def save(self, folder: Path, writes: bool) -> None:
+        """A checkpoint of nothing."""
+
+    load = print
+
+
 def test_the_best_weights_stay_until_no_checkpoint_that_may_be_taken_up_needs_them(tmp_path: Path) -> None:
-    """Golds by look; a checkpoint is committed after each, and only its successor's start makes it certain."""
-    loop = Loop(None, [], None, Plan(9, 1, 0), Store.at(tmp_path), StoreLink(Store.at(tmp_path)), tmp_path)  # type: ignore[arg-type]
-    for step, gold, left in ((1, 0.1, [1]), (2, 0.2, [1, 2]), (3, 0.0, [2]), (4, 0.3, [2, 4]), (5, 0.4, [4, 5])):
-        loop.found.append({"step": step, "gold": gold, "kl": 0.0})
-        if gold == max(look["gold"] for look in loop.found):
-            Store.at(tmp_path).write(f"{best_at(step)}/weights", b"w")
-        loop._forget_bests()
-        assert Store.at(tmp_path).list("best") == [f"step-{number:08d}" for number in left]
+    """Golds by look, some followed by a checkpoint, which only its successor's start makes certain."""
+    golds = {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 5: 0.5, 6: 0.6, 7: 0.7, 8: 0.8, 9: 0.0, 10: 0.9}
+    held = SimpleNamespace(look=lambda _, step, first: {"step": step, "gold": golds[step], "kl": 0.0})
+    store = Store.at(tmp_path)
+
+    def begun() -> Loop:
+        plan = Plan(11, 1, 0, validation=Validation(split="validation", every_steps=1))
+        return Loop(Unlearnt(), [], held, plan, store, StoreLink(store), tmp_path / "good")  # type: ignore[arg-type]
+
+    def left(loop: Loop, step: int, commits: bool) -> list[int]:
+        loop.step = step
+        loop._look()
+        if commits:
+            loop._commit()
+        return [int(name.removeprefix("step-")) for name in store.list("best")]
+
+    loop = begun()
+    assert [left(loop, step, False) for step in (1, 2)] == [[1], [2]], "no checkpoint asks for any"
+    assert [left(loop, step, step in (3, 6)) for step in (3, 4, 5, 6, 7)] == [[3], [3, 4], [3, 5], [3, 6], [3, 6, 7]]
+    assert [left(loop, step, True) for step in (8, 9)] == [[6, 8], [8]]
+    again = begun()
+    again.resume()
+    assert (again.step, left(again, 10, False)) == (9, [8, 10])
 
 
 class Restarted:
@@ -363,6 +394,59 @@ def test_an_engine_that_was_started_anew_gets_the_weights_before_it_is_heard(tmp
     served._all, served._reload = every, reload  # type: ignore[method-assign]
     assert served.generate([]) == ["second"]
     assert told == ["asked first", "reloaded 000003", "asked second"]
+
+
+def dead() -> Exception:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    return EngineDeadError()
+
+
+class Mortal:
+    """In place of vLLM's engine: one that has died, that dies while it takes weights, or that lives."""
+
+    def __init__(self, name: str, told: list[str], dies: str | None) -> None:
+        self.name, self.told, self.dies, self.errored = name, told, dies, dies == "before"
+
+    async def collective_rpc(self, method: str, args: tuple[str, ...]) -> None:
+        if self.errored:
+            raise dead()
+        self.told.append(f"{self.name} takes {Path(args[0]).name}")
+        if self.dies:
+            self.errored = True
+            await asyncio.Event().wait()
+
+    async def reset_prefix_cache(self) -> None:
+        self.told.append(f"{self.name} forgets")
+
+    async def generate(self, *_: Any, **__: Any) -> AsyncIterator[str]:
+        if self.errored:
+            raise dead()
+        yield self.name
+
+    def shutdown(self, timeout: float) -> None:
+        self.told.append(f"{self.name} ends")
+
+
+@pytest.mark.parametrize(("dies", "begun"), [("before", []), ("while", ["first takes 000001"])])
+def test_an_engine_may_die_while_the_policy_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: str, begun: list[str]
+) -> None:
+    told: list[str] = []
+    engines = [Mortal("first", told, dies), Mortal("second", told, None)]
+    monkeypatch.setattr(Life, "start", lambda life, arguments: setattr(life, "engine", engines.pop(0)))
+    served = object.__new__(Served)
+    model = SimpleNamespace(save_pretrained=lambda folder, **_: folder.mkdir())
+    served.engine, served.policy = Engine({}, restarts=1), SimpleNamespace(adapted=False, version=0, model=model)  # type: ignore[assignment]
+    served.folder, served.version, served.count = tmp_path, -1, 0
+
+    async def every(asks: Any) -> list[Any]:
+        return [await served.engine.ask([1], None, None)]
+
+    served._all = every  # type: ignore[method-assign]
+    assert served.sync() == 0
+    assert served.generate([]) == ["second"]
+    assert told == [*begun, "first ends", "second takes 000001", "second forgets"]
 
 
 def test_memory_counts_the_reference_and_the_critic() -> None:

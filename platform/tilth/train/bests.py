@@ -11,12 +11,12 @@ def best_at(step: int) -> str:
     return f"{BEST}/step-{step:08d}"
 
 
-def keep_bests(store: Store, *steps: int | None) -> None:
-    """Remove all but the weights of these steps: the best now, and the best as the checkpoint before has it.
+def keep_bests(store: Store, *steps: int) -> None:
+    """Remove all but the weights of these steps: the best now, and the best as each of two checkpoints has it.
 
-    The newest checkpoint may still be on its way: whoever resumes may take up either.
+    The newest checkpoint may still be on its way: whoever resumes may take up that or the one before.
     """
-    kept = {best_at(step) for step in steps if step is not None}
+    kept = {best_at(step) for step in steps}
     for name in store.list(BEST):
         if f"{BEST}/{name}" not in kept:
             store.remove(f"{BEST}/{name}")

@@ -52,8 +52,8 @@ class Validating(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, settings: Validation, watch: Watch, trainer: Any, answering: Answering | None) -> None:
         self.settings, self.watch, self.trainer, self.answering = settings, watch, trainer, answering
-        #: the step that was the best at the last checkpoint
-        self.before: int | None = None
+        #: the steps that were the best at the last two checkpoints, the newer first
+        self.asked_for: tuple[int, ...] = ()
 
     def standing(self) -> Standing:
         return standing(measurements(self.trainer.state), self.settings.min_delta)
@@ -61,7 +61,7 @@ class Validating(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A checkpoint that training goes on from knows the best weights too."""
         if measurements(state):
-            self.before = self.standing().step
+            self.asked_for = (self.standing().step,)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         answers = self.answering(self.trainer.model) if self.answering and self.watch.link.rank == 0 else None
@@ -72,6 +72,7 @@ class Validating(TrainerCallback):  # type: ignore[misc]
             save_weights(self.trainer, folder, self.watch.link.rank == 0)
             if self.watch.link.rank == 0:
                 upload(folder, self.watch.store, best_at(found.step))
+                keep_bests(self.watch.store, found.step, *self.asked_for)
         if self.settings.patience is not None and found.waited >= self.settings.patience:
             # no checkpoint at the last step: training that is resumed there would go on
             control.should_training_stop, control.should_save = True, False
@@ -79,9 +80,8 @@ class Validating(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remove weights that were the best, and that no checkpoint asks for any more."""
         if self.watch.link.rank == 0 and measurements(state):
-            best = self.standing().step
-            keep_bests(self.watch.store, best, self.before)
-            self.before = best
+            self.asked_for = (self.standing().step, *self.asked_for[:1])
+            keep_bests(self.watch.store, *self.asked_for)
 
 
 def best_weights(store: Store, step: int) -> Path:

@@ -74,8 +74,8 @@ class Loop:
     lines: list[dict[str, Any]] = field(default_factory=list)
     value_losses: list[float] = field(default_factory=list)
     found: list[dict[str, Any]] = field(default_factory=list)
-    #: the step that was the best at the last checkpoint
-    best_before: int = 0
+    #: the steps that were the best at the last two checkpoints, the newer first
+    asked_for: tuple[int, ...] = ()
     _shown: float = 0.0
 
     def run(self) -> None:
@@ -164,6 +164,7 @@ class Loop:
             save_model(self.learner, folder)
             upload(folder, self.store, best_at(self.step))
             shutil.rmtree(folder)
+            keep_bests(self.store, self.step, *self.asked_for)
 
     # checkpoints
 
@@ -184,9 +185,8 @@ class Loop:
         """Remove weights that were the best, and that no checkpoint asks for any more."""
         if self.link.rank or not self.found:
             return
-        best = self._best()
-        keep_bests(self.store, best, self.best_before)
-        self.best_before = best
+        self.asked_for = (self._best(), *self.asked_for[:1])
+        keep_bests(self.store, *self.asked_for)
 
     def _best(self) -> int:
         """The step that is the best so far."""
@@ -211,7 +211,7 @@ class Loop:
         names = [name for name in self.store.list(LOOKS) if int(Path(name).stem) <= self.step]
         self.found = [self.store.read_json(f"{LOOKS}/{name}") for name in names]
         if self.found:
-            self.best_before = self._best()
+            self.asked_for = (self._best(),)
 
     def _flush(self) -> None:
         """Write the lines that are not written yet."""
