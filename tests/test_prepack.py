@@ -135,6 +135,8 @@ def test_packs_of_another_tokenizer_or_already_packed_rows_are_refused(tmp_path:
     what = recipe(llama, {})
     for train, says in (
         ({"model": {"name": str(other)}}, "packed with another tokenizer or chat template than that of"),
+        ({"loss_on": "all"}, "loss_on is all, but @packed was packed with completion; leave it out here, or set it"),
+        ({"max_length": 64}, "max_length is 64, but @packed was packed with 48"),
         ({"packing": {}}, "lie in their packs already; leave out"),
         ({"split": "validation"}, "@packed packs train, not validation"),
         ({"tasks": {}}, "a pack holds rows of several tasks"),

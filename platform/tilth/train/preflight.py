@@ -82,6 +82,12 @@ def _packed(stage: Training, name: str, data: Artifact, folder: Path) -> Trainin
         )
     if stage.split not in told["packed"]:
         raise StageError(f"{name}: {stage.data} packs {', '.join(told['packed'])}, not {stage.split}; see its splits")
+    for field in ("loss_on", "max_length"):
+        value = getattr(stage, field)
+        # packs of before say nothing of loss_on
+        if value not in (type(stage).model_fields[field].default, told.get(field, value)):
+            what = f"{name}: {field} is {value}, but {stage.data} was packed with {told[field]}"
+            raise StageError(f"{what}; leave it out here, or set it in the stage that packs")
     changes = {"packing": Packing(length=told["length"]), "max_length": told["max_length"]}
     stage = stage.model_copy(update=changes)
     for problem in stage.check():

@@ -49,6 +49,7 @@ class Pack(Stage):
     """Every row as the tokens that `sft` would make of it, laid in packs by best-fit decreasing (arXiv:2404.10830).
 
     `sft` on such rows needs no tokenizing on its GPU nodes: it maps the packs into memory and reads them as they are.
+    Their `loss_on` and `max_length` are set here; an `sft` that sets others is refused.
     Rows of one unit share packs, so that larger units leave less padding. Lineage stays with every row.
     """
 
@@ -104,8 +105,9 @@ class Pack(Stage):
             raise StageError(f"{out.stage}: {self.model} has no chat template; name a model made for conversations")
         result = finished(out.store) or self._pack(out, source, context)
         detail = {
-            "row_type": PACKED, "tokenizer": tokenizer_digest(tokenizer), "max_length": self.max_length,
-            "length": self.room, "packed": list(self.splits), "conditioned": source.row_type == "labelled",
+            "row_type": PACKED, "tokenizer": tokenizer_digest(tokenizer), "loss_on": self.loss_on,
+            "max_length": self.max_length, "length": self.room, "packed": list(self.splits),
+            "conditioned": source.row_type == "labelled",
         }  # fmt: skip
         artifact = out.artifact(fill(result.split(*self.splits), self.room), result.counts, detail)
         self.judge(artifact, inputs)
