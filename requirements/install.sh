@@ -21,16 +21,16 @@ export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-}}"
 
 uv="$(command -v uv || true)"
 if [ -z "$uv" ] && [ "${TILTH_INSTALLER:-}" != pip ] && .venv/bin/pip install -q uv 2>/dev/null; then uv=.venv/bin/uv; fi
-done=
+installed=
 if [ -n "$uv" ] && [ "${TILTH_INSTALLER:-}" != pip ] && "$uv" --version >/dev/null 2>&1; then
   if "$uv" pip install -q -p .venv/bin/python -r "$lock" --override "$overrides" "${links[@]}" &&
     "$uv" pip install -q -p .venv/bin/python --no-deps -e .; then
-    done=1
+    installed=1
   else
     echo "uv could not install $lock; trying pip, which also reads pip.conf" >&2
   fi
 fi
-if [ -z "$done" ]; then
+if [ -z "$installed" ]; then
   # torch first, with what its build needs (an index's CUDA build brings packages that the CPU lock does not name)
   .venv/bin/pip install -q -c "$lock" "$(grep '^torch==' "$lock")"
   .venv/bin/pip install -q --no-deps -r "$lock"

@@ -53,10 +53,7 @@ class Stage(Component, family="stage"):
         return {"rows": sum(rows.values())}
 
     def work(self, rows: Mapping[str, int], before: Artifact) -> tuple[int, int] | None:
-        """What there is to do with so many rows of each split, and what an earlier version did, by one measure.
-
-        The time is foretold in that proportion; None where no measure is known.
-        """
+        """What there is to do with so many rows of each split, and what an earlier version did; None: not known."""
         counts = before.counts
         return (sum(rows.values()), counts["inputs"] + counts.get("carried", 0)) if "inputs" in counts else None
 
