@@ -1,5 +1,5 @@
 # make demo   set everything up and run the main job on real data with a real model (CPU, under ten minutes)
-# make test   set up and run the tests          make test-slow  those that take minutes too
+# make test   set up and run the tests          make test-long  those of a minute (CI runs both)   make test-slow  all
 # make check  lint, format, types               make bench      measure, see BENCHMARKS.md
 # make lock   compile the lock files anew
 
@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 # without bytecode on disk every worker process compiles torch and transformers anew: ten seconds each
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-slow check bench lock
+.PHONY: install demo test test-long test-slow check bench lock
 install:
 	@PYTHON=$(PYTHON) requirements/install.sh cpu
 
@@ -19,7 +19,10 @@ demo: install
 	$(RUN) -m tilth run examples/quickstart.yaml --out runs/demo
 
 test: install
-	$(RUN) -m pytest -m "not slow and not gpu" $(SHARED)
+	$(RUN) -m pytest -m "not long and not slow and not gpu" $(SHARED)
+
+test-long: install
+	$(RUN) -m pytest -m "long and not slow and not gpu" $(SHARED)
 
 test-slow: install
 	$(RUN) -m pytest -m "not gpu"

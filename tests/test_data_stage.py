@@ -70,7 +70,7 @@ def corrupt_folder(folder: Path) -> dict[str, int]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_every_kind_of_corruption_is_counted_row_by_row(tmp_path, workers, request):
     if workers:
         request.getfixturevalue("ray_session")

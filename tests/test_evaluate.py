@@ -151,6 +151,7 @@ def out_at(folder: Path, stage: Evaluate) -> Out:
     return Out("evaluate", stage.kind, stage.produces, "f" * 64, {}, Store.at(folder))
 
 
+@pytest.mark.long
 def test_the_stage_scores_compares_and_keeps_predictions(
     classifiers: tuple[Path, Path], questions: list[Row], tmp_path: Path, ray_session: Any
 ):
@@ -180,6 +181,7 @@ def test_the_stage_scores_compares_and_keeps_predictions(
     assert again.metrics == artifact.metrics
 
 
+@pytest.mark.long
 def test_a_language_model_gets_a_perplexity(causal: Path, questions: list[Row], tmp_path: Path, ray_session: Any):
     store = Store.at(tmp_path / "data")
     write_dataset(store, questions[:8])

@@ -62,6 +62,7 @@ def test_an_augmenter_of_ones_own(at_root: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(1800)
+@pytest.mark.long
 def test_the_quickstart_small(at_root: None, ray_session: object, tmp_path: Path) -> None:
     """The whole demo with few rows and steps: real models, Ray Data, Ray Train, DeepSpeed, report."""
     steps = [{"kind": "eda"}, {"kind": "back_translation"}, {"kind": "similarity", "min_cosine": 0.6}]
@@ -83,6 +84,7 @@ def test_the_quickstart_small(at_root: None, ray_session: object, tmp_path: Path
     assert set(found["evaluate"].metrics) >= {"difference/accuracy", "difference/accuracy_p"}
 
 
+@pytest.mark.long
 def test_the_loop_without_abstraction_reads_what_a_run_leaves(at_root: None, tmp_path: Path) -> None:
     here = ("stages.data.resources.workers=0", "stages.augment.resources.workers=0", "stages.data.split.test=0.05")
     found = tilth.run("examples/typos.yaml", tmp_path, *here)

@@ -268,7 +268,10 @@ def test_rows_of_another_type_are_refused(tmp_path):
         tilth.run(fields, tmp_path / "out")
 
 
-@pytest.mark.parametrize("step", [41, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(41, marks=pytest.mark.long), pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
+)
 def test_killed_at_any_durable_write_a_second_run_gives_the_same_bytes(step, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe(tmp_path, target=25, round_rows=16, unit_rows=2)))

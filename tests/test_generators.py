@@ -245,6 +245,7 @@ def mixed(count: int) -> list[Prompt]:
     return [Prompt(text if i % 3 == 0 else turns(text), seed=2**61 + i, n=1 + i % 2) for i, text in enumerate(asked)]
 
 
+@pytest.mark.long
 def test_a_prompt_gives_the_same_in_whatever_batch_it_is(hf: Generate) -> None:
     prompts = mixed(6)
     together = texts(hf(prompts))
@@ -329,6 +330,7 @@ def test_log_probabilities_are_those_of_the_model(hf: Generate) -> None:
     assert answer.first.logprob == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.long
 def test_answers_keep_to_a_shape(hf: Generate) -> None:
     city = Prompt(turns("Name a city with stars, as JSON"), n=2, shape=Shape.of(CITY), max_tokens=60, temperature=0.3)
     colours = ("red", "green", "blue")
@@ -371,6 +373,7 @@ def adapter_at(folder: Path) -> Any:
     return adapted
 
 
+@pytest.mark.long
 def test_an_adapter_answers_as_peft_does(tmp_path: Path) -> None:
     adapted = adapter_at(tmp_path / "adapter")
     tokenizer: Any = AutoTokenizer.from_pretrained(models.resolve(SMOLLM))

@@ -333,7 +333,10 @@ def write_source(folder: Path, rows: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(5, marks=pytest.mark.long), pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
+)
 def test_killed_at_any_durable_write_a_second_run_gives_the_same_bytes(step: int, tmp_path: Path) -> None:
     inline = {"resources": {"workers": 0}, "unit_rows": 10, "steps": [{"kind": "faulty:Numbered", "variants": 2}]}
     recipe = write_recipe(tmp_path, write_source(tmp_path, 30), **inline)
@@ -366,6 +369,7 @@ def test_every_actor_of_the_pool_is_busy_on_small_inputs(ray_session: object, so
     assert min(rows.values()) >= 20
 
 
+@pytest.mark.long
 def test_a_row_that_kills_its_worker_is_found_and_its_neighbours_survive(ray_session: object, tmp_path: Path) -> None:
     source, two = write_dataset(Store.at(tmp_path / "source"), labelled(200)), Resources(workers=2)
     # so many units that the next one of a worker waits at it, and is lost with it
@@ -413,7 +417,12 @@ def test_a_unit_that_only_the_company_killed_is_committed_by_a_worker_alone(
 
 
 @pytest.mark.parametrize(
-    "share", [pytest.param(0.1, marks=pytest.mark.slow), 0.5, pytest.param(0.9, marks=pytest.mark.slow)]
+    "share",
+    [
+        pytest.param(0.1, marks=pytest.mark.slow),
+        pytest.param(0.5, marks=pytest.mark.long),
+        pytest.param(0.9, marks=pytest.mark.slow),
+    ],
 )
 def test_driver_killed_midway_redoes_only_what_was_not_committed(share: float, tmp_path: Path) -> None:
     steps = [{"kind": "faulty:Numbered", "variants": 2, "seconds": 0.1}]

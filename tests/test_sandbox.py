@@ -237,6 +237,7 @@ def mbpp(shared, count=None):
     return [json.loads(line) for line in lines[:count]]
 
 
+@pytest.mark.long
 def test_reference_solutions_pass_and_others_fail(shared):
     rows = mbpp(shared, 12)
     for row in rows:
