@@ -412,6 +412,7 @@ def test_a_unit_that_only_the_company_killed_is_committed_by_a_worker_alone(
 ) -> None:
     [unit] = cut(source, 100)
     work = Chain(source.store, "labelled", (Numbered(),))
+    Ledger(Store.at(tmp_path), "alone", [unit])
     record = _isolate(_Lone(work, Store.at(tmp_path), Resources(workers=1)), unit)
     assert (record.tally.inputs, record.tally.accepted) == (100, 200)
 
