@@ -1,12 +1,13 @@
 # make demo   set everything up and run the main job on real data with a real model (CPU, under ten minutes)
-# make test   set up and run the tests          make test-long  those of a minute (CI runs both)   make test-slow  all
+# make test   set up and run the tests          make test-long  those of half a minute too, as CI does
+# make test-slow  all of them, those of minutes too
 # make check  lint, format, types               make bench      measure, see BENCHMARKS.md
 # make lock   compile the lock files anew
 
 PYTHON ?= python3
 RUN := .venv/bin/python
-# two processes share the tests
-SHARED := -n 2
+# two processes share the tests; one that is done takes over what the other has left
+SHARED := -n 2 --dist worksteal
 export TOKENIZERS_PARALLELISM := false
 # without bytecode on disk every worker process compiles torch and transformers anew: ten seconds each
 unexport PYTHONDONTWRITEBYTECODE

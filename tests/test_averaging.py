@@ -35,6 +35,7 @@ def trained(root: Path, model: dict[str, str], optimisation: dict[str, Any], **f
 
 
 @pytest.mark.parametrize("averaging", [{"decay": 0.75}, {"decay": None, "begin": 0.34}], ids=["exponential", "mean"])
+@pytest.mark.long
 def test_the_average_is_that_of_the_weights_after_each_step(
     tmp_path: Path, llama: dict[str, str], averaging: dict[str, Any]
 ) -> None:
@@ -51,6 +52,7 @@ def test_the_average_is_that_of_the_weights_after_each_step(
         assert torch.allclose(value, expected, rtol=1e-5, atol=1e-7), name
 
 
+@pytest.mark.long
 def test_a_stopped_run_leaves_the_same_average_and_validates_it(tmp_path: Path, llama: dict[str, str]) -> None:
     rows = [*questions(8), *questions(4, "validation")]
     optimisation = {"steps": 5, "global_batch": 4, "averaging": {"decay": 0.5}}

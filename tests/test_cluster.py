@@ -8,6 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import os, sys
 os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -61,6 +63,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.long
 def test_what_not_every_node_sees_and_what_no_node_can_hold_is_refused(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=480,
@@ -99,6 +102,7 @@ ray.shutdown()
 """
 
 
+@pytest.mark.long
 def test_a_ray_that_was_killed_is_not_joined_by_the_next_run() -> None:
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # sockets allow short paths alone
         (Path(folder) / "ray").mkdir()

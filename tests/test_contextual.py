@@ -83,6 +83,7 @@ def test_a_row_gives_the_same_variant_in_any_batch(action: str, masked: Path, ro
     assert together == {made["id"]: made["text"] for made in added(small, rows[::-1])}
 
 
+@pytest.mark.long
 def test_a_row_gives_the_same_variant_in_any_batch_of_a_causal_model(causal: Path, rows: list[Row]) -> None:
     augment = Contextual(proposer=CausalLM(model=str(causal), scored=4, right_tokens=2)).load(Inputs(), {})
     together = [made["text"] for made in augment(rows[:4]) if made["parent"]]

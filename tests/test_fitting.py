@@ -74,6 +74,7 @@ class SmallMemory:
         monkeypatch.setattr(LlamaModel, "forward", limited)
 
 
+@pytest.mark.long
 def test_rows_that_do_not_fit_are_taken_fewer_at_once_and_it_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

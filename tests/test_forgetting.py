@@ -98,6 +98,7 @@ def test_a_replayed_share_is_never_more_than_there_is() -> None:
     assert Replay(data="@x", share=0.01).rows(10, 1000) == 1
 
 
+@pytest.mark.long
 def test_the_pull_takes_its_share_of_the_way_back_after_the_step(tmp_path: Path, llama: str) -> None:
     moved = []
     for strength in (0.0, 20.0):

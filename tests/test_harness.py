@@ -68,6 +68,7 @@ def recipe(folder: Path, **fields: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.long
 def test_its_accuracies_are_those_of_our_own_ranking_and_have_intervals(folder: Path, tmp_path: Path):
     found = tilth.run(recipe(folder), tmp_path)
     theirs, detail = found["harness"].metrics, found["harness"].detail

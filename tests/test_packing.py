@@ -121,6 +121,7 @@ def test_an_adapter_of_virtual_tokens_is_refused() -> None:
         demand_independence(model, "it")
 
 
+@pytest.mark.long
 def test_packed_and_padded_training_start_from_the_same_loss_and_name_every_row(tmp_path: Path) -> None:
     model = str(tiny_llama(tmp_path / "model"))
     traces = {}
@@ -137,6 +138,7 @@ def test_packed_and_padded_training_start_from_the_same_loss_and_name_every_row(
         assert sorted(packed["rows"]) == sorted(padded["rows"]) == [f"c{i:02}" for i in range(40)]
 
 
+@pytest.mark.long
 def test_a_validation_loss_is_that_of_rows_alone(tmp_path: Path) -> None:
     model = str(tiny_llama(tmp_path / "model"))
     rows = completions(24)

@@ -75,6 +75,7 @@ def assert_same(together: Outcome, by_itself: Artifact) -> None:
     assert together.artifact.counts == by_itself.counts
 
 
+@pytest.mark.long
 def test_each_trial_is_as_it_would_have_been_alone(root: Path) -> None:
     stages = {
         "small": sft(root, {"kind": "lora", "rank": 2}),
@@ -114,6 +115,7 @@ def _reports(found: list[Report], end: dict[str, int]) -> Any:
     return judge
 
 
+@pytest.mark.long
 def test_a_stopped_trial_leaves_its_place_to_the_next(root: Path) -> None:
     stages = {f"t{number}": sft(root, {"kind": "lora"}, seed=number) for number in range(4)}
     reports: list[Report] = []
@@ -245,6 +247,7 @@ def test_a_trial_that_fails_fails_alone(root: Path) -> None:
     assert_same(found["sound"], alone(root, "sound", stages["sound"]))
 
 
+@pytest.mark.long
 def test_a_full_disk_is_no_fault_of_a_trial(root: Path) -> None:
     stages = {f"d{n}": sft(root, {"kind": "lora", "rank": 2 + n}, steps=3) for n in range(2)}
 

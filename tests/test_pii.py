@@ -151,6 +151,7 @@ print(rows[0]["reason"], asked)
 """
 
 
+@pytest.mark.long
 def test_the_network_is_never_asked_and_nothing_is_cached_or_warned_of(tmp_path: Path):
     environment = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, "-c", OFFLINE], capture_output=True, text=True, check=True, env=environment)

@@ -91,6 +91,7 @@ def steps(artifact: Artifact) -> list[dict[str, Any]]:
     return traces.read(artifact.store)
 
 
+@pytest.mark.long
 def test_packs_are_learnt_as_those_of_the_trainer(tmp_path: Path, llama: Path) -> None:
     found = tilth.run(recipe(llama, {"validation": {"split": "validation"}}, unit_rows=13, length=64), tmp_path / "a")
     rows = {row["id"]: row for row in Dataset.open(found["data"]).rows()}
@@ -126,6 +127,7 @@ def test_packs_are_learnt_as_those_of_the_trainer(tmp_path: Path, llama: Path) -
     assert found["tuned"].counts["rows_seen"] == len(order)
 
 
+@pytest.mark.long
 def test_packs_of_another_tokenizer_or_already_packed_rows_are_refused(tmp_path: Path, llama: Path) -> None:
     other = tmp_path / "other"
     load_pretrained(llama, "language_model").model.save_pretrained(other)

@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 CODE = """\
 import pathlib
 pathlib.Path({marker!r}).write_text("ran")
@@ -27,6 +29,7 @@ for load in (load_tokenizer, lambda folder: AutoConfig.from_pretrained(folder, t
 """
 
 
+@pytest.mark.long
 def test_a_models_own_code_is_not_run(tmp_path):
     model, marker = tmp_path / "model", tmp_path / "marker"
     model.mkdir()

@@ -165,6 +165,7 @@ def test_units_in_flight_when_a_budget_ends_are_counted_and_kept(tmp_path):
     assert artifact.detail["ended"] == f"max_rows: {asked} of 2"
 
 
+@pytest.mark.long
 def test_units_in_flight_on_ray_when_a_budget_ends_are_counted_and_kept(ray_session, tmp_path):
     slow = {"kind": "faulty:SlowEcho", "seconds": 3, "file": str(tmp_path / "asked")}
     fields = {"budget": {"max_rows": 1}, "unit_rows": 1, "generator": slow, "resources": {"workers": 2}}

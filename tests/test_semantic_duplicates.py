@@ -66,6 +66,7 @@ def test_buckets_of_all_rows_find_what_looking_at_every_pair_finds(questions):
     assert reasons(iter(shuffled), threshold=0.82) == found
 
 
+@pytest.mark.long
 def test_dealt_into_buckets_nearly_every_pair_is_still_found(questions):
     vectors = embedded(questions[:1500])
     judged = np.ones(len(vectors), bool)
@@ -132,6 +133,7 @@ def test_a_row_without_the_column_ends_the_stage():
         reasons(rows)
 
 
+@pytest.mark.long
 def test_tasks_of_a_cluster_make_the_same_vectors(ray_session):
     texts = [STOLEN, STOLEN_TOO, OTHER]
     here, there = (list(encoded(texts, DEFAULT_MODEL, Inputs(), None, spread=spread)) for spread in (False, True))

@@ -118,6 +118,7 @@ def test_a_classifier_learns_and_loads_again(tmp_path: Path) -> None:
     assert loaded.model.config.id2label == dict(enumerate(loaded.labels))
 
 
+@pytest.mark.long
 def test_the_loss_does_not_depend_on_how_the_batch_is_divided(tmp_path: Path) -> None:
     model = str(without_dropout(tmp_path / "model"))
     losses = []
@@ -239,6 +240,7 @@ def test_masking_follows_the_published_shares() -> None:
 
 
 @pytest.mark.parametrize("model", [pytest.param(MINILM, marks=pytest.mark.slow), ADAPTER], ids=["whole", "lora"])
+@pytest.mark.long
 def test_an_encoder_adapts_to_labelled_texts(tmp_path: Path, model: Any) -> None:
     dataset(tmp_path, questions(24))
     stage: Stage = stage_of("mlm", model, {"epochs": 4, "learning_rate": 2e-3}, label_conditional=True)

@@ -39,6 +39,7 @@ def test_the_trace_names_every_row_once_in_each_epoch(whole: list[dict[str, Any]
     assert [line["step"] for line in whole] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.long
 def test_a_killed_driver_is_run_again_to_the_same_trace(tmp_path: Path, whole: list[dict[str, Any]]) -> None:
     dataset(tmp_path, questions(61))
     die(tmp_path, stage(), step=10)

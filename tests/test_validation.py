@@ -49,6 +49,7 @@ def test_the_best_is_the_first_of_those_that_no_later_one_beats_by_enough() -> N
     assert (standing(losses, 0.1).step, standing(losses, 0.1).waited) == (10, 2)
 
 
+@pytest.mark.long
 def test_the_best_weights_are_left_with_the_loss_that_they_have(tmp_path: Path, llama: str) -> None:
     made = trained(tmp_path, llama, validation={"every_steps": 1})
     losses = {line["step"]: line["validation_loss"] for line in trace(tmp_path)}

@@ -51,6 +51,7 @@ def vllm() -> Iterator[Generate]:
     del ask
 
 
+@pytest.mark.long
 def test_answers_are_whole_seeded_shaped_and_measured(vllm: Generate, capfd: pytest.CaptureFixture[str]) -> None:
     """All that needs no other engine, in one test, since the engine takes half a minute to start."""
     every_sample_whatever_the_batch(vllm)
