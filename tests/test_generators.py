@@ -428,12 +428,20 @@ def test_an_adapter_is_served_beside_its_base_only_where_it_is_plain(
         torch.testing.assert_close(found, adapted(ids).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_an_adapter_that_no_merge_can_hold_is_refused_for_vllm(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ({"layer_replication": [[0, 2], [1, 3]]}, "replicated cannot be merged for vLLM; use `kind: hf`"),
+        ({"lora_bias": True}, "cannot be merged for vLLM: .* base layer has no bias.; use `kind: hf`"),
+        ({"alora_invocation_tokens": [5, 6]}, "cannot be merged for vLLM: aLoRA .*; use `kind: hf`"),
+    ],
+)
+def test_an_adapter_that_no_merge_can_hold_is_refused_for_vllm(how: dict[str, Any], why: str, tmp_path: Path) -> None:
     base = model_folder(tmp_path / "base", "llama")
-    how = LoraConfig(r=4, target_modules=["q_proj"], layer_replication=[[0, 2], [1, 3]], task_type="CAUSAL_LM")
-    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), how)
+    given = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", **how)
+    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), given)
     model.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ModelError, match="replicated cannot be merged for vLLM; use `kind: hf`"):
+    with pytest.raises(ModelError, match=why):
         Weights.at(tmp_path / "adapter").servable()
 
 

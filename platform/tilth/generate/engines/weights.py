@@ -110,9 +110,10 @@ def _merged(folder: Path) -> Path:
 
     def make(new: Path) -> None:
         below = load_pretrained(weights.base, weights.objective).model
+        beside = adapted(below, folder)
         try:
-            whole = adapted(below, folder).merge_and_unload()
-        except (ValueError, NotImplementedError) as error:
+            whole = beside.merge_and_unload()
+        except (ValueError, RuntimeError) as error:  # PEFT says in both that there is no such merge
             raise ModelError(f"{folder} cannot be merged for vLLM: {error}; use `kind: hf` for it") from error
         whole.save_pretrained(new)
         load_tokenizer(weights.tokenizer).save_pretrained(new)
