@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import IO
 
-from tilth.data.readers import BROKEN, Bad, Item, json_record, too_large
+from tilth.data.readers import BROKEN, Bad, Item, damage, json_record, too_large
 
 _STEP = 1 << 16
 _BLANKS = " \t\n\r"
@@ -69,7 +69,5 @@ def _read(handle: IO[bytes], first: bool = False) -> tuple[bytes, str]:
         while (data := handle.read(_STEP)) and not (first and _text(bytes(found))):
             found += data
     except BROKEN as error:
-        if isinstance(error, OSError) and error.errno is not None:  # a disk or network at fault, not the file
-            raise
-        return bytes(found), str(error) or type(error).__name__
+        return bytes(found), damage(error)
     return bytes(found), ""

@@ -70,6 +70,13 @@ def decompressed(handle: IO[bytes], name: str) -> IO[bytes]:
     return handle if isinstance(handle, io.BufferedIOBase) else io.BufferedReader(handle)  # type: ignore[type-var]
 
 
+def damage(error: Exception) -> str:
+    """What is wrong with a file; raises the error of a local disk, which has a number, for that is no damage of it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    return str(error) or type(error).__name__
+
+
 def excerpt(data: bytes) -> str:
     """The first characters of raw bytes, printable and safe to store."""
     text = data[: 4 * EXCERPT].decode("utf-8", "replace")
@@ -257,9 +264,7 @@ def _lines(
             line += 1
             data = handle.readline(limit + 1) if stop is None or handle.tell() < stop else b""
     except BROKEN as error:
-        if isinstance(error, OSError) and error.errno is not None:  # a local disk at fault, not the file
-            raise
-        yield line, Bad(line, f"broken_file: {str(error) or type(error).__name__}")
+        yield line, Bad(line, f"broken_file: {damage(error)}")
 
 
 def _skip(handle: IO[bytes], data: bytes) -> int:

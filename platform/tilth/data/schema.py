@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 RowType = Literal["text", "labelled", "completion", "chat", "preference", "tagged", "qa"]
 
+#: the row type that holds token ids alone, made by stage `pack` and from no source
+PACKED = "packed"
+
 #: payload columns of each row type
 PAYLOADS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
@@ -27,8 +30,7 @@ PAYLOADS: dict[str, tuple[str, ...]] = {
     "preference": ("prompt", "chosen", "rejected"),
     "tagged": ("tokens", "tags"),
     "qa": ("question", "context", "answers"),
-    # made by stage `pack`, from no source
-    "packed": ("input_ids", "labels", "pack"),
+    PACKED: ("input_ids", "labels", "pack"),
 }
 
 #: lineage columns, in every dataset

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from tilth.config import DataPath
 from tilth.data.files import opened
-from tilth.data.readers import Bad, Item, Record
+from tilth.data.readers import Bad, Item, Record, damage
 from tilth.errors import StorageError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def parquet_spans(file: str) -> list[tuple[int, int | None]]:
             groups = pq.ParquetFile(handle).metadata
             sizes = [groups.row_group(index).num_rows for index in range(groups.num_row_groups)]
     except _DAMAGED as error:
-        _own_fault(error)
+        damage(error)
         return [(0, None)]
     spans: list[tuple[int, int | None]] = []
     start = stop = 0
@@ -41,12 +41,6 @@ def parquet_spans(file: str) -> list[tuple[int, int | None]]:
             spans.append((start, stop))
             start = stop
     return [*spans, (start, stop)] if stop > start else spans
-
-
-def _own_fault(error: Exception) -> None:
-    """Raise an error of a local disk, which has a number; one without is a damage of the file itself."""
-    if isinstance(error, OSError) and error.errno is not None:
-        raise error
 
 
 def parquet_rows(file: str) -> int | None:
@@ -79,9 +73,8 @@ def read_parquet(piece: Piece, limit: int) -> Iterator[Item]:
                 yield from _rows(batch, row, limit)
                 row += batch.num_rows
     except _DAMAGED as error:
-        _own_fault(error)
-        why = "empty_file: it has no bytes" if "file size is 0" in str(error) else f"broken_file: {error}"
-        yield Bad(row + 1, why)
+        what = damage(error)
+        yield Bad(row + 1, "empty_file: it has no bytes" if "file size is 0" in what else f"broken_file: {what}")
 
 
 def _groups(metadata: Any, piece: Piece) -> tuple[list[int], int]:

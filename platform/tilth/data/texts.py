@@ -6,13 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from tilth.data.clean import map_texts, said
-from tilth.data.schema import PAYLOADS, Row
+from tilth.data.schema import PACKED, PAYLOADS, Row
 from tilth.errors import StageError
 
 #: columns that hold no running text
 _NAMES = frozenset({"label", "tags"})
-#: the row type that holds token ids alone
-ENCODED = "packed"
 
 
 def text_of(row: Row, field: str) -> str:
@@ -30,7 +28,7 @@ def text_or_none(row: Row | None, field: str) -> str | None:
 
 def refuse_encoded(row_type: str, name: str, where: str) -> None:
     """StageError for rows of token ids, which `whole_text` cannot read."""
-    if row_type == ENCODED:
+    if row_type == PACKED:
         raise StageError(
             f"{where} is read as text, but {name} holds {row_type} rows, which are token ids; name the dataset that "
             "it was packed from"

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
+from tilth.data.schema import PACKED
 from tilth.train import packing
 from tilth.train.forgetting import Replay
-from tilth.train.prepack import PACKED
 from tilth.train.retention import replayed
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from tilth.data.conditioning import label_prefix
 from tilth.data.dataset import Dataset
+from tilth.data.schema import PACKED
 from tilth.train.answering import Answering
 from tilth.train.averaging import WeightAverage
 from tilth.train.chat import as_trl
@@ -26,7 +27,6 @@ from tilth.train.layout import lay_out
 from tilth.train.masking import IGNORED, MaskingCollator
 from tilth.train.mlm import Mlm
 from tilth.train.multitask import TASKS, MultiTask, TaskRun
-from tilth.train.prepack import PACKED
 from tilth.train.retention import PullToInit
 from tilth.train.tasks import Tasks
 from tilth.train.thaw import Thaw

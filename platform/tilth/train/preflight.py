@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from tilth.data.dataset import Dataset
 from tilth.data.positions import positions
+from tilth.data.schema import PACKED
 from tilth.data.transform import Inputs
 from tilth.errors import ModelError, StageError
 from tilth.train.config import Packing
 from tilth.train.fitting import fitted
 from tilth.train.forgetting import Probe
 from tilth.train.job import Job
-from tilth.train.prepack import PACKED
 from tilth.train.prompts import PromptTuning, PTuning
 from tilth.train.reward import RewardTraining
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from tilth.config import EXECUTION, DatasetRef, DatasetRefStr, ModelRef, Ref
+from tilth.data.schema import PACKED
 from tilth.data.transform import Inputs, Resources, RowsFunction, Transform
 from tilth.errors import Problem, StageError
 from tilth.recipe import Stage
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from tilth.data.transform import Fitted
     from tilth.runs import Artifact, Out
 
-#: the type of its rows
-PACKED = "packed"
 TAKES = ("text", "labelled", "completion", "chat")
 
 

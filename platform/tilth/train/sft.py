@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from tilth.data.schema import PACKED
 from tilth.errors import Problem, StageError
 from tilth.train.base import Training
 from tilth.train.config import Packing
 from tilth.train.forgetting import Forgetting
-from tilth.train.prepack import PACKED
 
 if TYPE_CHECKING:
     from tilth.recipe import Stage
