@@ -124,8 +124,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     sys.exit("deaf")
 while not pathlib.Path("node").exists():
     time.sleep(0.05)
-print("running", flush=True)
 try:
+    print("running", flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     time.sleep(0.5)
