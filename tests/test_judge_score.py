@@ -12,6 +12,7 @@ from tilth.data.transform import Inputs
 from tilth.generate.base import Answer, Completion, Generate, Generator
 from tilth.generate.echo import Echo
 from tilth.generate.hf import HuggingFace
+from tilth.generate.http import Http
 from tilth.kinds import load_class
 
 
@@ -112,7 +113,9 @@ def test_conversations_and_labels_are_shown_whole():
 
 
 def test_as_many_units_are_in_flight_as_the_engine_takes():
-    assert JudgeScore(generator=Echo()).in_flight == Echo.in_flight
+    server = Http(base_url="http://127.0.0.1:1/v1", model="m", pace={"concurrency": 5})
+    assert JudgeScore(generator=Echo()).in_flight == 1
+    assert JudgeScore(generator=server).in_flight == server.in_flight == 10
     assert load_class("transform", "judge_score") is JudgeScore
     with pytest.raises(ValueError, match="rubric"):
         JudgeScore(generator=Echo(), rubric=("bad", "good"))

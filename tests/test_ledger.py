@@ -22,10 +22,10 @@ from tilth.augment.base import Augmenter
 from tilth.data.chain import Chain, cut
 from tilth.data.clean import Cleaning
 from tilth.data.dataset import Dataset, Shard
-from tilth.data.engine import MANY_UNITS, _isolate, _Lone, run_units
+from tilth.data.engine import MANY_UNITS, _isolate, _Lone, run_units, units_at_once
 from tilth.data.finish import Verdicts, finish
 from tilth.data.ingest import Ingest, pieces
-from tilth.data.ledger import Ledger
+from tilth.data.ledger import Ledger, Unit
 from tilth.data.parts import lengths
 from tilth.data.placement import place_rows
 from tilth.data.schema import original, to_table
@@ -360,6 +360,30 @@ def test_ray_data_gives_the_same_bytes_as_one_process(ray_session: object, sourc
     augment(Store.at(tmp_path / "inline"), source, Numbered(variants=2))
     augment(Store.at(tmp_path / "ray"), source, Numbered(variants=2), resources=Resources(workers=2))
     assert contents(tmp_path / "inline") == contents(tmp_path / "ray")
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "units", "workers", "found"),
+    [
+        (1, 8, 100, 1, 1),  # one unit, whatever it holds
+        (512, 8, 1000, 1, 64),  # as many small ones as the engine's rows fill
+        (512, 512, 1000, 1, 2),  # of large ones the next is under way when one ends
+        (512, 100, 1000, 1, 6),
+        (512, 8, 12, 1, 12),
+        (512, 8, 64, 4, 16),  # one worker takes no more than its share
+        (512, 8, 3, 4, 1),
+        (4096, 1, 9000, 1, 64),  # each is a thread
+    ],
+)
+def test_units_at_once_hold_the_rows_that_should_be_in_flight(
+    rows: int, size: int, units: int, workers: int, found: int
+) -> None:
+    class Asking(Transform):
+        in_flight = property(lambda _: rows)
+
+    pieces = [Unit(n, "source", n * size, (n + 1) * size) for n in range(units)]
+    chain = Chain(Store.at("nowhere"), "text", (Numbered(), Asking()))
+    assert units_at_once(chain, pieces, workers) == found
 
 
 def test_every_actor_of_the_pool_is_busy_on_small_inputs(ray_session: object, source: Dataset, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -34,6 +35,10 @@ PASSES = 3
 #: with so many units for each worker, the next one waits at a worker while it computes: it never idles for the
 #: quarter of a second that an answer takes through Ray Data. With fewer, one worker would hold what another could do.
 MANY_UNITS = 16
+#: units that a worker computes at once, at most: each is a thread
+MOST_AT_ONCE = 64
+#: by so much fewer at once after the first pass
+FEWER = 8
 #: each worker of a pool may die so often, with all that it holds, before the first pass is ended to ask why
 DEATHS = 4
 
@@ -47,7 +52,7 @@ class Work(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """Units that one worker computes at once, in threads: more than one where it waits for an engine or server."""
+        """Rows that one worker should have in flight: more than one where it waits for an engine or server."""
 
     def load(self) -> Callable[[Unit], Iterable[Row]]:
         """A function from a unit to all its rows: accepted, and dropped with a reason."""
@@ -96,12 +101,23 @@ def run_units(
     return why
 
 
+def units_at_once(work: Work, units: Sequence[Unit], workers: int = 1) -> int:
+    """Units that each worker computes at once, in threads: as many as hold the rows that it should have in flight.
+
+    Two at least where more than one row should be, so that the next is under way when one ends; its share at most.
+    """
+    if work.in_flight == 1:
+        return 1
+    wanted = max(2, math.ceil(work.in_flight / max(map(len, units))))
+    return min(wanted, math.ceil(len(units) / workers), MOST_AT_ONCE)
+
+
 def _inline(work: Work, ledger: Ledger) -> Generator[Record]:
     worker = UnitWorker(work, ledger.store)
     missing = ledger.missing()
-    if work.in_flight > 1:
+    if (at_once := units_at_once(work, missing)) > 1:
         try:
-            yield from in_threads(worker.commit, missing, min(work.in_flight, len(missing)), lambda: ledger.halted)
+            yield from in_threads(worker.commit, missing, at_once, lambda: ledger.halted)
         finally:
             worker.left = True
         return
@@ -142,7 +158,9 @@ def _pass(
     import ray
 
     count = min(resources.count(room.held(resources.nodes.selector)), len(units))
-    _configure(ray.data.DataContext.get_current(), DEATHS * count * (work.in_flight + 1) if first else -1)
+    # units that a worker took with it are computed in less company, so that it takes fewer
+    at_once = units_at_once(work, units, count) if first else max(1, units_at_once(work, units, count) // FEWER)
+    _configure(ray.data.DataContext.get_current(), DEATHS * count * (at_once + 1) if first else -1)
     blocks = ray.data.from_items([{"unit": json.dumps(asdict(unit))} for unit in units], override_num_blocks=len(units))
     with warnings.catch_warnings():
         # Ray 2.60 has no other name yet for the last two settings
@@ -154,9 +172,9 @@ def _pass(
             compute=ray.data.ActorPoolStrategy(
                 size=count,
                 # what waits on an actor that dies is missing with what it computed, and run in the next pass
-                max_tasks_in_flight_per_actor=work.in_flight + (len(units) >= MANY_UNITS * count * work.in_flight),
-                max_concurrent_calls_per_actor=work.in_flight,
-                enable_true_multi_threading=work.in_flight > 1,
+                max_tasks_in_flight_per_actor=at_once + (len(units) >= MANY_UNITS * count * at_once),
+                max_concurrent_calls_per_actor=at_once,
+                enable_true_multi_threading=at_once > 1,
             ),
             **resources.options,
             max_restarts=-1,

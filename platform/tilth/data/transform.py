@@ -94,10 +94,12 @@ class Resources(Component):
 class Transform(Component, family="transform"):
     """A component on rows."""
 
-    #: Units that one worker should have in flight. Above 1 the function that `load` returns must be thread-safe; of
-    #: the others one call runs at a time.
     @property
     def in_flight(self) -> int:
+        """Rows that one worker should have in flight, in units computed at once.
+
+        Above 1 the function that `load` returns must be thread-safe; of the others one call runs at a time.
+        """
         return 1
 
     def columns(self) -> dict[str, str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -82,6 +82,9 @@ class Answer:
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
 
 
+#: an engine that takes so many prompts at a time has so many times as many in flight: those of a unit that ends are few
+AHEAD = 2
+
 #: Prompts → one answer each, in order. Thread-safe: units of several threads share one engine.
 Generate = Callable[[Sequence[Prompt]], list[Answer]]
 
@@ -100,12 +103,14 @@ class SamplingParams(Component):
 class Generator(Component, family="generator"):
     """Answers prompts. A kind writes `load`; who asks calls `open`."""
 
-    #: Units of work that one worker should have in flight, so that its engine never runs empty between two of them.
-    in_flight: ClassVar[int] = 1
-
     sampling: SamplingParams = Field(default_factory=SamplingParams, description="How completions are drawn.")
     system: str = Field("", description="System message put before chat turns that have none.")
     retries: int = Field(2, ge=0, le=10, description="Times that an answer without the shape asked for is asked again.")
+
+    @property
+    def in_flight(self) -> int:
+        """Rows that one worker should have in flight, so that its engine never runs empty between two units."""
+        return 1
 
     @property
     def title(self) -> str:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tilth.config import EXECUTION, Component
 from tilth.data.transform import Inputs
-from tilth.generate.base import Generate, Generator
+from tilth.generate.base import AHEAD, Generate, Generator
 
 
 class Pace(Component):
@@ -32,7 +32,6 @@ class Http(Generator):
     """
 
     version: ClassVar[int] = 2  # a choice may be written with a full stop, in quotes or in capitals
-    in_flight: ClassVar[int] = 3
 
     base_url: str = Field(
         pattern="^https?://",
@@ -56,6 +55,10 @@ class Http(Generator):
     )
     extra: Mapping[str, Any] = Field(default_factory=dict, description="Further fields of each request's body.")
     pace: Pace = Field(default_factory=Pace, json_schema_extra=EXECUTION, description="Speed and patience.")
+
+    @property
+    def in_flight(self) -> int:
+        return AHEAD * self.pace.concurrency
 
     def load(self, inputs: Inputs) -> Generate:
         from tilth.generate.engines.openai import OpenAIEngine

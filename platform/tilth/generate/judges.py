@@ -85,7 +85,7 @@ class Judge(Component, family="judge"):
 
     @property
     def in_flight(self) -> int:
-        """Units that one worker should have in flight."""
+        """Rows that one worker should have in flight."""
         return 1
 
     def load(self, inputs: Inputs) -> JudgeFunction:

@@ -239,7 +239,7 @@ class Rounds:
         """Write down the time that the round took so far, now and then: a run that is killed has spent it."""
         if self.meter.under_way - self.noted >= SPENT_SECONDS:
             self.noted = self.meter.under_way
-            store.write_json(SPENT, round(self.noted, 1))
+            store.write_json(SPENT, self.noted)
 
     def _settle(self, number: int, ledger: Ledger, done: Mapping[str, Any]) -> None:
         """Look at the round's rows beside all others, and take what stays into the pool."""

@@ -9,7 +9,10 @@ from pydantic import Field
 from tilth.config import EXECUTION, Component
 from tilth.data.transform import Inputs
 from tilth.errors import Problem
-from tilth.generate.base import Generate, LocalModel
+from tilth.generate.base import AHEAD, Generate, LocalModel
+
+#: what an engine decodes at a time where nobody says how much: vLLM's own choice, more on the largest GPUs
+SEQUENCES = 256
 
 
 class VllmEngine(Component):
@@ -53,7 +56,6 @@ class Vllm(LocalModel):
     """
 
     version: ClassVar[int] = 2  # adapters with patterns of ranks are served at their scale; ends and marks end a text
-    in_flight: ClassVar[int] = 8  # units, so that many small ones fill the engine too
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
@@ -61,6 +63,10 @@ class Vllm(LocalModel):
     )
     logprobs: bool = Field(False, description="Tell the log-probability of each completion.")
     engine: VllmEngine = Field(default_factory=VllmEngine, description="How vLLM runs.")
+
+    @property
+    def in_flight(self) -> int:
+        return AHEAD * (self.engine.max_num_seqs or SEQUENCES)
 
     def check(self) -> list[Problem]:
         if self.max_model_len is None or self.sampling.max_tokens < self.max_model_len:
