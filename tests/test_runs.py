@@ -18,10 +18,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from moto.server import ThreadedMotoServer
 
 import tilth
+from tilth import ui
 from tilth.content import files_identity
 from tilth.errors import RunLocked, StageError, StorageError
 from tilth.lock import exclusive
 from tilth.paths import remote_files
+from tilth.planning import plan_table
 from tilth.recipe import Recipe, load
 from tilth.runs import Run
 from tilth.storage import Store
@@ -173,6 +175,21 @@ def test_answers_go_to_stdout_whatever_the_recipe_holds(tmp_path: Path) -> None:
         done = spoken(*words)
         assert (done.returncode, done.stderr) == (0, "")
         assert "[/red]" in done.stdout
+
+
+def test_tables_break_long_names_and_never_cut_them(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    name, seen = "a_stage_of_a_name_that_nobody_should_have_to_guess", {}
+    row = {"stage": name, "kind": "sft", "reused": False, "why": "stages.data.rows was 12, is 24 " * 3, "estimate": {}}
+    for columns in ("50", None):
+        monkeypatch.delenv("COLUMNS", raising=False)
+        if columns:
+            monkeypatch.setenv("COLUMNS", columns)
+        ui.answer(plan_table([row]))
+        seen[columns] = capsys.readouterr().out
+    assert name in seen[None]
+    assert max(map(len, seen["50"].splitlines())) <= 50
+    cells = [line.split("│")[1].strip() for line in seen["50"].splitlines() if line.startswith("│")]
+    assert "".join(cells) == name
 
 
 def test_who_stops_reading_sees_no_traceback(tmp_path: Path) -> None:

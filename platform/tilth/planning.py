@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from tilth import ui
 from tilth.recipe import PROBE, Recipe, Stage
@@ -102,7 +102,7 @@ def _probe(run: Run, step: Step) -> None:
 
 
 def plan_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("stage", "kind", "will", "why", "rows", "tokens", "cost", "time", "memory")
+    table = _table("stage", "kind", "will", "why", "rows", "tokens", "cost", "time", "memory")
     for row in rows:
         cost = row["estimate"]
         trials = f" {cost['trials']:,} trials" if "trials" in cost else ""
@@ -130,13 +130,18 @@ def show(run: Run) -> dict[str, Any]:
 
 
 def run_table(summary: dict[str, Any]) -> Table:
-    table = Table("stage", "state", "why", "counts", "metrics", "time", title=escape(summary["run"]))
+    table = _table("stage", "state", "why", "counts", "metrics", "time", title=escape(summary["run"]))
     for row in summary["stages"]:
         table.add_row(
             row["stage"], row["state"], escape(row["why"]),
             escape(_pairs(row["counts"])), escape(_pairs(row["metrics"])), _time(row["seconds"]),
         )  # fmt: skip
     return table
+
+
+def _table(*names: str, title: str | None = None) -> Table:
+    """A table that breaks what is too long instead of cutting it: names are copied from it."""
+    return Table(*(Column(name, overflow="fold") for name in names), title=title)
 
 
 def _pairs(values: dict[str, Any]) -> str:

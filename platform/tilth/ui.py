@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -19,6 +20,8 @@ Advance = Callable[[int], None]
 #: plain lines come no faster than this while work gets on, and as often as that while it does not
 PLAIN_SECONDS = 10.0
 SILENT_SECONDS = 30.0
+#: of a table where no terminal says how wide it is
+FILE_COLUMNS = 160
 
 
 class Reporter:
@@ -132,7 +135,8 @@ def use(new: Reporter) -> None:
 
 
 def answer(table: RenderableType) -> None:
-    """A table or tree that was asked for, on stdout."""
+    """A table or tree that was asked for, on stdout; in a file as wide as it likes, up to `FILE_COLUMNS`."""
     from rich.console import Console
 
-    Console(highlight=False, soft_wrap=True).print(table)
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else FILE_COLUMNS
+    Console(highlight=False, soft_wrap=True, width=wide).print(table)
