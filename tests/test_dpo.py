@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tilth.data.loading import load_pretrained, load_trained
 from tilth.data.schema import original
 from tilth.errors import StageError
 from tilth.storage import Store
+from tilth.train.unpaired import WatchedKTOTrainer
 from tiny import model_folder
 from training import dataset, questions, run_stage, stage_of, trace
 
@@ -86,6 +88,49 @@ def test_answers_are_learnt_from_one_by_one(tmp_path: Path, loss: str) -> None:
     assert chosen > rejected
     expected = (1 - 1 / (1 + math.exp(-0.1 * chosen)) + 1 / (1 + math.exp(-0.1 * rejected))) / 2
     assert made.metrics["validation_loss"] == pytest.approx(expected, rel=1e-3)
+
+
+def gains(trainer: Any, inputs: dict[str, Any], kind: str) -> torch.Tensor:
+    """How much more likely each completion is than it was to the model without its adapter, by plain means."""
+    ids, asked = inputs[f"{kind}input_ids"], inputs[f"{kind}completion_mask"][:, 1:]
+    said = []
+    for context in (nullcontext(), trainer.model.disable_adapter()):
+        with context, torch.no_grad():
+            logits = trainer.model(input_ids=ids, attention_mask=inputs[f"{kind}attention_mask"]).logits
+        found = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+        said.append((found * asked).sum(-1))
+    return said[0] - said[1]
+
+
+@pytest.mark.parametrize("loss", ["kto", "apo_zero"])
+def test_what_fills_up_a_step_moves_neither_the_reference_point_nor_what_is_told(tmp_path, monkeypatch, loss) -> None:
+    by_hand: list[dict[str, float]] = []
+    own = WatchedKTOTrainer._compute_loss
+
+    def spied(self: Any, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        found = own(self, model, inputs, return_outputs)
+        real = inputs["completion_mask"].any(1)
+        gained, good = 0.1 * gains(self, inputs, "")[real], inputs["label"].bool()[real]
+        point = 0.1 * gains(self, inputs, "KL_")[real].mean().clamp(min=0) if loss == "kto" else torch.tensor(0.0)
+        losses = torch.where(good, 1 - (gained - point).sigmoid(), 1 - (point - gained).sigmoid())
+        margin = gained[good].mean() - gained[~good].mean()
+        by_hand.append({"rows": len(gained), "loss": losses.mean().item(), "reward_margin": margin.item()})
+        return found
+
+    monkeypatch.setattr(WatchedKTOTrainer, "_compute_loss", spied)
+    base = model_folder(tmp_path / "llama", "llama")
+    dataset(tmp_path, pairs(9), "preference")
+    settings = {"epochs": 2, "global_batch": 4, "learning_rate": 0.01}
+    run_stage(tmp_path, stage_of("kto", {"name": str(base), "lora": {"rank": 4}}, settings, loss=loss, exchange=4))
+    told = trace(tmp_path)
+    assert [step["rows"] for step in by_hand] == [4, 4, 4, 4, 2] * 2
+    assert [len(line["rows"]) for line in told] == [4, 4, 4, 4, 2] * 2
+    for line, step in zip(told, by_hand, strict=True):
+        assert line["loss"] == pytest.approx(step["loss"], abs=1e-5)
+        assert ("reward_margin" in line) == math.isfinite(step["reward_margin"])
+        assert line.get("reward_margin", 0) == pytest.approx(
+            step["reward_margin"] if math.isfinite(step["reward_margin"]) else 0, abs=1e-5
+        )
 
 
 def test_a_reference_point_needs_the_micro_batch_that_it_says() -> None:

@@ -73,7 +73,7 @@ def _encoded(tokenizer: Any, texts: list[str]) -> Any:
 def _compared(name: str, model: Any, rows: Any, pad: int, rounds: int) -> Result:
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    from tilth.train.objectives import Collate
+    from tilth.train.collate import Collate
     from tilth.train.packing import CollatePacks, pack
 
     packs = list(pack(rows, MAX_LENGTH, f"bench-{name}"))

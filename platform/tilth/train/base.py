@@ -14,7 +14,7 @@ from tilth import ui
 from tilth.config import EXECUTION, DatasetRef
 from tilth.errors import Problem
 from tilth.recipe import Figures, Stage
-from tilth.train.config import Checkpointing, ModelConfig, Optimisation, Scale, Validation
+from tilth.train.config import Checkpointing, Fillers, ModelConfig, Optimisation, Scale, Validation
 from tilth.train.forgetting import Forgetting, Probe
 from tilth.train.memory import Footprint, activation_bytes, footprint, training_bytes
 from tilth.train.tasks import Tasks
@@ -154,8 +154,8 @@ class Training(Stage):
         return False
 
     @property
-    def filler_loss(self) -> float | None:
-        """The loss of a row that only fills up a batch, where a mean over the batch counts it; None: it does not."""
+    def fillers(self) -> Fillers | None:
+        """Rows that only fill up a batch, where a mean over the batch counts them; None: it does not."""
         return None
 
     @property

@@ -18,6 +18,16 @@ from tilth.train.freeze import Freeze
 from tilth.train.peft import Peft
 
 
+@dataclass(frozen=True)
+class Fillers:
+    """Rows that only fill up a batch, where a mean over the batch counts them."""
+
+    #: of each, in the mean
+    loss: float
+    #: whether what else is told of a step counts each of them as 0
+    figures: bool = True
+
+
 class ModelConfig(Component):
     """A model and, optionally, an adapter on it. `{name: x, lora: {rank: 8}}` is short for `peft: {kind: lora, …}`."""
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tilth.errors import Problem, StageError
 from tilth.train.base import Training
+from tilth.train.config import Fillers
 
 
 class Dpo(Training):
@@ -24,9 +25,9 @@ class Dpo(Training):
     loss: Literal["sigmoid", "ipo", "hinge"] = Field("sigmoid", description="Loss of a difference of log-ratios.")
 
     @property
-    def filler_loss(self) -> float:
-        """Of two empty answers, which are as likely to the model as to its reference."""
-        return {"sigmoid": math.log(2), "hinge": 1.0, "ipo": (0.5 / self.beta) ** 2}[self.loss]
+    def fillers(self) -> Fillers:
+        """Two empty answers each, which are as likely to the model as to its reference."""
+        return Fillers({"sigmoid": math.log(2), "hinge": 1.0, "ipo": (0.5 / self.beta) ** 2}[self.loss])
 
     def objective_of(self, row_type: str) -> str:
         if row_type != "preference":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from tilth.errors import Problem, StageError
 from tilth.train.base import Training
+from tilth.train.config import Fillers
 
 
 class Kto(Training):
@@ -19,6 +20,8 @@ class Kto(Training):
     not learnt from.
     """
 
+    version: ClassVar[int] = 2  # answers that only fill up a step move no reference point
+
     beta: float = Field(0.1, gt=0, description="How much a departure from the reference costs.")
     loss: Literal["kto", "apo_zero"] = Field("kto", description="With a reference point, or without one.")
     exchange: int = Field(8, ge=2, description="Answers of a reference point: the workers' micro-batches together.")
@@ -28,6 +31,11 @@ class Kto(Training):
     @property
     def micro_batch_counts(self) -> bool:
         return self.loss == "kto"
+
+    @property
+    def fillers(self) -> Fillers:
+        """Their loss, which moves with the reference point, and their rewards the trainer takes out itself."""
+        return Fillers(0.0, figures=False)
 
     def objective_of(self, row_type: str) -> str:
         if row_type != "preference":

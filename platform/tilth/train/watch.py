@@ -20,6 +20,7 @@ from tilth.train import trace
 from tilth.train.adapters import learns_prompt, load_learnt, save_learnt
 from tilth.train.checkpoint import Link
 from tilth.train.company import Company
+from tilth.train.config import Fillers
 from tilth.train.job import PROGRESS
 
 ROWS = "row_ids"
@@ -32,14 +33,6 @@ EXTRA = {
     "rewards/margins": "reward_margin", "rewards/accuracies": "reward_accuracy",
     "margin": "reward_margin", "accuracy": "reward_accuracy",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Fillers:
-    """Rows that only fill up a step of `batch` rows: each has this loss in the mean, and 0 for what else is told."""
-
-    batch: int
-    loss: float
 
 
 @dataclass
@@ -65,6 +58,8 @@ class Watch:
     leaving: bool = False
     #: how rows that only fill up are to be taken off what is told of a step; None where they count for nothing
     fillers: Fillers | None = None
+    #: rows of a step, those that only fill it up included
+    batch: int = 0
     _then: float = 0.0
     _shown: float = 0.0
     _asked: float = 0.0
@@ -102,9 +97,10 @@ class Watch:
         }  # fmt: skip
         line |= {name: logs[key] for key, name in EXTRA.items() if key in logs}
         if self.fillers is not None:
-            real = len(line["rows"]) / self.fillers.batch
+            real = len(line["rows"]) / self.batch
             line["loss"] = (line["loss"] - (1 - real) * self.fillers.loss) / real
-            line |= {name: line[name] / real for name in EXTRA.values() if name in line}
+            if self.fillers.figures:
+                line |= {name: line[name] / real for name in EXTRA.values() if name in line}
         self.rows, self.tokens, self._then, self.extra = [], 0, now, {}
         if not all(math.isfinite(value) for value in (line["loss"], line["grad_norm"] or 0.0)):
             self.diverged = line

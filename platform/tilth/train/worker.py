@@ -31,7 +31,7 @@ from tilth.train.objectives import Parts
 from tilth.train.range_test import settle_rate
 from tilth.train.thaw import freeze
 from tilth.train.validating import best_weights, measurements, save_weights, standing
-from tilth.train.watch import Fillers, Watch
+from tilth.train.watch import Watch
 
 
 def train(job: Job, link: Link, company: Company | None = None) -> None:
@@ -58,9 +58,7 @@ def _train(job: Job, link: Link, folder: Path, company: Company | None) -> Any:
     start = time.monotonic()
     if job.stage.scale.zero and not job.stage.scale.gpus:
         without_compiled_collectives()
-    watch = Watch(job.out, link)
-    if (loss := job.stage.filler_loss) is not None:
-        watch.fillers = Fillers(job.stage.optimisation.global_batch, loss)
+    watch = Watch(job.out, link, fillers=job.stage.fillers, batch=job.stage.optimisation.global_batch)
     batches = fitting.batches(job, link.world)
     trainer = objectives.build(_parts(job, link, folder, batches, company), watch)
     if trainer.args.n_gpu > 1:  # this process is one worker, whatever other devices it sees
