@@ -153,6 +153,17 @@ def test_what_is_sound_in_a_faulty_stage_is_checked_too(written, tmp_path):
     assert found["stages.more.steps.0.proposer.model"].endswith("there are: @more, @rows")
 
 
+@pytest.mark.parametrize(
+    ("given", "end"),
+    [("labeled", "not 'labeled'; did you mean \"labelled\"?"), ("picture", "not 'picture'"), (3, "not 3")],
+)
+def test_a_choice_that_is_none_says_which_was_meant(written, tmp_path, given, end):
+    source = {"kind": "inline", "rows": [{"text": "a", "label": "b"}]}
+    [said] = faults({"name": "x", "stages": {"rows": {"kind": "data", "row": given, "source": source}}}).values()
+    assert "must be 'text', 'labelled'" in said
+    assert said.endswith(end)
+
+
 def test_a_missing_field_is_named(written):
     assert faults({"stages": {"fit": {"kind": FIT}}}) == {
         "name": "name: is missing; it has no default",

@@ -14,6 +14,8 @@ from tilth.errors import Problem
 from tilth.kinds import KINDS, load_class
 from tilth.sound import component_in
 
+#: as pydantic lists what may stand in a place
+_QUOTED = re.compile(r"'([^']*)'")
 _RULE = re.compile(r"^(?:[A-Z][a-z]+ )+should |^Value error, ")
 
 
@@ -33,9 +35,14 @@ def problems(error: ValidationError, data: Any, root: type[Component]) -> list[P
 def nearest(given: str, known: Iterable[str], prefix: str = "") -> str:
     """A way out for a name that is not known: the one that was meant, or all that there are."""
     names = sorted(known)
-    if close := difflib.get_close_matches(given, names, n=1, cutoff=0.6):
-        return f'did you mean "{prefix}{close[0]}"?'
+    if meant := _meant(given, names, prefix):
+        return meant
     return f"there are: {', '.join(prefix + name for name in names)}" if names else ""
+
+
+def _meant(given: Any, known: Iterable[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(str(given), list(known), n=1, cutoff=0.6)
+    return f'did you mean "{prefix}{close[0]}"?' if close else ""
 
 
 def _place(location: tuple[Any, ...], data: Any, kind: str) -> tuple[Any, ...]:
@@ -79,7 +86,9 @@ def _problem(item: Any, place: tuple[Any, ...], data: Any, root: type[Component]
     rule = _RULE.sub(lambda found: "" if found[0].startswith("Value") else "must ", item["msg"])
     if ", not " in rule:  # pydantic named the value, as in "at least 1 item, not 0"
         return Problem(where, rule.replace(" after validation", ""))
-    return Problem(where, f"{rule}, not {given[:77] + '…' if len(given) > 78 else given}")
+    choices = _QUOTED.findall(context.get("expected", "")) if item["type"] == "literal_error" else ()
+    what = f"{rule}, not {given[:77] + '…' if len(given) > 78 else given}"
+    return Problem(where, what, _meant(item["input"], choices))
 
 
 def _merged(group: list[Problem]) -> Problem:

@@ -19,6 +19,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 Facts = dict[str, Any]
+#: a side has that long to end the processes that it started
+END_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,13 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.process.terminate()
-        self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()  # it ends by itself, and takes along what it started
+        try:
+            self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.terminate()
+            self.process.wait()
 
 
 def serve(work: Callable[[], Facts]) -> None:
