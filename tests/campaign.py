@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi.testclient import TestClient
 
@@ -32,10 +33,13 @@ def write_items(path: Path, count: int, **extra: Any) -> Path:
 class Campaign:
     """The application in this process, over a database on disk."""
 
+    #: the database of a campaign over a file of items
+    place: ClassVar[Callable[[Path], str | Path]] = staticmethod(lambda source: source.with_suffix(".db"))
+
     def __init__(self, source: Path, **settings: Any) -> None:
         self.settings = Annotation.model_validate({"checks": {"attention_every": 0}, **settings})
         self.form, self.items = campaign(source, self.settings)
-        self.book = Book(source.with_suffix(".db"))
+        self.book = Book(self.place(source))
         self.book.begin(self.form, self.items, self.settings.seed)
         self.app = create_app(self.book, self.settings, self.form)
         with self.book.writing() as session:

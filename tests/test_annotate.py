@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from sqlalchemy import text
 
 import tilth
@@ -30,6 +31,8 @@ from tilth.errors import RecipeError, StorageError
 from tilth.runs import Run
 
 SCRIPT = "<script>alert(1)</script>"
+#: settings under which many people answer as fast as they can
+CROWD = {"serving": {"per_minute": 100000}, "checks": {"attention_every": 0}}
 MARKS = {"fluency": "70", "coherence": "50", "relevance": "90"}
 
 
@@ -37,6 +40,12 @@ MARKS = {"fluency": "70", "coherence": "50", "relevance": "90"}
 def pairs(tmp_path: Path) -> Campaign:
     """Three pairs, each for two people."""
     return Campaign(write_items(tmp_path / "items.jsonl", 3), overlap=2)
+
+
+@pytest.fixture
+def store() -> str | None:
+    """The database that is named in settings; none: beside the items."""
+    return None
 
 
 def exported(browser: Browser, name: str) -> list[dict]:
@@ -372,7 +381,7 @@ def test_an_answer_that_was_committed_outlives_its_process(tmp_path: Path) -> No
     with campaign.book.writing() as session:
         people.join(session, people.invite(session, ""), "Ann")
     writer = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("answer_and_die.py")), str(tmp_path / "items.db")],
+        [sys.executable, str(Path(__file__).with_name("answer_and_die.py")), campaign.book.url],
         stdout=subprocess.PIPE, text=True, env=beside_us(),
     )  # fmt: skip
     said = [writer.stdout.readline().strip() for _ in range(40)]
@@ -403,10 +412,10 @@ def test_it_speaks_tls(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path, store: str | None) -> None:
     """Killed while eight people answer as fast as they can; then served again from the same database."""
     items, settings = write_items(tmp_path / "items.jsonl", 400), tmp_path / "settings.yaml"
-    settings.write_text("overlap: 8\nserving: {per_minute: 100000}\nchecks: {attention_every: 0}\n")
+    settings.write_text(yaml.safe_dump({"overlap": 8, "store": store, **CROWD}))
     acknowledged: list[tuple[str, str]] = []
     with Served(items, settings) as served:
         manager = Browser(httpx.Client(base_url=served.base, follow_redirects=True))
@@ -420,7 +429,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
         served.kill()
         for thread in threads:
             thread.join()
-    book = Book(f"{items}.settings.db")
+    book = Book(store or f"{items}.settings.db")
     with book.reading() as session:
         kept = [
             (str(row.assignment_id), row.key.partition("/")[2]) for row in session.execute(text("SELECT * FROM answer"))
@@ -454,9 +463,9 @@ def _answer_on(browser: Browser, acknowledged: list[tuple[str, str]]) -> None:
 
 
 @pytest.mark.slow
-def test_fifty_people_at_once_lose_no_answer(tmp_path: Path) -> None:
+def test_fifty_people_at_once_lose_no_answer(tmp_path: Path, store: str | None) -> None:
     items, settings = write_items(tmp_path / "items.jsonl", 100), tmp_path / "settings.yaml"
-    settings.write_text("overlap: 5\nserving: {per_minute: 100000}\nchecks: {attention_every: 0}\n")
+    settings.write_text(yaml.safe_dump({"overlap": 5, "store": store, **CROWD}))
     acknowledged: list[tuple[str, str]] = []
     with Served(items, settings) as served:
         manager = Browser(httpx.Client(base_url=served.base, follow_redirects=True, timeout=60))

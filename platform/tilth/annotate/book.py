@@ -36,11 +36,12 @@ class Book:
 
     def __init__(self, place: str | Path) -> None:
         self.url = url_of(place)
+        self.shown = shown(self.url)
         try:
             self.engine = _engine(self.url)
             Base.metadata.create_all(self.engine)
         except (SQLAlchemyError, OSError, ImportError) as error:
-            raise StorageError(f"{place}: no database can be opened there: {_first_line(error)}") from error
+            raise StorageError(f"{self.shown}: no database can be opened there: {_first_line(error)}") from error
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -71,17 +72,17 @@ class Book:
         StorageError where answers to something else are kept here already.
         """
         with self.writing() as session:
-            _settle(session, "form", dump(form), self.url)
+            _settle(session, "form", dump(form), self.shown)
             if session.get(Setting, "secret") is None:
                 session.add(Setting(name="secret", value=secrets.token_hex(32)))
             known = {item.id: item.digest for item in session.scalars(select(Shown))}
             for item in items:
                 if known.get(item.id, item.digest()) != item.digest():
                     raise StorageError(
-                        f"{self.url}: item {item.id} shows another text than when it was entered; "
+                        f"{self.shown}: item {item.id} shows another text than when it was entered; "
                         "keep these answers and set `store` to a new database"
                     )
-            _leave_out(session, {item.id for item in items}, self.url)
+            _leave_out(session, {item.id for item in items}, self.shown)
             session.add_all(_entry(item, seed) for item in items if item.id not in known)
 
 
@@ -133,13 +134,20 @@ def url_of(place: str | Path) -> str:
     return text if "://" in text else f"sqlite:///{Path(text).expanduser().resolve()}"
 
 
+def shown(url: str) -> str:
+    """A database's URL as it may be told: without the password."""
+    before, at, place = url.rpartition("@")
+    scheme, slashes, account = before.partition("://")
+    return f"{scheme}{slashes}{account.partition(':')[0]}{at}{place}"
+
+
 def _engine(url: str) -> Engine:
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:
-        engine = create_engine(url)
+        engine = create_engine(url, pool_pre_ping=True)  # a server that was started again has none of our connections
     except (ArgumentError, NoSuchModuleError) as error:
-        raise StorageError(f"{url.partition('@')[2] or url}: is no URL of a database: {error}") from error
+        raise StorageError(f"{shown(url)}: is no URL of a database: {error}") from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _durable)
         event.listen(engine, "begin", _begin)

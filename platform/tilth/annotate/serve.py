@@ -40,7 +40,7 @@ def annotate(source: str, file: str | None, port: int | None) -> dict[str, Any]:
     finally:
         book.close()
     _keep(source, name, found)
-    return {"store": book.url, **found}
+    return {"store": book.shown, **found}
 
 
 def _beside(source: str, name: str) -> str:
