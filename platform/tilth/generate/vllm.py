@@ -11,8 +11,8 @@ from tilth.data.transform import Inputs
 from tilth.errors import Problem
 from tilth.generate.base import AHEAD, Generate, LocalModel
 
-#: what an engine decodes at a time where nobody says how much: vLLM's own choice, more on the largest GPUs
-SEQUENCES = 256
+#: where nobody says how much an engine decodes at a time: vLLM takes 1,024 sequences on the largest GPUs, 256 elsewhere
+ROWS_IN_FLIGHT = 1024
 
 
 class VllmEngine(Component):
@@ -30,7 +30,10 @@ class VllmEngine(Component):
         description="KV cache in GiB; none: on a GPU by its share, on a CPU an eighth of the memory, at most 8.",
     )
     max_num_seqs: int | None = Field(
-        None, ge=1, json_schema_extra=EXECUTION, description="Sequences decoded at a time; none: vLLM's own choice."
+        None,
+        ge=1,
+        json_schema_extra=EXECUTION,
+        description="Sequences decoded at a time; none: vLLM's choice for much work, 256, on the largest GPUs 1,024.",
     )
     enforce_eager: bool | None = Field(
         None, json_schema_extra=EXECUTION, description="No compiled graphs, for a quicker start; none: so on a CPU."
@@ -66,7 +69,7 @@ class Vllm(LocalModel):
 
     @property
     def in_flight(self) -> int:
-        return AHEAD * (self.engine.max_num_seqs or SEQUENCES)
+        return AHEAD * self.engine.max_num_seqs if self.engine.max_num_seqs else ROWS_IN_FLIGHT
 
     def check(self) -> list[Problem]:
         if self.max_model_len is None or self.sampling.max_tokens < self.max_model_len:

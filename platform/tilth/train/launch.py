@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from typing import Any
 
 from tilth import cluster, room, ui
 from tilth.data.dataset import Dataset
-from tilth.errors import StageError, StageStopped
+from tilth.errors import ClusterError, StageError, StageStopped
 from tilth.recipe import STOP
 from tilth.train import fitting, tasks, trace
 from tilth.train.job import BEST, FAILED, PROGRESS, RANGE, RESULT, Job
 
 CHECKPOINTS = "checkpoints"
 POLL_SECONDS = 1.0
+#: without a step for so long, it is asked whether the cluster has room for the workers at all
+LACK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,7 @@ def _progress(job: Job) -> Iterator[None]:
     job.out.remove(PROGRESS)
 
     def follow(advance: ui.Advance) -> None:
-        shown, known = 0, fitting.noted(job)
+        shown, known, since = 0, fitting.noted(job), time.monotonic()
         while True:
             last = stop.wait(POLL_SECONDS)
             if (note := fitting.noted(job)) != known and note is not None:
@@ -205,7 +208,10 @@ def _progress(job: Job) -> Iterator[None]:
             seen = job.out.read_json(PROGRESS)
             if seen is not None and seen["step"] > shown:
                 advance(seen["step"] - shown)
-                shown = seen["step"]
+                shown, since = seen["step"], time.monotonic()
+            elif job.stage.scale.workers and time.monotonic() - since >= LACK_SECONDS:
+                since = time.monotonic()
+                _say_lacking(job)
 
     with ui.reporter().progress(job.name, steps(job), "steps") as advance:
         thread = threading.Thread(target=follow, args=(advance,), daemon=True, name="tilth-progress")
@@ -215,6 +221,19 @@ def _progress(job: Job) -> Iterator[None]:
         finally:
             stop.set()
             thread.join()
+
+
+def _say_lacking(job: Job) -> None:
+    """What the cluster lacks for the workers, if anything: Ray waits silently for a node that went to be replaced."""
+    import ray
+
+    scale = job.stage.scale
+    if not ray.is_initialized():
+        return
+    try:
+        room.refuse_unplaceable(scale.each, scale.min_workers or scale.workers, scale.nodes.selector, join_seconds=0)
+    except ClusterError as lacking:
+        ui.reporter().say(f"{job.name}: waits for a place to go on: {lacking}")
 
 
 def _say_smaller(job: Job, note: Mapping[str, Any]) -> None:

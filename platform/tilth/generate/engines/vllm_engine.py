@@ -67,10 +67,7 @@ class Engine:
         #: why no engine came after one that died: for all who ask from then on
         self._gone: TilthError | None = None
         self._adapters: dict[str, int] = {}
-        self.loop.run(self._start())
-
-    async def _start(self) -> None:
-        self.life.start(self.arguments)
+        self.loop.run(_started(self.life, arguments))
 
     def adapter(self, folder: Path | None) -> Any:
         """vLLM's request for an adapter, None for none."""
@@ -160,9 +157,12 @@ class Life:
         try:
             with _environment({**_quiet(Path(self.folder.name)), **self.warden.environment}):
                 from vllm.engine.arg_utils import AsyncEngineArgs
+                from vllm.usage.usage_lib import UsageContext
                 from vllm.v1.engine.async_llm import AsyncLLM
 
-                self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+                # as `vllm.LLM` does, for much at once: else 128 sequences are decoded at a time, whatever the GPU
+                args, much = AsyncEngineArgs(**arguments), UsageContext.LLM_CLASS
+                self.engine = AsyncLLM.from_engine_args(args, usage_context=much)
         except (RuntimeError, ValueError, OSError, AssertionError) as error:
             why = start_error(error, self.said(), arguments)
             self.end()
@@ -195,6 +195,11 @@ class Life:
 
 def _end(loop: Loop, life: Life) -> None:
     loop.close(_ended(life))
+
+
+async def _started(life: Life, arguments: Arguments) -> None:
+    # vLLM keeps the frame that starts it: that must not hold the `Engine`, which ends when nobody uses it
+    life.start(arguments)
 
 
 async def _ended(life: Life) -> None:
