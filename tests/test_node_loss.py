@@ -10,9 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from lose_a_node import ROWS, STEPS
+from processes import until
+from tilth import ui
+from tilth.errors import ClusterError
+from tilth.train import launch
+from training import MINILM, dataset, job_of, questions, stage_of
 
+LACKING = "a stage asks for 2 workers of 1 CPU each, and there is room for 1"
 #: starts a Ray of its own, as tests of `ray_session` do
 SCRIPT = Path(__file__).with_name("lose_a_node.py")
 
@@ -42,3 +49,26 @@ def test_a_node_that_goes_while_rows_are_made_loses_none_and_doubles_none(tmp_pa
 def test_training_goes_on_elsewhere_when_its_node_goes_and_the_trace_is_the_same(tmp_path: Path) -> None:
     found = lost_in("sft", tmp_path)
     assert found == {"same": True, "steps": STEPS, "lost": 1}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_without_a_place_says_what_is_lacking(tmp_path: Path, monkeypatch: Any, workers: int) -> None:
+    said: list[str] = []
+    asked: list[tuple[Any, ...]] = []
+
+    def lacking(*args: Any, join_seconds: float) -> None:
+        asked.append((*args, join_seconds))
+        raise ClusterError(LACKING)
+
+    monkeypatch.setattr(launch, "LACK_SECONDS", 0.2)
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(launch.room, "refuse_unplaceable", lacking)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ui.reporter(), "say", lambda text, **_: said.append(text) if "waits" in text else None)
+    dataset(tmp_path, questions(8))
+    job = job_of(tmp_path, stage_of("sft", MINILM, {}, scale={"workers": workers, "micro_batch": 4}))
+    with launch._progress(job):
+        assert until(lambda: said, 3) == bool(workers)
+    assert bool(asked) == bool(workers)
+    assert [args[1:] for args in asked] == len(asked) * [(2, {}, 0)]
+    assert set(said) <= {f"{job.name}: waits for a place to go on: {LACKING}"}
