@@ -15,6 +15,7 @@ from tilth.data.loading import MEMBERS
 from tilth.data.schema import Row, value_at
 from tilth.errors import Problem, StageError
 from tilth.train.base import Training
+from tilth.train.config import Fillers
 
 if TYPE_CHECKING:
     from tilth.train.job import Job
@@ -60,8 +61,8 @@ class RewardTraining(Training):
     )
 
     @property
-    def filler_loss(self) -> float:
-        return 0.0
+    def fillers(self) -> Fillers:
+        return Fillers(0.0)
 
     def objective_of(self, row_type: str) -> str:
         if row_type != "preference":
