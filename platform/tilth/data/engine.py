@@ -158,8 +158,9 @@ def _pass(
     import ray
 
     count = min(resources.count(room.held(resources.nodes.selector)), len(units))
-    # units that a worker took with it are computed in less company, so that it takes fewer
-    at_once = units_at_once(work, units, count) if first else max(1, units_at_once(work, units, count) // FEWER)
+    at_once = units_at_once(work, units, count)
+    if not first:  # what is left died with its worker: in less company, so that fewer do should one die again
+        at_once = max(1, at_once // FEWER)
     _configure(ray.data.DataContext.get_current(), DEATHS * count * (at_once + 1) if first else -1)
     blocks = ray.data.from_items([{"unit": json.dumps(asdict(unit))} for unit in units], override_num_blocks=len(units))
     with warnings.catch_warnings():
