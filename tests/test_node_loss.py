@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import ray
 
 from lose_a_node import ROWS, STEPS
 from processes import until
+from serving import beside_us
 from tilth import ui
 from tilth.errors import ClusterError
 from tilth.train import launch
@@ -25,11 +25,10 @@ SCRIPT = Path(__file__).with_name("lose_a_node.py")
 
 
 def lost_in(what: str, folder: Path) -> dict[str, Any]:
-    path = os.pathsep.join([str(SCRIPT.parent), *(path for path in sys.path if path)])
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = {name: value for name, value in beside_us().items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
         [sys.executable, str(SCRIPT), what, str(folder)], capture_output=True, text=True, timeout=500,
-        env={**environment, "PYTHONPATH": path},
+        env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -264,7 +264,9 @@ def test_an_engine_ends_with_those_who_use_it() -> None:
     [
         (
             {"kv_cache_gib": 0.01},
-            r"8192 tokens needs [\d.]+ GiB of KV cache, 0\.0\d* GiB are available; set max_model_len",
+            # how much there is of so little, and so whether any length fits, differs between processors
+            r"8192 tokens needs 0\.(7|35) GiB of KV cache, 0\.01? GiB are available; "
+            r"set max_model_len (to|lower, or engine\.kv_cache_gib to at least 0\.35$)",
         ),
         (
             {"kv_cache_gib": 10_000.0},

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, delete, event, select, text, update
+from sqlalchemy import Connection, Engine, create_engine, delete, event, make_url, select, text, update
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -136,9 +136,11 @@ def url_of(place: str | Path) -> str:
 
 def shown(url: str) -> str:
     """A database's URL as it may be told: without the password."""
-    before, at, place = url.rpartition("@")
-    scheme, slashes, account = before.partition("://")
-    return f"{scheme}{slashes}{account.partition(':')[0]}{at}{place}"
+    try:
+        found = make_url(url)
+    except ArgumentError:  # none that can be read: what may be an account is left out
+        return url.rpartition("@")[2]
+    return url if found.password is None else found._replace(password=None).render_as_string()
 
 
 def _engine(url: str) -> Engine:
