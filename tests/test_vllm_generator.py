@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,21 @@ def threads_share_the_engine(ask: Generate) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [found[number] for number in range(3)] == [ask(part) for part in parts]
+    for number, part in enumerate(parts):
+        same(found[number], ask(part))
+
+
+def same(found: list[Answer], expected: list[Answer]) -> None:
+    """The same answers, but for the last digits of log-probabilities: sums depend on who else is in the batch."""
+
+    def said(answers: list[Answer]) -> list[Answer]:
+        return [replace(a, completions=tuple(replace(c, logprob=None) for c in a.completions)) for a in answers]
+
+    def sums(answers: list[Answer]) -> list[float | None]:
+        return [item.logprob for answer in answers for item in answer.completions]
+
+    assert said(found) == said(expected)
+    assert sums(found) == pytest.approx(sums(expected), abs=1e-3)
 
 
 def test_the_identity_is_what_is_said_not_how_it_runs() -> None:
@@ -178,7 +193,8 @@ def test_a_killed_engine_is_replaced_and_every_prompt_answered_once() -> None:
     thread.start()
     kill(core)
     thread.join()
-    assert found == [expected]
+    (again,) = found
+    same(again, expected)
     (second,) = cores()
     assert second != core
     kill(second)
