@@ -1,6 +1,7 @@
 """Work on a cluster of real Ray nodes, one of which is killed with all that runs on it, on the way.
 
-python tests/lose_a_node.py WHAT ROOT, where WHAT is `augment` or `sft`; prints what became of it as one line of JSON.
+python tests/lose_a_node.py WHAT ROOT, where WHAT is `augment`, `pools` (augmented by two pools of workers) or `sft`;
+prints what became of it as one line of JSON.
 """
 
 from __future__ import annotations
@@ -27,29 +28,30 @@ ROWS = 240
 STEPS = 24
 
 
-def started() -> tuple[Any, list[Any]]:
-    """A head that holds no work, and two nodes of one CPU each."""
+def started(count: int) -> tuple[Any, list[Any]]:
+    """A head that holds no work, and nodes of one CPU each."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     from ray.cluster_utils import Cluster
 
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    nodes = [found.add_node(num_cpus=1) for _ in range(2)]
+    nodes = [found.add_node(num_cpus=1) for _ in range(count)]
     found.wait_for_nodes()
     os.environ["RAY_ADDRESS"] = found.address
     return found, nodes
 
 
-def recipe(workers: int) -> dict[str, Any]:
+def recipe(workers: int, *others: dict[str, Any]) -> dict[str, Any]:
+    """Labelled rows augmented by a pool of workers, and by the steps that other pools apply."""
     rows = [{"text": f"where is card number {n}", "label": str(n % 3)} for n in range(ROWS)]
     step = {"kind": "faulty:Located", "seconds": 0.1, "variants": 2}
     pool = {"workers": workers}
     return {"name": "lost", "stages": {
         "data": {"kind": "data", "row": "labelled", "source": {"kind": "inline", "rows": rows}},
-        "more": {"kind": "augment", "data": "@data", "steps": [step], "unit_rows": 4, "resources": pool},
+        "more": {"kind": "augment", "data": "@data", "steps": [step, *others], "unit_rows": 4, "resources": pool},
     }}  # fmt: skip
 
 
-def augment(root: Path, lose: Callable[..., None]) -> dict[str, Any]:
+def augment(root: Path, lose: Callable[..., None], *others: dict[str, Any]) -> dict[str, Any]:
     """Augment while a node is lost, and once more without any; both as they lie on storage."""
 
     def committed() -> bool:
@@ -57,9 +59,9 @@ def augment(root: Path, lose: Callable[..., None]) -> dict[str, Any]:
 
     killer = threading.Thread(target=lambda: (until(committed, 120), lose()))
     killer.start()
-    done = Dataset.open(tilth.run(recipe(2), root / "out")["more"])
+    done = Dataset.open(tilth.run(recipe(2, *others), root / "out")["more"])
     killer.join()
-    alone = Dataset.open(tilth.run(recipe(0), root / "alone")["more"])
+    alone = Dataset.open(tilth.run(recipe(0, *others), root / "alone")["more"])
 
     def plain(rows: Any) -> list[Any]:
         return [(row["id"], row["parent"], row["via"], row["text"], row["label"]) for row in rows]
@@ -69,6 +71,11 @@ def augment(root: Path, lose: Callable[..., None]) -> dict[str, Any]:
         "same": plain(done.rows()) == plain(alone.rows()), "counts": done.counts, "nodes": len(nodes),
         "rejected": len(list(done.rejected_rows())),
     }  # fmt: skip
+
+
+def pools(root: Path, lose: Callable[..., None]) -> dict[str, Any]:
+    """The same where what one pool made goes on to another, of one worker."""
+    return augment(root, lose, {"kind": "faulty:Located", "name": "again", "resources": {"workers": 1}})
 
 
 def sft(root: Path, lose: Callable[..., None]) -> dict[str, Any]:
@@ -95,7 +102,7 @@ def sft(root: Path, lose: Callable[..., None]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     what, root = sys.argv[1], Path(sys.argv[2])
-    machines, nodes = started()
+    machines, nodes = started(3 if what == "pools" else 2)
     lost: list[str] = []
 
     def lose(pid: int | None = None) -> None:
@@ -107,6 +114,6 @@ if __name__ == "__main__":
         lost.append(node.node_id)
 
     with cluster.session(Store.at(root)):
-        found = {"augment": augment, "sft": sft}[what](root, lose)
+        found = {"augment": augment, "pools": pools, "sft": sft}[what](root, lose)
     print(json.dumps({**found, "lost": len(lost)}), flush=True)
     machines.shutdown()

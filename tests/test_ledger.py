@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -22,9 +24,10 @@ from tilth.augment.base import Augmenter
 from tilth.data.chain import Chain, cut
 from tilth.data.clean import Cleaning
 from tilth.data.dataset import Dataset, Shard
-from tilth.data.engine import MANY_UNITS, _isolate, _Lone, run_units, units_at_once
+from tilth.data.engine import MANY_UNITS, run_units, units_at_once
 from tilth.data.finish import Verdicts, finish
 from tilth.data.ingest import Ingest, pieces
+from tilth.data.isolation import Lone, isolate
 from tilth.data.ledger import Ledger, Unit
 from tilth.data.parts import lengths
 from tilth.data.placement import place_rows
@@ -182,10 +185,10 @@ def test_a_worker_whose_node_does_not_see_the_run_refuses_before_it_computes(sou
     first, second = ledger.missing()
     blind = UnitWorker(work, Store.at(tmp_path / "disk"))
     with pytest.raises(StageError, match=r"unit 0: .*disk is a path that node .* does not see; give as --out a shared"):
-        record_of(blind.answer(first))
+        record_of(blind.answer(json.dumps(asdict(first)))[1])
     assert (blind.run, blind.store.list()) == (None, [])
     worker = UnitWorker(work, out)
-    assert [record_of(worker.answer(unit)).unit for unit in (first, second)] == [0, 1]
+    assert [record_of(worker.answer(json.dumps(asdict(unit)))[1]).unit for unit in (first, second)] == [0, 1]
 
 
 class _Loses(Augmenter):
@@ -382,8 +385,8 @@ def test_units_at_once_hold_the_rows_that_should_be_in_flight(
         in_flight = property(lambda _: rows)
 
     pieces = [Unit(n, "source", n * size, (n + 1) * size) for n in range(units)]
-    chain = Chain(Store.at("nowhere"), "text", (Numbered(), Asking()))
-    assert units_at_once(chain, pieces, workers) == found
+    (leg,) = Chain(Store.at("nowhere"), "text", (Numbered(), Asking())).legs
+    assert units_at_once(leg.in_flight, pieces, workers) == found
 
 
 def test_every_actor_of_the_pool_is_busy_on_small_inputs(ray_session: object, source: Dataset, tmp_path: Path) -> None:
@@ -428,7 +431,7 @@ def test_a_piece_of_a_source_that_kills_its_worker_ends_the_stage(
     monkeypatch.setattr("ray.remote", MagicMock())
     monkeypatch.setattr("ray.get", dead)
     with pytest.raises(StageError, match=r"rows\.jsonl kills every worker.*record 1 on.*fewer workers"):
-        _isolate(_Lone(work, Store.at(tmp_path / "out"), Resources(workers=2)), work.units()[0])
+        isolate(Lone(work, Store.at(tmp_path / "out"), [Resources(workers=2)]), work.units()[0])
 
 
 def test_a_unit_that_only_the_company_killed_is_committed_by_a_worker_alone(
@@ -437,7 +440,7 @@ def test_a_unit_that_only_the_company_killed_is_committed_by_a_worker_alone(
     [unit] = cut(source, 100)
     work = Chain(source.store, "labelled", (Numbered(),))
     Ledger(Store.at(tmp_path), "alone", [unit])
-    record = _isolate(_Lone(work, Store.at(tmp_path), Resources(workers=1)), unit)
+    record = isolate(Lone(work, Store.at(tmp_path), [Resources(workers=1)]), unit)
     assert (record.tally.inputs, record.tally.accepted) == (100, 200)
 
 

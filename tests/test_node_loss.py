@@ -45,6 +45,14 @@ def test_a_node_that_goes_while_rows_are_made_loses_none_and_doubles_none(tmp_pa
 
 
 @pytest.mark.slow
+def test_a_node_that_goes_takes_what_lies_between_two_pools_and_nothing_is_lost(tmp_path: Path) -> None:
+    found = lost_in("pools", tmp_path)
+    assert found["lost"] == 1
+    assert found["same"]
+    assert (found["counts"]["inputs"], found["counts"]["accepted"], found["rejected"]) == (ROWS, 4 * ROWS, 0)
+
+
+@pytest.mark.slow
 def test_training_goes_on_elsewhere_when_its_node_goes_and_the_trace_is_the_same(tmp_path: Path) -> None:
     found = lost_in("sft", tmp_path)
     assert found == {"same": True, "steps": STEPS, "lost": 1}
@@ -59,7 +67,7 @@ def test_training_without_a_place_says_what_is_lacking(tmp_path: Path, monkeypat
         asked.append((*args, join_seconds))
         raise ClusterError(LACKING)
 
-    monkeypatch.setattr(launch, "LACK_SECONDS", 0.2)
+    monkeypatch.setattr(launch.room, "LACK_SECONDS", 0.2)
     monkeypatch.setattr(launch, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(launch.room, "refuse_unplaceable", lacking)
     monkeypatch.setattr(ray, "is_initialized", lambda: True)

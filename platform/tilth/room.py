@@ -8,10 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from tilth import ui
 from tilth.errors import ClusterError
 
 #: how long nodes that are on their way to a cluster may take to join it
 JOIN_SECONDS, POLL_SECONDS = 30.0, 1.0
+#: where nothing gets done for so long, it is asked whether the cluster has room for the workers at all
+LACK_SECONDS = 60.0
 #: what a node has, and how many such nodes there may be
 Shape = tuple[Mapping[str, float], float]
 
@@ -32,7 +35,7 @@ def refuse_unplaceable(
         room = capacity(each, shapes := _shapes(labels or {}))
         return None if room >= count else _missing(each, count, int(room), shapes, labels or {})
 
-    _refuse(lacking, join_seconds)
+    refuse(lacking, join_seconds)
 
 
 def refuse_beyond(demand: Mapping[str, float], join_seconds: float = JOIN_SECONDS) -> None:
@@ -45,20 +48,32 @@ def refuse_beyond(demand: Mapping[str, float], join_seconds: float = JOIN_SECOND
         if not short:
             return None
         return (
-            f"a stage asks for {_written(demand)} in all its workers and actors, and this cluster can never give it: "
-            f"it has {_written(short)}; ask for less (scale, rollouts), or give the cluster more nodes"
+            f"a stage asks for {written(demand)} in all its workers and actors, and this cluster can never give it: "
+            f"it has {written(short)}; ask for less (scale, rollouts), or give the cluster more nodes"
         )
 
-    _refuse(lacking, join_seconds)
+    refuse(lacking, join_seconds)
 
 
-def _refuse(lacking: Callable[[], str | None], join_seconds: float) -> None:
+def refuse(lacking: Callable[[], str | None], join_seconds: float = JOIN_SECONDS) -> None:
     """ClusterError with what is lacking, where it still is once nodes on their way have had time to join."""
     end = time.monotonic() + join_seconds
     while (why := lacking()) is not None:
         if time.monotonic() >= end:
             raise ClusterError(why)
         time.sleep(POLL_SECONDS)
+
+
+def say_lacking(title: str, place: Callable[[], None]) -> None:
+    """What the cluster lacks, if `place` finds anything: Ray waits silently for a node that went to be replaced."""
+    import ray
+
+    if not ray.is_initialized():
+        return
+    try:
+        place()
+    except ClusterError as lacking:
+        ui.reporter().say(f"{title}: waits for a place to go on: {lacking}")
 
 
 def capacity(each: Mapping[str, float], shapes: Iterable[Shape]) -> float:
@@ -74,12 +89,12 @@ def _on_one(each: Mapping[str, float], has: Mapping[str, float]) -> int:
 def held(labels: Mapping[str, str]) -> dict[str, float]:
     """What the nodes with these labels have together."""
     total: Counter[str] = Counter()
-    for node in _alive(labels):
+    for node in alive(labels):
         total.update(node["Resources"])
     return dict(total)
 
 
-def _alive(labels: Mapping[str, str]) -> list[dict[str, Any]]:
+def alive(labels: Mapping[str, str]) -> list[dict[str, Any]]:
     """The nodes there are that have these labels."""
     import ray
 
@@ -87,18 +102,22 @@ def _alive(labels: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def _shapes(labels: Mapping[str, str]) -> list[Shape]:
-    """Every node there is, and what the autoscaler may add where there is one that told the cluster so."""
+    """Every node there is, and what the autoscaler may add."""
+    return [(node["Resources"], 1.0) for node in alive(labels)] + startable()
+
+
+def startable() -> list[Shape]:
+    """What the autoscaler may add, where there is one that told the cluster so."""
     from ray._private.state import state
 
-    alive: list[Shape] = [(node["Resources"], 1.0) for node in _alive(labels)]
     config: Any = state.get_cluster_config()
     groups = config.node_group_configs if config is not None else ()
     most = [math.inf if group.max_count < 0 else float(group.max_count) for group in groups]
-    return alive + [(dict(group.resources), copies) for group, copies in zip(groups, most, strict=True) if copies]
+    return [(dict(group.resources), copies) for group, copies in zip(groups, most, strict=True) if copies]
 
 
 def _missing(each: Mapping[str, float], count: int, room: int, shapes: list[Shape], labels: Mapping[str, str]) -> str:
-    wanted = f"{count} worker{'s' * (count > 1)} of {_written(each)}"
+    wanted = f"{count} worker{'s' * (count > 1)} of {written(each)}"
     if labels:
         wanted += f" on nodes with {', '.join(f'{name}={value}' for name, value in labels.items())}"
     short = {
@@ -110,11 +129,11 @@ def _missing(each: Mapping[str, float], count: int, room: int, shapes: list[Shap
         why = f"no node has these labels; nodes have {_labels() or 'none'}"
     elif short:
         lacks = ", ".join(
-            f"{_written({name: each[name]})} (the most that one has: {most:g})" for name, most in short.items()
+            f"{written({name: each[name]})} (the most that one has: {most:g})" for name, most in short.items()
         )
         why = f"no node has, or can be started with, {lacks}"
     else:
-        why = f"its nodes have room for {room}: {'; '.join(_written(has, each) for has, _ in shapes)}"
+        why = f"its nodes have room for {room}: {'; '.join(written(has, each) for has, _ in shapes)}"
     return (
         f"a stage asks for {wanted}, and this cluster can never hold them: {why}; ask for less (resources, scale), or "
         "give the cluster such nodes"
@@ -123,11 +142,11 @@ def _missing(each: Mapping[str, float], count: int, room: int, shapes: list[Shap
 
 def _labels() -> str:
     """The labels of the nodes there are, those alone apart that name a single node."""
-    found = {item for node in _alive({}) for item in node["Labels"].items() if item[0] != "ray.io/node-id"}
+    found = {item for node in alive({}) for item in node["Labels"].items() if item[0] != "ray.io/node-id"}
     return ", ".join(f"{name}={value}" for name, value in sorted(found))
 
 
-def _written(resources: Mapping[str, float], names: Iterable[str] | None = None) -> str:
+def written(resources: Mapping[str, float], names: Iterable[str] | None = None) -> str:
     """As people write it: CPU 4, GPU 1."""
     kept = resources if names is None else [name for name in names if name in resources]
     return (

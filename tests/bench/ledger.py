@@ -9,10 +9,10 @@ the other benchmarks, so that what else runs on the machine weighs on both alike
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.bench.paired import Facts, paired, timed
 from tests.bench.result import Options, Result
@@ -23,10 +23,10 @@ from tilth.augment.eda import Eda
 from tilth.augment.similarity import Similarity
 from tilth.data.chain import Chain, UnitReader, cut
 from tilth.data.dataset import Dataset
-from tilth.data.engine import Work, run_units
-from tilth.data.ledger import Ledger, Unit
-from tilth.data.schema import Row
+from tilth.data.engine import run_units
+from tilth.data.ledger import Ledger
 from tilth.data.transform import Inputs, Resources, Transform
+from tilth.data.work import Leg, LegFunction, Work
 from tilth.storage import Store
 
 SUMMARY = "cost of committing every unit, over the bare function"
@@ -48,18 +48,24 @@ def _echo(samples: list[Sample]) -> list[list[str]]:
 
 @dataclass
 class Loaded:
-    """`tilth.data.engine.Work` whose models are loaded already."""
+    """`tilth.data.work.Work` without pools, whose models are loaded already."""
 
-    chain: Work
-    run: Callable[[Unit], Iterable[Row]] = field(init=False)
+    work: Work
+    run: LegFunction = field(init=False)
+    resources: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        self.run = self.chain.load()
+        (leg,) = self.work.legs
+        self.in_flight, self.run = leg.in_flight, leg.load()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.chain, name)
+        return getattr(self.work, name)
 
-    def load(self) -> Callable[[Unit], Iterable[Row]]:
+    @property
+    def legs(self) -> tuple[Leg, ...]:
+        return (self,)
+
+    def load(self) -> LegFunction:
         return self.run
 
 

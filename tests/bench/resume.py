@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
@@ -23,25 +23,11 @@ from tests.bench.units import Marked, dataset_at, quiet, read_marks
 from tilth.augment.back_translation import BackTranslation
 from tilth.data.chain import Chain, cut
 from tilth.data.engine import run_units
-from tilth.data.ledger import Ledger, Unit
-from tilth.data.schema import Row
+from tilth.data.ledger import Ledger
 from tilth.data.transform import Resources
 from tilth.storage import Store
 
 SUMMARY = "share of the units computed twice after a kill -9 of the driver at half of them"
-
-
-class Begun(Marked):
-    """Marks units when they begin."""
-
-    def load(self) -> Callable[[Unit], Iterable[Row]]:
-        run = self.chain.load()
-
-        def begun(unit: Unit) -> Iterable[Row]:
-            self.mark(unit)
-            return run(unit)
-
-        return begun
 
 
 def run(folder: Path, rows: int, workers: int) -> None:
@@ -49,7 +35,8 @@ def run(folder: Path, rows: int, workers: int) -> None:
     quiet()
     source = dataset_at(folder / "source", rows)
     ledger = Ledger(Store.at(folder / "out"), "bench", cut(source))
-    work = Begun(Chain(source.store, source.row_type, (BackTranslation(),)), str(folder / "marks.jsonl"))
+    chain = Chain(source.store, source.row_type, (BackTranslation(),))
+    work = Marked(chain, str(folder / "marks.jsonl"), begun=True)
     run_units(work, ledger, Resources(workers=workers), "resume")
 
 

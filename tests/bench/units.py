@@ -7,9 +7,10 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow.parquet as pq
 
@@ -20,6 +21,7 @@ from tilth.data.dataset import Dataset, Shard
 from tilth.data.ledger import Unit
 from tilth.data.schema import Row, original, to_table
 from tilth.data.transform import Transform
+from tilth.data.work import Leg, LegFunction
 from tilth.storage import Store
 
 
@@ -40,30 +42,41 @@ class Mark:
 
 @dataclass(frozen=True)
 class Marked:
-    """`tilth.data.engine.Work` around a chain; every computed unit appends a line to `marks`."""
+    """`tilth.data.work.Work` around a chain without pools: its only leg is this, which leaves marks in a file."""
 
     chain: Chain
     marks: str
+    #: mark units when they begin, not when they are computed
+    begun: bool = False
+    resources: ClassVar[None] = None
 
     @property
     def row_type(self) -> str:
         return self.chain.row_type
 
     @property
+    def legs(self) -> tuple[Leg, ...]:
+        return (self,)
+
+    @property
     def in_flight(self) -> int:
-        return self.chain.in_flight
+        return self.chain.legs[0].in_flight
 
-    def load(self) -> Callable[[Unit], Iterable[Row]]:
-        run = self.chain.load()
+    def load(self) -> LegFunction:
+        (leg,) = self.chain.legs
+        run = leg.load()
 
-        def marked(unit: Unit) -> list[Row]:
-            rows = run(unit)
-            self.mark(unit)
-            return rows
+        def marked(unit: Unit, rows: list[Row]) -> Iterable[Row]:
+            if self.begun:
+                self._mark(unit)
+            found = run(unit, rows)
+            if not self.begun:
+                self._mark(unit)
+            return found
 
         return marked
 
-    def mark(self, unit: Unit) -> None:
+    def _mark(self, unit: Unit) -> None:
         with open(self.marks, "a") as handle:
             handle.write(json.dumps(asdict(Mark.now(len(unit), unit.index))) + "\n")
 

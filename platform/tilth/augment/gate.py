@@ -31,7 +31,7 @@ class Gate(Augment):
 
     @property
     def working(self) -> tuple[Transform, ...]:
-        return tuple(_Alone(step=step) for step in self.steps)
+        return tuple(_Alone(step=step, resources=step.resources) for step in self.steps)
 
     def seen(self, row: Row, given: Set[str]) -> Row:
         return {**row, NEW: True, "via": row["via"] or self.kind}

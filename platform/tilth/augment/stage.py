@@ -30,7 +30,7 @@ class Augment(Stage):
     """Rows in, the same rows and new ones out. Other splits pass through untouched, so nothing leaks into them."""
 
     produces: ClassVar[str] = "dataset"
-    version: ClassVar[int] = 3  # rows that an earlier stage made stand before those of this one; answers placed anew
+    version: ClassVar[int] = 4  # a row on which a step raises is quarantined there, what was made of it before stays
 
     data: DatasetRef = Field(description='The dataset, as "@stage".')
     steps: tuple[Transform, ...] = Field(min_length=1, description="Augmenters and filters, applied in this order.")

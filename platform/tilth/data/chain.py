@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
 from tilth.data.dataset import Dataset
+from tilth.data.guard import one_by_one
 from tilth.data.ledger import Unit
 from tilth.data.schema import Row, from_table
-from tilth.data.transform import Inputs, RowsFunction, Transform
-from tilth.errors import StageError, TilthError
+from tilth.data.transform import Inputs, Resources, RowsFunction, Transform
+from tilth.errors import StageError
 from tilth.storage import Store
 
 if TYPE_CHECKING:
     from tilth.data.transform import Fitted
+    from tilth.data.work import Leg, LegFunction, RowsLeg
 
 UNITS_WANTED = 64
 UNIT_ROWS = (8, 512)
 #: the driver schedules and remembers each unit: of very large data a unit takes more rows than that
 MOST_UNITS = 100_000
-#: share of a unit's rows that may raise before the fault is taken to be the transform's, not the rows'
-POISON_SHARE = 0.25
 
 
 def cut(dataset: Dataset, unit_rows: int | None = None) -> list[Unit]:
@@ -43,7 +44,7 @@ def cut(dataset: Dataset, unit_rows: int | None = None) -> list[Unit]:
 
 @dataclass(frozen=True)
 class Chain:
-    """Transforms in order, applied to each unit. Picklable; see `tilth.data.engine.Work`."""
+    """Transforms in order, applied to each unit. Picklable; see `tilth.data.work.Work`."""
 
     store: Store
     row_type: str
@@ -52,19 +53,65 @@ class Chain:
     fitted: tuple[Fitted, ...] = ()
 
     @property
-    def in_flight(self) -> int:
-        return max((step.in_flight for step in self.steps), default=1)
-
-    def load(self) -> Callable[[Unit], list[Row]]:
-        apply = chained(self.steps, self.context, self.fitted)
-        reader = UnitReader(self.store)
-        return lambda unit: guarded(apply, reader.rows(unit))
+    def legs(self) -> tuple[Leg, ...]:
+        first, *others = stretches(self.steps, self.context, self.fitted)
+        return (_Read(self.store, first), *others)
 
     def inputs(self, unit: Unit) -> int:
         return len(unit)
 
     def poisoned(self, unit: Unit, why: str) -> list[Row]:
         return [{**row, "reason": why} for row in UnitReader(self.store).rows(unit)]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Steps that the workers of one pool apply one after another. See `tilth.data.work.Leg`."""
+
+    steps: tuple[Transform, ...]
+    context: Inputs
+    fitted: tuple[Fitted, ...] = ()
+
+    @property
+    def resources(self) -> Resources | None:
+        return self.steps[0].resources if self.steps else None
+
+    @property
+    def in_flight(self) -> int:
+        return max((step.in_flight for step in self.steps), default=1)
+
+    def load(self) -> RowsLeg:
+        apply = chained(self.steps, self.context, self.fitted)
+        return lambda unit, rows: apply(rows)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The first stretch, which reads the rows of a unit."""
+
+    store: Store
+    stretch: Stretch
+
+    @property
+    def resources(self) -> Resources | None:
+        return self.stretch.resources
+
+    @property
+    def in_flight(self) -> int:
+        return self.stretch.in_flight
+
+    def load(self) -> LegFunction:
+        apply, reader = self.stretch.load(), UnitReader(self.store)
+        return lambda unit, rows: apply(unit, reader.rows(unit))
+
+
+def stretches(steps: Sequence[Transform], context: Inputs, fitted: Sequence[Fitted] = ()) -> list[Stretch]:
+    """The steps cut where the next one has workers of its own; one stretch without steps where there are none."""
+    states = fitted or [{} for _ in steps]
+    parts = [list(part) for _, part in groupby(zip(steps, states, strict=True), lambda pair: pair[0].resources)]
+    return [
+        Stretch(tuple(step for step, _ in part), context, tuple(state for _, state in part)) for part in parts or [[]]
+    ]
 
 
 class UnitReader:
@@ -89,15 +136,16 @@ class UnitReader:
 
 
 def chained(steps: Sequence[Transform], context: Inputs, fitted: Sequence[Fitted] = ()) -> RowsFunction:
-    """The steps loaded, as one function that checks after each that no row was lost, doubled or left without origin."""
+    """The steps loaded, as one function that checks after each that no row was lost, doubled or left without origin.
+
+    A row on which a step raises is quarantined there, whoever is in its unit and wherever the step runs.
+    """
     states = fitted or [{} for _ in steps]
-    functions = [_serial(step, step.load(context, state)) for step, state in zip(steps, states, strict=True)]
+    functions = [_checked(step, step.load(context, state)) for step, state in zip(steps, states, strict=True)]
 
     def apply(rows: list[Row]) -> list[Row]:
-        given = [row["id"] for row in rows]
-        for step, function in zip(steps, functions, strict=True):
-            rows = function(rows)
-            _verify(given, rows, step.kind)
+        for function in functions:
+            rows = one_by_one(function, rows)
         return rows
 
     return apply
@@ -126,17 +174,18 @@ def decided(
     return reasons
 
 
-def _serial(step: Transform, function: RowsFunction) -> RowsFunction:
-    """One call at a time, unless the step is made for more."""
-    if step.in_flight > 1:
-        return function
-    lock = threading.Lock()
+def _checked(step: Transform, function: RowsFunction) -> RowsFunction:
+    """The step's function, looked at after each call; one call at a time, unless the step is made for more."""
+    turn = contextlib.nullcontext() if step.in_flight > 1 else threading.Lock()
 
-    def one_at_a_time(rows: list[Row]) -> list[Row]:
-        with lock:
-            return function(rows)
+    def call(rows: list[Row]) -> list[Row]:
+        given = [row["id"] for row in rows]
+        with turn:
+            rows = function(rows)
+        _verify(given, rows, step.kind)
+        return rows
 
-    return one_at_a_time
+    return call
 
 
 def _verify(given: list[str], rows: list[Row], name: str) -> None:
@@ -150,39 +199,3 @@ def _verify(given: list[str], rows: list[Row], name: str) -> None:
     for row in rows:
         if row["id"] not in known and not (row["parent"] and row["via"]):
             raise StageError(f"{name} added row {row['id']!r} without parent and via; build it with schema.added()")
-
-
-def _quarantined(row: Row, why: str) -> Row:
-    return {**row, "reason": why}
-
-
-def guarded(function: RowsFunction, rows: list[Row], failed_as: Callable[[Row, str], Row] = _quarantined) -> list[Row]:
-    """Apply `function`; rows on which it raises are found by halving and quarantined with the error.
-
-    `failed_as` gives the row that stands for one that raised; by default itself.
-
-    When more than a quarter of the rows raise, the fault is not theirs: the first error ends the stage.
-    """
-    allowed = max(1, int(len(rows) * POISON_SHARE))
-    failed: list[Row] = []
-
-    def attempt(part: list[Row]) -> list[Row]:
-        try:
-            return function([{**row, "meta": dict(row["meta"])} for row in part])
-        except TilthError:
-            raise
-        except Exception as error:
-            if len(part) > 1:
-                middle = len(part) // 2
-                return attempt(part[:middle]) + attempt(part[middle:])
-            failed.append(part[0])
-            if len(failed) > allowed or _is_resource(error):
-                raise StageError(f"{type(error).__name__}: {error} (at row {part[0]['id']})") from error
-            return [failed_as(part[0], f"quarantined/{type(error).__name__}: {error}")]
-
-    return attempt(rows)
-
-
-def _is_resource(error: BaseException) -> bool:
-    """Out of memory or disk: not a fault of the row."""
-    return isinstance(error, MemoryError | OSError) or type(error).__name__ == "OutOfMemoryError"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tilth.data.clean import Cleaning
 from tilth.data.ledger import Unit
@@ -13,6 +13,9 @@ from tilth.data.records import Shaper
 from tilth.data.schema import Row
 from tilth.data.source import Piece, Source
 from tilth.errors import StageError
+
+if TYPE_CHECKING:
+    from tilth.data.work import Leg, LegFunction
 
 #: between a row's id and its place while ids may still clash; `place_rows` takes the place off again
 MARK = "@"
@@ -25,12 +28,13 @@ def pieces(sources: Mapping[str, Source]) -> tuple[tuple[str, Piece], ...]:
 
 @dataclass(frozen=True)
 class Ingest:
-    """Reads pieces, one a unit. `sources` by split, "" where there is none yet. See `tilth.data.engine.Work`."""
+    """Reads pieces, one a unit. `sources` by split, "" where there is none yet. See `tilth.data.work.Work`."""
 
     row_type: str
     sources: Mapping[str, Source]
     clean: Cleaning
     pieces: Sequence[tuple[str, Piece]]
+    resources: ClassVar[None] = None
     in_flight: ClassVar[int] = 1
 
     def units(self) -> list[Unit]:
@@ -38,8 +42,12 @@ class Ingest:
         named = [{**asdict(piece), "split": split, "file": None} for split, piece in self.pieces]
         return [Unit(index, json.dumps(name)) for index, name in enumerate(named)]
 
-    def load(self) -> Callable[[Unit], Iterable[Row]]:
-        return self._rows
+    @property
+    def legs(self) -> tuple[Leg, ...]:
+        return (self,)
+
+    def load(self) -> LegFunction:
+        return lambda unit, rows: self._rows(unit)
 
     def _rows(self, unit: Unit) -> Iterator[Row]:
         split, piece = self.pieces[unit.index]

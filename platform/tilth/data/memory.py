@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from tilth.config import Component
-from tilth.data.transform import Resources
+from tilth.data.transform import Resources, Transform
 
 if TYPE_CHECKING:
     from tilth.weights import Sized, Weights
@@ -45,6 +45,17 @@ def in_all_workers(one: float, resources: Resources) -> float | None:
 
 
 def held(component: Component, sized: Sized, resources: Resources) -> float | None:
-    """Bytes of all models in all workers; None where there are none or they are not known."""
-    found = model_bytes(component, sized, resources)
-    return in_all_workers(sum(found.values()), resources) if found else None
+    """Bytes of all models in all workers, also in those of steps that have their own; None where there are none or
+    they are not known."""
+    steps: tuple[Transform, ...] = getattr(component, "steps", ())
+    own = [(step, step.resources) for step in steps if step.resources is not None]
+    others = tuple(step for step in steps if step.resources is None)
+    total = 0.0
+    for part, pool in ((component.model_copy(update={"steps": others}) if own else component, resources), *own):
+        if (models := model_bytes(part, sized, pool)) is None:
+            return None
+        if models:
+            if (taken := in_all_workers(sum(models.values()), pool)) is None:
+                return None
+            total += taken
+    return total or None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +21,7 @@ from tilth.storage import Store
 
 if TYPE_CHECKING:
     from tilth.data.mix import Mix
+    from tilth.data.work import Leg, LegFunction
 
 
 def plan(sources: Mapping[str, Dataset]) -> list[Unit]:
@@ -33,15 +34,20 @@ def plan(sources: Mapping[str, Dataset]) -> list[Unit]:
 
 @dataclass(frozen=True)
 class Mixing:
-    """Gives the rows of a unit their task. See `tilth.data.engine.Work`."""
+    """Gives the rows of a unit their task. See `tilth.data.work.Work`."""
 
     row_type: str
     stores: Mapping[str, Store]
     stage: Mix
+    resources: ClassVar[None] = None
     in_flight: ClassVar[int] = 1
 
-    def load(self) -> Callable[[Unit], list[Row]]:
-        return self._rows
+    @property
+    def legs(self) -> tuple[Leg, ...]:
+        return (self,)
+
+    def load(self) -> LegFunction:
+        return lambda unit, rows: self._rows(unit)
 
     def _rows(self, unit: Unit) -> list[Row]:
         task, shard = json.loads(unit.source)

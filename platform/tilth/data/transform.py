@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tilth.config import EXECUTION, Component
 from tilth.data.schema import Row
@@ -91,8 +91,20 @@ class Resources(Component):
         return max(1, int(available.get("CPU", 1) / self.cpus))
 
 
+def _in_a_pool(resources: Resources | None) -> Resources | None:
+    if resources is not None and resources.workers == 0:
+        raise ValueError("workers of its own are processes: give 1 or more, or set the stage's workers to 0")
+    return resources
+
+
 class Transform(Component, family="transform"):
     """A component on rows."""
+
+    resources: Annotated[Resources | None, AfterValidator(_in_a_pool)] = Field(
+        None,
+        json_schema_extra=EXECUTION,
+        description="Workers of its own, which go on with what those of the stage left; none: the stage's.",
+    )
 
     @property
     def in_flight(self) -> int:

@@ -35,7 +35,7 @@ class Generate(Stage):
     """
 
     produces: ClassVar[str] = "dataset"
-    version: ClassVar[int] = 2  # ids that the data has are new ones; targets and balances count what is kept
+    version: ClassVar[int] = 3  # a row on which a gate raises is quarantined there
 
     data: DatasetRef = Field(description='Seeds, documents or rows, as "@stage".')
     method: Method = Field(description="How rows are made.")

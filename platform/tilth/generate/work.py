@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from tilth.data.chain import UnitReader, chained, guarded
+from tilth.data.chain import Stretch, UnitReader, stretches
+from tilth.data.guard import guarded
 from tilth.data.ledger import Unit
 from tilth.data.schema import NEW, Row
-from tilth.data.transform import Inputs, Transform
+from tilth.data.transform import Inputs, Resources, Transform
 from tilth.errors import StageError
 from tilth.generate.base import Generator
 from tilth.generate.method import Made, Method, rows_of
@@ -17,11 +18,12 @@ from tilth.storage import Store
 
 if TYPE_CHECKING:
     from tilth.data.transform import Fitted
+    from tilth.data.work import Leg, LegFunction, RowsLeg
 
 
 @dataclass(frozen=True)
 class Generating:
-    """Asks are rows of `asks`: a dataset, or the asks of a round. See `tilth.data.engine.Work`."""
+    """Asks are rows of `asks`: a dataset, or the asks of a round. See `tilth.data.work.Work`."""
 
     asks: Store
     method: Method
@@ -35,30 +37,11 @@ class Generating:
         return self.method.makes
 
     @property
-    def in_flight(self) -> int:
-        own = self.generator.in_flight if self.generator else 1
-        return max([own, *(step.in_flight for step in self.steps)])
+    def legs(self) -> tuple[Leg, ...]:
+        gates = [_Gates(self.asks, stretch) for stretch in stretches(self.steps, self.context, self.fitted)]
+        return (_Make(self), *gates) if gates[0].resources else (_Make(self, gates[0]), *gates[1:])
 
-    def load(self) -> Callable[[Unit], list[Row]]:
-        make = self.method.load(self.generator, self.context)
-        gates = chained(self.steps, self.context, self.fitted)
-        reader = UnitReader(self.asks)
-        model = self.generator.title if self.generator else self.method.kind
-
-        def made(asks: list[Row]) -> list[Row]:
-            yields = make(asks)
-            if len(yields) != len(asks):
-                raise StageError(f"{self.method.kind} gave {len(yields)} yields for {len(asks)} asks")
-            return rows_of(self.method, model, asks, yields)
-
-        def run(unit: Unit) -> list[Row]:
-            asks = reader.rows(unit)
-            rows = guarded(made, asks, self._failed)
-            return guarded(lambda part: gated(gates, asks, part), rows)
-
-        return run
-
-    def _failed(self, ask: Row, why: str) -> Row:
+    def failed(self, ask: Row, why: str) -> Row:
         """The row that stands for an ask on which the method raised."""
         return self.method.row(ask, 0, Made({}, why), None)
 
@@ -66,7 +49,56 @@ class Generating:
         return None
 
     def poisoned(self, unit: Unit, why: str) -> list[Row]:
-        return [self._failed(ask, why) for ask in UnitReader(self.asks).rows(unit)]
+        return [self.failed(ask, why) for ask in UnitReader(self.asks).rows(unit)]
+
+
+@dataclass(frozen=True)
+class _Make:
+    """Asks the generator, and applies the gates that its workers apply too."""
+
+    work: Generating
+    gates: _Gates | None = None
+    resources: ClassVar[Resources | None] = None
+
+    @property
+    def in_flight(self) -> int:
+        own = self.work.generator.in_flight if self.work.generator else 1
+        return max(own, self.gates.in_flight if self.gates else 1)
+
+    def load(self) -> LegFunction:
+        work = self.work
+        make = work.method.load(work.generator, work.context)
+        gates = self.gates.load() if self.gates else lambda unit, rows: rows
+        reader = UnitReader(work.asks)
+        model = work.generator.title if work.generator else work.method.kind
+
+        def made(asks: list[Row]) -> list[Row]:
+            yields = make(asks)
+            if len(yields) != len(asks):
+                raise StageError(f"{work.method.kind} gave {len(yields)} yields for {len(asks)} asks")
+            return rows_of(work.method, model, asks, yields)
+
+        return lambda unit, rows: gates(unit, guarded(made, reader.rows(unit), work.failed))
+
+
+@dataclass(frozen=True)
+class _Gates:
+    """Judges what was made beside what it was made from."""
+
+    asks: Store
+    stretch: Stretch
+
+    @property
+    def resources(self) -> Resources | None:
+        return self.stretch.resources
+
+    @property
+    def in_flight(self) -> int:
+        return self.stretch.in_flight
+
+    def load(self) -> RowsLeg:
+        apply, reader = self.stretch.load(), UnitReader(self.asks)
+        return lambda unit, rows: gated(lambda part: apply(unit, part), reader.rows(unit), rows)
 
 
 def gated(gates: Callable[[list[Row]], list[Row]], asks: list[Row], rows: list[Row]) -> list[Row]:

@@ -13,15 +13,13 @@ from typing import Any
 
 from tilth import cluster, room, ui
 from tilth.data.dataset import Dataset
-from tilth.errors import ClusterError, StageError, StageStopped
+from tilth.errors import StageError, StageStopped
 from tilth.recipe import STOP
 from tilth.train import fitting, tasks, trace
 from tilth.train.job import BEST, FAILED, PROGRESS, RANGE, RESULT, Job
 
 CHECKPOINTS = "checkpoints"
 POLL_SECONDS = 1.0
-#: without a step for so long, it is asked whether the cluster has room for the workers at all
-LACK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -209,9 +207,9 @@ def _progress(job: Job) -> Iterator[None]:
             if seen is not None and seen["step"] > shown:
                 advance(seen["step"] - shown)
                 shown, since = seen["step"], time.monotonic()
-            elif job.stage.scale.workers and time.monotonic() - since >= LACK_SECONDS:
+            elif job.stage.scale.workers and time.monotonic() - since >= room.LACK_SECONDS:
                 since = time.monotonic()
-                _say_lacking(job)
+                room.say_lacking(job.name, lambda: _place(job))
 
     with ui.reporter().progress(job.name, steps(job), "steps") as advance:
         thread = threading.Thread(target=follow, args=(advance,), daemon=True, name="tilth-progress")
@@ -223,17 +221,10 @@ def _progress(job: Job) -> Iterator[None]:
             thread.join()
 
 
-def _say_lacking(job: Job) -> None:
-    """What the cluster lacks for the workers, if anything: Ray waits silently for a node that went to be replaced."""
-    import ray
-
+def _place(job: Job) -> None:
+    """ClusterError where no place is left for the workers that it needs."""
     scale = job.stage.scale
-    if not ray.is_initialized():
-        return
-    try:
-        room.refuse_unplaceable(scale.each, scale.min_workers or scale.workers, scale.nodes.selector, join_seconds=0)
-    except ClusterError as lacking:
-        ui.reporter().say(f"{job.name}: waits for a place to go on: {lacking}")
+    room.refuse_unplaceable(scale.each, scale.min_workers or scale.workers, scale.nodes.selector, join_seconds=0)
 
 
 def _say_smaller(job: Job, note: Mapping[str, Any]) -> None:
