@@ -1,7 +1,6 @@
 """Work on a cluster of real Ray nodes, one of which is killed with all that runs on it, on the way.
 
-python tests/lose_a_node.py WHAT ROOT, where WHAT is `augment`, `pools` (augmented by two pools of workers) or `sft`;
-prints what became of it as one line of JSON.
+python tests/lose_a_node.py WHAT ROOT, where WHAT is a function below; prints what became of it as one line of JSON.
 """
 
 from __future__ import annotations
@@ -10,17 +9,24 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import psutil
 
 import tilth
-from processes import until
+from namespaces import two_hosts
+from processes import descendants, titled, until
+from test_ppo import figures, prompts_at
+from test_ppo import stage as ppo
 from tilth import cluster
 from tilth.data.dataset import Dataset
 from tilth.storage import Store
+from tiny import model_folder
 from training import MINILM, at_step, dataset, questions, run_stage, stage_of, trace
 
 ROWS = 240
@@ -28,16 +34,35 @@ ROWS = 240
 STEPS = 24
 
 
-def started(count: int) -> tuple[Any, list[Any]]:
-    """A head that holds no work, and nodes of one CPU each."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+@contextmanager
+def nodes_of_one_machine(count: int) -> Iterator[Callable[..., None]]:
+    """A head that holds no work, and nodes of one CPU each; what takes one of them away."""
     from ray.cluster_utils import Cluster
 
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    nodes = [found.add_node(num_cpus=1) for _ in range(count)]
-    found.wait_for_nodes()
-    os.environ["RAY_ADDRESS"] = found.address
-    return found, nodes
+    # a trial of Ray Tune takes a byte of memory, of which the head has one
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "memory": 1, "include_dashboard": False})
+    nodes = [machines.add_node(num_cpus=1) for _ in range(count)]
+    machines.wait_for_nodes()
+    os.environ["RAY_ADDRESS"] = machines.address
+
+    def lose(*pids: int) -> None:
+        """A node goes, as when its power is cut: one that runs one of the processes, if any are named."""
+        above = {parent.pid for pid in pids for parent in psutil.Process(pid).parents()}
+        raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
+        running = [node for node, raylet in zip(nodes, raylets, strict=True) if raylet in above]
+        assert running or not pids, "all of them run on the head"
+        machines.remove_node([*running, *nodes][0], allow_graceful=False)
+
+    yield lose
+    machines.shutdown()
+
+
+@contextmanager
+def hosts_with_a_wire() -> Iterator[Callable[..., None]]:
+    """Two hosts of one CPU each; what cuts the wire between them."""
+    with two_hosts() as (address, part):
+        os.environ["RAY_ADDRESS"] = address
+        yield part
 
 
 def recipe(workers: int, *others: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +103,85 @@ def pools(root: Path, lose: Callable[..., None]) -> dict[str, Any]:
     return augment(root, lose, {"kind": "faulty:Located", "name": "again", "resources": {"workers": 1}})
 
 
+def loses_where(title: str, begun: Callable[[], object], lose: Callable[..., None]) -> threading.Thread:
+    """A thread that loses a node on which such a process runs, once it has begun."""
+
+    def wait() -> None:
+        found: list[int] = []
+        until(lambda: begun() and found.extend(titled(descendants(os.getpid()), title)) is None and found, 300)
+        lose(*found)
+
+    return threading.Thread(target=wait)
+
+
+def learner(root: Path, lose: Callable[..., None]) -> dict[str, Any]:
+    """Learn from feedback while the node of the learner is lost, and once more where none is; both traces."""
+    act = (root / "lost", 3, lambda progress: lose(progress["pid"]), lambda: True)
+    return _ppo(root, threading.Thread(target=at_step, args=act))
+
+
+def rollouts(root: Path, lose: Callable[..., None]) -> dict[str, Any]:
+    """The same where the node of the generating actor is lost."""
+
+    def begun() -> bool:
+        file = root / "lost/train/progress.json"
+        return file.exists() and json.loads(file.read_text())["step"] >= 3
+
+    return _ppo(root, loses_where("ray::Mirror", begun, lose))
+
+
+def _ppo(root: Path, killer: threading.Thread) -> dict[str, Any]:
+    what = {"name": str(model_folder(root / "llama", "llama")), "lora": {"rank": 4}}
+    traces = []
+    for name, workers in (("lost", 1), ("alone", 0)):
+        place = {"placement": "disaggregate", "actors": 1, "cpus": 1} if workers else {}
+        prompts_at(root / name)
+        if workers:
+            killer.start()
+        run_stage(root / name, ppo(what, scale={"workers": workers}, rollouts={"kind": "hf", "max_tokens": 6, **place}))
+        traces.append([{**line, "moved_bytes": None} for line in figures(root / name)])
+    killer.join()
+    return {"same": traces[0] == traces[1], "steps": len(traces[0])}
+
+
+def search(root: Path, lose: Callable[..., None]) -> dict[str, Any]:
+    """Search on Ray Tune while a node is lost that runs a trial, and once more in one process where none is."""
+    rows = [{"text": row["text"], "label": row["label"]} for row in questions(61)]
+    stages = {
+        "data": {
+            "kind": "data", "row": "labelled", "source": {"kind": "inline", "rows": rows}, "split": {"validation": 0.2},
+        },
+        "sft": {
+            "kind": "sft", "data": "@data", "max_length": 32, "model": {"name": MINILM, "lora": {"rank": 4}},
+            "optimisation": {"global_batch": 8, "epochs": 4}, "checkpointing": {"every_steps": 3},
+            "validation": {"split": "validation", "every_steps": 6}, "scale": {"workers": 1, "micro_batch": 4},
+        },
+        "search": {
+            "kind": "search", "stage": "sft", "metric": "validation_loss", "mode": "min", "searcher": {"kind": "grid"},
+            "space": {"optimisation.learning_rate": {"kind": "choice", "values": [1e-3, 1e-4, 1e-5]}},
+            "runner": {"kind": "tune", "at_once": 2},
+        },
+    }  # fmt: skip
+
+    def begun() -> bool:
+        files = root.glob("lost/stages/sft/*/progress.json")
+        return any(json.loads(file.read_text())["step"] >= 6 for file in files)
+
+    killer = loses_where("ray::ImplicitFunc", begun, lose)
+    killer.start()
+    found = [_trials(stages, root / "lost")]
+    killer.join()
+    stages["search"] |= {"runner": {"kind": "one_by_one"}}
+    stages["sft"] |= {"scale": {"workers": 0, "micro_batch": 4}}
+    found.append(_trials(stages, root / "alone"))
+    return {"same": found[0] == found[1], "states": [state for state, _ in found[0]]}
+
+
+def _trials(stages: dict[str, Any], out: Path) -> list[tuple[str, Any]]:
+    detail = tilth.run({"name": "lost", "stages": stages}, out)["search"].detail["search"]
+    return [(trial["state"], trial["scores"]) for trial in detail["trials"]]
+
+
 def sft(root: Path, lose: Callable[..., None]) -> dict[str, Any]:
     """Fine-tune on one node while it is lost, and once more where none is; both traces."""
 
@@ -100,20 +204,25 @@ def sft(root: Path, lose: Callable[..., None]) -> dict[str, Any]:
     return {"same": traces[0] == traces[1], "steps": len(traces[0])}
 
 
+WORK = {
+    "augment": (augment, partial(nodes_of_one_machine, 2)),
+    "pools": (pools, partial(nodes_of_one_machine, 3)),
+    "partition": (augment, hosts_with_a_wire),
+    "sft": (sft, partial(nodes_of_one_machine, 2)),
+    "learner": (learner, partial(nodes_of_one_machine, 3)),
+    "rollouts": (rollouts, partial(nodes_of_one_machine, 3)),
+    "search": (search, partial(nodes_of_one_machine, 2)),
+}
+
 if __name__ == "__main__":
-    what, root = sys.argv[1], Path(sys.argv[2])
-    machines, nodes = started(3 if what == "pools" else 2)
-    lost: list[str] = []
+    work, place = WORK[sys.argv[1]]
+    root, lost = Path(sys.argv[2]), Event()
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    with place() as lose, cluster.session(Store.at(root)):
 
-    def lose(pid: int | None = None) -> None:
-        """A node goes, as when its power is cut: the one that runs the process, if one is named."""
-        above = {process.pid for process in psutil.Process(pid).parents()} if pid else set()
-        raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
-        node = next((node for node, raylet in zip(nodes, raylets, strict=True) if raylet in above), nodes[0])
-        machines.remove_node(node, allow_graceful=False)
-        lost.append(node.node_id)
+        def once(*pids: int) -> None:
+            lose(*pids)
+            lost.set()
 
-    with cluster.session(Store.at(root)):
-        found = {"augment": augment, "pools": pools, "sft": sft}[what](root, lose)
-    print(json.dumps({**found, "lost": len(lost)}), flush=True)
-    machines.shutdown()
+        found = work(root, once)
+    print(json.dumps({**found, "lost": int(lost.is_set())}), flush=True)

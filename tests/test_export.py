@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tilth.data.loading import load_trained
 from tilth.data.schema import added, original
+from tilth.models import resolve
 from tilth.runs import Artifact, Out
 from tilth.storage import Store
 from tilth.train.export import Export
-from training import dataset, run_stage, stage_of, tiny_llama
+from training import SMOLLM, dataset, run_stage, stage_of, tiny_llama
 
 
 def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -71,6 +76,46 @@ def test_a_merged_model_loads_in_plain_transformers_and_says_the_same(trained: t
     adapted = load_trained(root / "train" / "model", device="cpu").model
     torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(folder), ids), logits(adapted, ids))
     assert "library_name: transformers" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+PLAIN_VLLM = """
+import json, os, sys
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+merged, base, adapter, prompt = sys.argv[1:]
+settings = {"dtype": "float32", "max_model_len": 64, "max_num_seqs": 4, "kv_cache_memory_bytes": 2**28, "seed": 0}
+greedy = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+found = []
+for model, lora in ((merged, None), (base, LoRARequest("adapter", 1, adapter)), (base, None)):
+    llm = LLM(model=model, enable_lora=lora is not None, max_lora_rank=8, **settings)
+    (answer,) = llm.generate([prompt], greedy, lora_request=lora, use_tqdm=False)
+    found.append(list(answer.outputs[0].token_ids))
+    llm.llm_engine.engine_core.shutdown()
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_a_merged_model_and_an_adapter_load_in_plain_vllm_and_say_the_same(tmp_path: Path) -> None:
+    rows = [original(f"t{i}", "train", {"text": f"The card number {i} was blocked on a Monday."}) for i in range(8)]
+    dataset(tmp_path, rows, "text")
+    how = {"steps": 6, "learning_rate": 2e-3}
+    made = run_stage(tmp_path, stage_of("sft", {"name": SMOLLM, "lora": {"rank": 4}}, how))
+    merged, adapter = exported(tmp_path, made), tmp_path / "train" / "model"
+    prompt, base = "The card number 3", str(resolve(SMOLLM))
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN_VLLM, str(merged), base, str(adapter), prompt],
+        capture_output=True, text=True, timeout=800,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    whole, adapted, untrained = json.loads(done.stdout.splitlines()[-1])
+    ids = AutoTokenizer.from_pretrained(merged)(prompt, return_tensors="pt")["input_ids"]
+    ours = load_trained(adapter, device="cpu").model.eval()
+    made_ids = ours.generate(input_ids=ids, max_new_tokens=12, min_new_tokens=12, do_sample=False)
+    expected = made_ids[0, ids.shape[1] :].tolist()
+    assert whole == adapted == expected
+    assert untrained != expected
 
 
 def test_a_merged_model_may_be_halved(trained: tuple[Path, Artifact]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tilth.train.conflict import Conflict, Unresolved
-from tilth.train.gradients import cagrad, cosines, gradvac, masked, norms, pcgrad
+from tilth.train.gradients import cagrad, cosines, gradvac, masked, norms, pcgrad, products
 from tilth.train.remedies import CaGrad, GradVac, Masking, PcGrad
 
 BOTH = [[1], [0]]
@@ -51,9 +51,9 @@ def test_cagrad_by_hand() -> None:
 
 
 def test_cosines_and_norms_by_hand() -> None:
-    found = cosines(torch.cat([CONFLICT, torch.zeros(1, 3)]))
+    found = cosines(products(torch.cat([CONFLICT, torch.zeros(1, 3)])))
     assert found[0].tolist() == pytest.approx([1, -(0.5**0.5), 0])
-    assert norms(CONFLICT).tolist() == pytest.approx([2, 2**0.5])
+    assert norms(products(CONFLICT)).tolist() == pytest.approx([2, 2**0.5])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -75,10 +75,10 @@ def test_pcgrad_as_the_paper_writes_it(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_gradvac_reaches_the_cosine_that_it_aims_at(seed: int) -> None:
     pair = drawn(seed, tasks=2)
-    target = cosines(pair)[0, 1] + 0.3
+    target = cosines(products(pair))[0, 1] + 0.3
     targets = torch.full((2, 2), float(target), dtype=torch.float64)
     total, _ = gradvac(pair, [[1], []], targets, beta=0.1)
-    assert cosines(torch.stack([total - pair[1], pair[1]]))[0, 1] == pytest.approx(target)
+    assert cosines(products(torch.stack([total - pair[1], pair[1]])))[0, 1] == pytest.approx(target)
 
 
 def test_gradvac_without_a_usual_cosine_is_pcgrad() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import ray
 
+import namespaces
 from lose_a_node import ROWS, STEPS
 from processes import until
 from serving import beside_us
@@ -45,6 +46,16 @@ def test_a_node_that_goes_while_rows_are_made_loses_none_and_doubles_none(tmp_pa
 
 
 @pytest.mark.slow
+def test_a_host_that_is_cut_off_loses_none_and_doubles_none_though_it_goes_on(tmp_path: Path) -> None:
+    if why := namespaces.missing():
+        pytest.skip(why)
+    found = lost_in("partition", tmp_path)
+    assert (found["lost"], found["nodes"]) == (1, 2)
+    assert found["same"]
+    assert (found["counts"]["inputs"], found["counts"]["accepted"], found["rejected"]) == (ROWS, 3 * ROWS, 0)
+
+
+@pytest.mark.slow
 def test_a_node_that_goes_takes_what_lies_between_two_pools_and_nothing_is_lost(tmp_path: Path) -> None:
     found = lost_in("pools", tmp_path)
     assert found["lost"] == 1
@@ -56,6 +67,19 @@ def test_a_node_that_goes_takes_what_lies_between_two_pools_and_nothing_is_lost(
 def test_training_goes_on_elsewhere_when_its_node_goes_and_the_trace_is_the_same(tmp_path: Path) -> None:
     found = lost_in("sft", tmp_path)
     assert found == {"same": True, "steps": STEPS, "lost": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["learner", "rollouts"])
+def test_learning_from_feedback_goes_on_elsewhere_and_the_trace_is_the_same(tmp_path: Path, what: str) -> None:
+    found = lost_in(what, tmp_path)
+    assert found == {"same": True, "steps": 6, "lost": 1}
+
+
+@pytest.mark.slow
+def test_trials_of_a_node_that_goes_are_begun_again_and_score_the_same(tmp_path: Path) -> None:
+    found = lost_in("search", tmp_path)
+    assert found == {"same": True, "states": ["complete"] * 3, "lost": 1}
 
 
 @pytest.mark.parametrize("workers", [0, 2])

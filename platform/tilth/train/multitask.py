@@ -72,7 +72,8 @@ class TaskRun:
     memory: TaskMemory
     part: Part | None = None
     totals: Tensor = field(default_factory=lambda: torch.zeros(0))
-    taken: dict[int, Tensor] = field(default_factory=dict)
+    #: the gradients taken in this step (tasks, parameters), 0 for a task that this worker did not see
+    taken: Tensor | None = None
 
     @staticmethod
     def of(config: Tasks, rows: Any, batch: int, steps: int, seed: int) -> TaskRun:
@@ -90,7 +91,9 @@ class TaskRun:
 
     def begin(self) -> None:
         """Forget the step before. `totals` (tasks, 3): summed loss, loss items, rows."""
-        self.totals, self.taken = torch.zeros(len(self.names), 3, dtype=torch.float64), {}
+        self.totals = torch.zeros(len(self.names), 3, dtype=torch.float64)
+        if self.taken is not None:
+            self.taken.zero_()
 
     def weight(self, task: int) -> float:
         return self.memory.weighting["weights"][self.names[task]]
@@ -100,15 +103,13 @@ class TaskRun:
 
     def take(self, task: int, parameters: Sequence[Any]) -> None:
         """Move the gradients out of the parameters to those of `task`."""
-        flat = torch.cat([_gradient(p).reshape(-1) for p in parameters])
-        self.taken[task] = self.taken[task] + flat if task in self.taken else flat
-        for parameter in parameters:
-            parameter.grad = None
-
-    def stacked(self) -> Tensor:
-        """The gradients taken in this step (tasks, parameters), 0 for a task that this worker did not see."""
-        nothing = torch.zeros_like(next(iter(self.taken.values())))
-        return torch.stack([self.taken.get(task, nothing) for task in range(len(self.names))])
+        sizes = [parameter.numel() for parameter in parameters]
+        if self.taken is None:
+            self.taken = torch.zeros(len(self.names), sum(sizes), device=parameters[0].device)
+        for parameter, place in zip(parameters, self.taken[task].split(sizes), strict=True):
+            if parameter.grad is not None:
+                place += parameter.grad.reshape(-1)
+                parameter.grad = None
 
 
 class MultiTask:
@@ -206,10 +207,14 @@ class MultiTask:
         self.watch.extra = {"tasks": _told(run, totals)}
         norms: dict[int, float] = {}
         if run.config.separate:
-            taken = self.accelerator.reduce(run.stacked(), "mean")
-            self.watch.extra["conflict"] = {"tasks": list(run.names), "cosines": _cosines(taken)}
-            norms = {task: float(norm / shares[task]) for task, norm in enumerate(gradients.norms(taken)) if norm > 0}
-            _give(_combined(run, taken, self.state.global_step), self._trained())
+            assert run.taken is not None, "a step has parts"
+            taken = run.taken if self.accelerator.num_processes == 1 else self.accelerator.reduce(run.taken, "mean")
+            dots = gradients.products(taken)
+            self.watch.extra["conflict"] = {"tasks": list(run.names), "cosines": _cosines(dots)}
+            norms = {task: float(norm / shares[task]) for task, norm in enumerate(gradients.norms(dots)) if norm > 0}
+            # a gradient that is no number is left for the Watch to stop at
+            sound = bool(torch.isfinite(dots.diagonal()).all())
+            _give(_combined(run, taken, self.state.global_step) if sound else taken.sum(dim=0), self._trained())
         if torch.isfinite(totals).all():
             seen = {
                 run.names[task]: Seen(loss / items, norms.get(task))
@@ -233,15 +238,8 @@ def _blank(inputs: dict[str, Any]) -> dict[str, Any]:
     return {**_rows(inputs, [0]), ROWS: [""]}
 
 
-def _gradient(parameter: Any) -> Tensor:
-    gradient: Tensor = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    return gradient.float()
-
-
 def _combined(run: TaskRun, taken: Tensor, step: int) -> Tensor:
-    """One gradient (parameters,) of all tasks'; a gradient that is no number is left for the Watch to stop at."""
-    if not torch.isfinite(taken).all():
-        return taken.sum(dim=0)
+    """One gradient (parameters,) of all tasks'."""
     remedy = run.config.conflict or Unresolved()
     rng = row_rng(run.seed, str(step), "order of conflicts")
     combined, run.memory.conflict = remedy.combine(taken, rng, run.memory.conflict)
@@ -253,12 +251,12 @@ def _give(combined: Tensor, parameters: Sequence[Any]) -> None:
         parameter.grad = flat.view_as(parameter).to(parameter.dtype)
 
 
-def _cosines(taken: Tensor) -> list[list[float | None]]:
+def _cosines(dots: Tensor) -> list[list[float | None]]:
     """The matrix as the trace holds it, null where a task was not seen."""
-    seen = (gradients.norms(taken) > 0).tolist()
+    seen = (dots.diagonal() > 0).tolist()
     return [
         [round(value, 4) if seen[i] and seen[j] else None for j, value in enumerate(row)]
-        for i, row in enumerate(gradients.cosines(taken).tolist())
+        for i, row in enumerate(gradients.cosines(dots).tolist())
     ]
 
 
