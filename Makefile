@@ -1,6 +1,7 @@
 # make demo   set everything up and run the main job on real data with a real model (CPU, under ten minutes)
 # make test   set up and run the tests          make test-long  those of half a minute too, as CI does
 # make test-slow  all of them, those of minutes too
+# make test-cluster  those with a head, several nodes and lost ones, with Ray's job server and dashboard
 # make check  lint, format, types               make bench      measure, see BENCHMARKS.md
 # make lock   compile the lock files anew
 
@@ -12,7 +13,7 @@ export TOKENIZERS_PARALLELISM := false
 # without bytecode on disk every worker process compiles torch and transformers anew: ten seconds each
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-long test-slow check bench lock
+.PHONY: install demo test test-long test-slow test-cluster check bench lock
 install:
 	@PYTHON=$(PYTHON) requirements/install.sh cpu
 
@@ -27,6 +28,10 @@ test-long: install
 
 test-slow: install
 	$(RUN) -m pytest -m "not gpu"
+
+test-cluster: install
+	$(RUN) -m pip install -q --no-deps -r requirements/cluster.txt
+	$(RUN) -m pytest -m "not gpu" tests/test_jobs_on_ray.py tests/test_node_loss.py tests/test_cluster.py
 
 check: install
 	.venv/bin/ruff check .

@@ -35,12 +35,13 @@ STEPS = 24
 
 
 @contextmanager
-def nodes_of_one_machine(count: int) -> Iterator[Callable[..., None]]:
+def nodes_of_one_machine(count: int, dashboard: bool = False) -> Iterator[Callable[..., None]]:
     """A head that holds no work, and nodes of one CPU each; what takes one of them away."""
     from ray.cluster_utils import Cluster
 
     # a trial of Ray Tune takes a byte of memory, of which the head has one
-    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "memory": 1, "include_dashboard": False})
+    head = {"num_cpus": 0, "memory": 1, "include_dashboard": dashboard}
+    machines = Cluster(initialize_head=True, head_node_args=head)
     nodes = [machines.add_node(num_cpus=1) for _ in range(count)]
     machines.wait_for_nodes()
     os.environ["RAY_ADDRESS"] = machines.address
@@ -211,7 +212,8 @@ WORK = {
     "sft": (sft, partial(nodes_of_one_machine, 2)),
     "learner": (learner, partial(nodes_of_one_machine, 3)),
     "rollouts": (rollouts, partial(nodes_of_one_machine, 3)),
-    "search": (search, partial(nodes_of_one_machine, 2)),
+    # what a dead trial held is given back by one who asks the dashboard whether it lives
+    "search": (search, partial(nodes_of_one_machine, 2, dashboard=True)),
 }
 
 if __name__ == "__main__":

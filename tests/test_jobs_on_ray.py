@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -43,7 +45,10 @@ def head(root, tmp_path_factory):
     port, dashboard = free_port(), free_port()
     folder = Path("/tmp") / f"tilth-head-{os.getpid()}"  # sockets need a short path
     clean = {name: value for name, value in os.environ.items() if name not in ("RAY_AUTH_TOKEN", "RAY_ADDRESS")}
-    environment = {**clean, "RAY_AUTH_TOKEN_PATH": str(token), "TILTH_PORT": str(port), "RAY_AUTH_MODE": "token"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {
+        **clean, "PATH": path, "RAY_AUTH_TOKEN_PATH": str(token), "TILTH_PORT": str(port), "RAY_AUTH_MODE": "token",
+    }  # fmt: skip
     command = ["bash", root / "cluster/node.sh", "head", "--dashboard-port", str(dashboard), "--num-cpus", "2",
                "--temp-dir", str(folder), "--object-store-memory", "100000000"]  # fmt: skip
     log = open(token.with_name("log"), "wb")  # noqa: SIM115 - as long as the head
@@ -53,7 +58,8 @@ def head(root, tmp_path_factory):
         _await(address, process, Path(log.name))
         yield address, token
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)
         log.close()
 

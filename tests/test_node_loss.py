@@ -78,6 +78,7 @@ def test_learning_from_feedback_goes_on_elsewhere_and_the_trace_is_the_same(tmp_
 
 @pytest.mark.slow
 def test_trials_of_a_node_that_goes_are_begun_again_and_score_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp_cors", reason="Ray's dashboard needs ray[default], see requirements/cluster.txt")
     found = lost_in("search", tmp_path)
     assert found == {"same": True, "states": ["complete"] * 3, "lost": 1}
 

@@ -5,6 +5,7 @@
     RUN/stages/NAME/FINGERPRINT/…            what the stage wrote
     RUN/stages/NAME/FINGERPRINT/artifact.json   written last: where it stands, the stage is done
     RUN/report.html                          what happened, for people
+    RUN/.gitignore                           of a local run: it is neither committed nor sent along with a job
 
 A stage's fingerprint is the hash of its identity: parameters that decide the result, the content of its
 inputs and models, the version of its code. Workers, devices, micro-batches and paths are not part of it.
@@ -24,7 +25,7 @@ from tilth import content, ui
 from tilth.changes import changes
 from tilth.config import ModelName, Ref, digest, identity
 from tilth.errors import StageError, StorageError
-from tilth.lock import exclusive, in_turn
+from tilth.lock import LOCK, exclusive, in_turn
 from tilth.recipe import MEASURED, PROBE, Recipe, Stage, load
 from tilth.storage import Store
 
@@ -222,6 +223,8 @@ class Run:
         return artifact
 
     def _record(self, recipe: Recipe, steps: Sequence[Step]) -> None:
+        if self.store.is_local and not set(self.store.list()) - {LOCK}:  # never in a directory that was there before
+            self.store.write(".gitignore", b"*\n")
         self.store.write("recipe.yaml", recipe.dump_yaml().encode())
         rows = [{"stage": s.name, "fingerprint": s.fingerprint, "reused": s.reused, "why": s.why} for s in steps]
         self.store.write_json("plan.json", rows)

@@ -53,7 +53,7 @@ def missing(options: Options) -> str | None:
 
 
 def measure(options: Options) -> Iterator[Result]:
-    rows = options.size(240, 1_200)
+    rows = options.size(160, 1_200)
     found: dict[int, list[dict[str, float]]] = {nodes: [] for nodes in NODES}
     for number in range(options.rounds):
         for nodes in NODES if number % 2 == 0 else NODES[::-1]:

@@ -27,6 +27,8 @@ ANSWER_SECONDS, UPLOAD_SECONDS = 30.0, 900.0
 #: pauses between attempts, doubling; and how long a server may be out of reach before we give up
 FIRST_PAUSE, LONGEST_PAUSE, PATIENCE_SECONDS = 1.0, 30.0, 1800.0
 _AWAY = (502, 503, 504)
+#: what a head says, with status 500, in the first seconds of its life, while its agent does not answer yet
+_NO_AGENT = "No available agent"
 _OVER = {"SUCCEEDED", "FAILED", "STOPPED"}
 
 
@@ -78,7 +80,7 @@ class _Client(JobSubmissionClient):  # type: ignore[misc]
             raise ClusterError(_refused(self._address, str(error))) from error
         except (requests.ConnectionError, requests.Timeout) as error:
             raise Unreachable(_silent(self._address, error)) from error
-        if response.status_code in _AWAY:
+        if response.status_code in _AWAY or (response.status_code == 500 and _NO_AGENT in response.text):
             raise Unreachable(_silent(self._address, response.status_code))
         if response.status_code == 404 and "/api/jobs/" in endpoint:
             raise ClusterError(f"{self._address} knows no job {endpoint.split('/')[3]!r}; `tilth jobs list` names them")
