@@ -13,6 +13,7 @@ from helpers import contents, labelled, write_dataset
 from test_ledger import augment
 from tilth import room
 from tilth.augment.base import Augmenter
+from tilth.augment.gate import Gate
 from tilth.augment.paraphrase import Paraphrase
 from tilth.augment.similarity import Similarity
 from tilth.augment.stage import Augment
@@ -21,7 +22,7 @@ from tilth.data import pools
 from tilth.data.chain import Chain
 from tilth.data.dataset import Dataset
 from tilth.data.pools import Node, shared
-from tilth.data.schema import NEW, Row
+from tilth.data.schema import NEW, Row, added
 from tilth.data.transform import Inputs, Resources, Transform
 from tilth.errors import ClusterError, RecipeError
 from tilth.generate.hf import HuggingFace
@@ -43,11 +44,18 @@ class Picky(Transform):
             for row in rows:
                 if row["id"] in self.fail:
                     raise ValueError(f"cannot judge {row['id']}")
-                if row.get(NEW) and row["parent"] not in there:
+                if row.get(NEW) and row["parent"] not in {None, *there}:
                     row["reason"] = "orphan: its parent is not here"
             return rows
 
         return judge
+
+
+class Short(Transform):
+    """Drops every made row."""
+
+    def load(self, inputs: Inputs, fitted: Any) -> Any:
+        return lambda rows: [{**row, "reason": "short: it is"} if row.get(NEW) else row for row in rows]
 
 
 @pytest.fixture
@@ -71,6 +79,32 @@ def test_an_original_on_which_a_step_raises_takes_those_along_that_are_judged_be
     reasons = {row["id"]: row["reason"] for row in done.rejected_rows()}
     assert reasons == dict.fromkeys(("r0007", "r0007/numbered.0"), "quarantined/ValueError: cannot judge r0007")
     assert done.counts["accepted"] == 99 * 3
+
+
+def test_where_a_step_compares_with_no_parent_the_sound_rows_stay(source: Dataset, tmp_path: Path) -> None:
+    """An augmenter that raises on an original leaves what was made of it before."""
+    bad = Deadly(fail=("r0007", "r0042"), name="last")
+    done = augment(Store.at(tmp_path / "out"), source, Numbered(variants=3), bad, unit_rows=1)
+    assert {row["id"]: row["reason"] for row in done.rejected_rows()} == {
+        name: f"quarantined/ValueError: cannot read {name}" for name in ("r0007", "r0042")
+    }
+    assert done.counts["accepted"] == 98 + 300 + 98
+
+
+def test_a_row_that_has_a_reason_keeps_it(source: Dataset, tmp_path: Path) -> None:
+    steps = Numbered(), Short(), Picky(fail=("r0003",))
+    done = augment(Store.at(tmp_path / "out"), source, *steps)
+    reasons = {row["id"]: row["reason"] for row in done.rejected_rows()}
+    assert reasons["r0003/numbered.0"] == "short: it is"
+    assert reasons["r0003"] == "quarantined/ValueError: cannot judge r0003"
+
+
+def test_a_gate_judges_children_though_their_parent_raises(source: Dataset, tmp_path: Path) -> None:
+    rows = [*labelled(8), *[added(labelled(8)[3], "eda", n, 1, "eda", text=f"made {n}") for n in range(2)]]
+    made = write_dataset(Store.at(tmp_path / "made"), [{key: row[key] for key in labelled(1)[0]} for row in rows])
+    (alone,) = Gate(data="@x", steps=(Picky(fail=("r0003",)),)).working
+    done = augment(Store.at(tmp_path / "out"), made, alone)
+    assert [row["id"] for row in done.rejected_rows()] == ["r0003"]
 
 
 def test_steps_are_cut_into_legs_where_workers_change() -> None:
@@ -111,6 +145,8 @@ def test_models_of_steps_with_workers_of_their_own_are_counted_in_those() -> Non
     assert memory(Resources(workers=3, gpus=1)) == 2 * 40 + 3 * 2000
     assert memory(Resources(gpus=1)) is None  # as many as the cluster has GPUs
     assert memory(ONE, None) is None
+    alone = Augment(data="@rows", steps=(Similarity(resources=Resources(workers=8)),), resources=Resources(workers=0))
+    assert alone.memory(lambda model: Weights(10, 40)) == 40  # all in this process
 
 
 def node(cpus: float, gpus: float = 0, **labels: str) -> Node:
@@ -139,23 +175,24 @@ SPOT = Resources(nodes=Nodes(labels={"pool": "spot"}))
         ([AUTO, SPOT], [node(4), node(2, pool="spot")], [], 99, [4, 2]),
         ([AUTO, GPUS], [node(4)], [Node({"CPU": 2.0, "GPU": 2.0})], 99, [4, 2]),  # the autoscaler may start it
         ([AUTO, SPOT], [node(4)], [Node({"CPU": 8.0})], 99, [4, 1]),  # of its labels nothing is known
+        ([Resources(workers=2, gpus=0.7), Resources(gpus=0.6)], [node(8, 2)], [], 99, [1, 1]),  # a share is of one GPU
     ],
 )
 def test_a_cluster_is_shared_out_so_that_no_pool_is_without_a_worker(
     asked: list[Resources], nodes: list[Node], startable: list[Node], most: int, found: list[int]
 ) -> None:
     fresh = [Node(dict(item.free), item.labels) for item in nodes]
-    assert shared(asked, fresh, [Node(dict(item.free)) for item in startable], most) == found
+    placed = shared(asked, fresh, [Node(dict(item.free)) for item in startable], most)
+    assert [len(nodes) for nodes in placed] == found
 
 
 def test_pools_that_cannot_run_beside_one_another_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    there = [{"Resources": {"CPU": 2.0}, "Labels": {}, "Alive": True}]
+    there = [{"Resources": {"CPU": 2.0}, "Labels": {}, "NodeID": "a", "Alive": True}]
     monkeypatch.setattr(room, "alive", lambda labels: there)
     monkeypatch.setattr(room, "startable", list)
-    monkeypatch.setattr(room.refuse, "__defaults__", (0.0,))
-    pools.refuse_unplaceable([ONE, ONE])
+    pools.refuse_unplaceable([ONE, ONE], 0)
     with pytest.raises(ClusterError, match=r"2 pools .* one worker of each \(CPU 2; CPU 1\): none is left for CPU 1;"):
-        pools.refuse_unplaceable([Resources(cpus=2), ONE])
+        pools.refuse_unplaceable([Resources(cpus=2), ONE], 0)
 
 
 def test_rows_stream_through_two_pools_and_are_the_same(ray_session: object, source: Dataset, tmp_path: Path) -> None:

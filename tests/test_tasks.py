@@ -347,3 +347,16 @@ def test_a_rate_of_nothing_is_refused() -> None:
     stage = stage_of("sft", MINILM, {}, tasks={"sampling": {"kind": "explicit", "values": {"a": 0}}})
     problems = [str(problem) for _, child in stage.children() for problem in child.check()]
     assert problems == ["values.a: must be above 0, not 0; leave a task without rate out of the data"]
+
+
+def test_gradients_are_taken_apart_while_blocks_are_thawed(tmp_path: Path, small: str) -> None:
+    """What is trained grows on the way, and with it what a task's gradient is of."""
+    model = {"name": small, "freeze": {"blocks": [0, 2], "embeddings": True, "thaw_steps": 2}}
+    losses = []
+    for kind in ("none", "pcgrad"):
+        dataset(tmp_path / kind, rows(SIZES))
+        fields = {"tasks": {"conflict": {"kind": kind}}}
+        run_stage(tmp_path / kind, stage_of("sft", model, {"steps": 5, "learning_rate": 1e-9}, **fields))
+        losses.append([line["loss"] for line in trace(tmp_path / kind)])
+    assert len(losses[0]) == 5
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -50,6 +50,8 @@ VariantsFunction = Callable[[list[Sample]], Sequence[Sequence[Variant | str]]]
 
 class Augmenter(Transform):
     """Adds rows made from those that the stage is given. Write `load_variants`; `eda.py` is the shortest one."""
+
+    sees_parents: ClassVar[bool] = False
 
     name: str = Field("", pattern=r"^[a-z0-9_-]*$", description="Name in lineage and reports; default: its kind.")
     field: str = Field("text", description="The column that is changed.")

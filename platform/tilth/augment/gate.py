@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Set
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tilth.augment.base import Augmenter
 from tilth.augment.stage import Augment
@@ -39,6 +39,8 @@ class Gate(Augment):
 
 class _Alone(Transform):
     """A filter for which every row is new and has no parent."""
+
+    sees_parents: ClassVar[bool] = False
 
     step: Transform
 

@@ -12,7 +12,7 @@ from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
 from tilth.data.dataset import Dataset
-from tilth.data.guard import one_by_one
+from tilth.data.guard import beside_parents, guarded
 from tilth.data.ledger import Unit
 from tilth.data.schema import Row, from_table
 from tilth.data.transform import Inputs, Resources, RowsFunction, Transform
@@ -141,11 +141,14 @@ def chained(steps: Sequence[Transform], context: Inputs, fitted: Sequence[Fitted
     A row on which a step raises is quarantined there, whoever is in its unit and wherever the step runs.
     """
     states = fitted or [{} for _ in steps]
-    functions = [_checked(step, step.load(context, state)) for step, state in zip(steps, states, strict=True)]
+    functions = [
+        (beside_parents if step.sees_parents else guarded, _checked(step, step.load(context, state)))
+        for step, state in zip(steps, states, strict=True)
+    ]
 
     def apply(rows: list[Row]) -> list[Row]:
-        for function in functions:
-            rows = one_by_one(function, rows)
+        for apart, function in functions:
+            rows = apart(function, rows)
         return rows
 
     return apply

@@ -26,7 +26,7 @@ from typing import Any
 from tilth import cluster, ui
 from tilth.data.isolation import Lone, isolate, refuse_hopeless
 from tilth.data.ledger import Ledger, Record, Unit
-from tilth.data.pools import refuse_unplaceable, watched, workers
+from tilth.data.pools import crews, refuse_unplaceable, watched
 from tilth.data.threads import in_threads
 from tilth.data.transform import Resources
 from tilth.data.work import Work
@@ -146,33 +146,36 @@ def _pass(
     """
     import ray
 
-    counts = workers(pools, len(units))
+    found = crews(pools, len(units))
     # what is left after the first died with its worker: in less company, so that fewer do should one die again
     fewer = 1 if first else FEWER
     at_once = [
-        max(1, units_at_once(leg.in_flight, units, count) // fewer)
-        for leg, count in zip(work.legs, counts, strict=True)
+        max(1, units_at_once(leg.in_flight, units, crew.count) // fewer)
+        for leg, crew in zip(work.legs, found, strict=True)
     ]
-    lost = DEATHS * sum(count * (width + 1) for count, width in zip(counts, at_once, strict=True))
-    _configure(ray.data.DataContext.get_current(), lost if first else -1)
+    in_work = sum(crew.count * (width + 1) for crew, width in zip(found, at_once, strict=True))
+    _configure(
+        ray.data.DataContext.get_current(), DEATHS * in_work if first else -1, in_work if len(pools) > 1 else None
+    )
     given = [{"unit": json.dumps(asdict(unit)), "rows": b"", "record": ""} for unit in units]
     answers = ray.data.from_items(given, override_num_blocks=len(units))
     with warnings.catch_warnings():
         # Ray 2.60 has no other name yet for the last two settings
         warnings.filterwarnings("ignore", message="`ray_remote_args`")
-        for leg, (pool, count, width) in enumerate(zip(pools, counts, at_once, strict=True)):
+        for leg, (pool, crew, width) in enumerate(zip(pools, found, at_once, strict=True)):
             answers = answers.map_batches(
                 UnitWorker,
                 fn_constructor_args=(work, store, leg),
                 batch_size=1,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(
-                    size=count,
+                    size=crew.count,
                     # what waits on an actor that dies is missing with what it computed, and run in the next pass
-                    max_tasks_in_flight_per_actor=width + (len(units) >= MANY_UNITS * count * width),
+                    max_tasks_in_flight_per_actor=width + (len(units) >= MANY_UNITS * crew.count * width),
                     max_concurrent_calls_per_actor=width,
                     enable_true_multi_threading=width > 1,
                 ),
+                ray_remote_args_fn=crew.placing,
                 **pool.options,
                 max_restarts=-1,
                 max_task_retries=0,
@@ -185,8 +188,11 @@ def _pass(
             raise
 
 
-def _configure(context: Any, lost: int) -> None:
+def _configure(context: Any, lost: int, ahead: int | None) -> None:
     """A block is lost only with its worker: errors come back as answers, and the ledger sees what is missing."""
+    from tilth.data.backpressure import let_few_wait
+
+    let_few_wait(context, ahead)
     context.max_errored_blocks = lost
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable
 
 from tilth.data.schema import Row
 from tilth.data.transform import RowsFunction
@@ -19,12 +19,14 @@ def _quarantined(row: Row, why: str) -> Row:
 def guarded(function: RowsFunction, rows: list[Row], failed_as: Callable[[Row, str], Row] = _quarantined) -> list[Row]:
     """Apply `function`; rows on which it raises are found by halving and quarantined with the error.
 
-    `failed_as` gives the row that stands for one that raised; by default itself.
+    `failed_as` gives the row that stands for one that raised; by default itself. One that has a reason keeps it.
 
-    When more than a quarter of the rows raise, the fault is not theirs: the first error ends the stage.
+    When of more than a quarter of the rows that they come from some raise, the fault is not theirs: the first error
+    ends the stage.
     """
-    allowed = max(1, int(len(rows) * POISON_SHARE))
-    failed: list[Row] = []
+    origins = _origins(rows)
+    allowed = max(1, int(len(set(origins.values())) * POISON_SHARE))
+    failed: set[str] = set()
 
     def attempt(part: list[Row]) -> list[Row]:
         try:
@@ -35,12 +37,27 @@ def guarded(function: RowsFunction, rows: list[Row], failed_as: Callable[[Row, s
             if len(part) > 1:
                 middle = len(part) // 2
                 return attempt(part[:middle]) + attempt(part[middle:])
-            failed.append(part[0])
+            (row,) = part
+            if row["reason"] is None:
+                failed.add(origins[row["id"]])
             if len(failed) > allowed or _is_resource(error):
-                raise StageError(f"{type(error).__name__}: {error} (at row {part[0]['id']})") from error
-            return [failed_as(part[0], f"quarantined/{type(error).__name__}: {error}")]
+                raise StageError(f"{type(error).__name__}: {error} (at row {row['id']})") from error
+            return [row if row["reason"] else failed_as(row, f"quarantined/{type(error).__name__}: {error}")]
 
     return attempt(rows)
+
+
+def _origins(rows: Iterable[Row]) -> dict[str, str]:
+    """For each row the one of these that it descends from, itself where it descends from none."""
+    parents = {row["id"]: row["parent"] for row in rows}
+
+    def top(name: str) -> str:
+        seen = {name}
+        while (above := parents[name]) in parents and above not in seen:
+            seen.add(name := above)
+        return name
+
+    return {name: top(name) for name in parents}
 
 
 def _is_resource(error: BaseException) -> bool:
@@ -48,21 +65,14 @@ def _is_resource(error: BaseException) -> bool:
     return isinstance(error, MemoryError | OSError) or type(error).__name__ == "OutOfMemoryError"
 
 
-def one_by_one(function: RowsFunction, rows: list[Row]) -> list[Row]:
-    """Apply a step's `function` as `guarded` does; a row that is looked for sees its parents beside it all the same."""
+def beside_parents(function: RowsFunction, rows: list[Row]) -> list[Row]:
+    """The same for a step that compares rows with their parents: one that is looked for sees them all the same."""
     everyone = {row["id"]: row for row in rows}
 
     def attempt(part: list[Row]) -> list[Row]:
         own = {row["id"] for row in part}
         beside = {row["parent"] for row in part} & everyone.keys() - own
-        if not beside:
-            return function(part)
         parents = [{**everyone[name], "meta": dict(everyone[name]["meta"])} for name in everyone if name in beside]
-        return [row for row in function([*parents, *part]) if row["id"] in own or _new(row, everyone, own)]
+        return [row for row in function([*parents, *part]) if row["id"] not in beside]
 
     return guarded(attempt, rows)
-
-
-def _new(row: Row, everyone: Mapping[str, Row], own: Collection[str]) -> bool:
-    """Whether a row is made, and of none that only stands beside."""
-    return row["id"] not in everyone and (row["parent"] in own or row["parent"] not in everyone)

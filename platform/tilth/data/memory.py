@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from tilth.config import Component
@@ -47,15 +49,26 @@ def in_all_workers(one: float, resources: Resources) -> float | None:
 def held(component: Component, sized: Sized, resources: Resources) -> float | None:
     """Bytes of all models in all workers, also in those of steps that have their own; None where there are none or
     they are not known."""
-    steps: tuple[Transform, ...] = getattr(component, "steps", ())
-    own = [(step, step.resources) for step in steps if step.resources is not None]
-    others = tuple(step for step in steps if step.resources is None)
     total = 0.0
-    for part, pool in ((component.model_copy(update={"steps": others}) if own else component, resources), *own):
-        if (models := model_bytes(part, sized, pool)) is None:
-            return None
+    for parts, pool in _pools(component, resources):
+        models: dict[str, float] = {}
+        for part in parts:
+            if (found := model_bytes(part, sized, pool)) is None:
+                return None
+            models |= found
         if models:
             if (taken := in_all_workers(sum(models.values()), pool)) is None:
                 return None
             total += taken
     return total or None
+
+
+def _pools(component: Component, resources: Resources) -> list[tuple[Sequence[Component], Resources]]:
+    """What the workers of each pool load: steps, and with the first of the stage's own all that is no step."""
+    steps: tuple[Transform, ...] = getattr(component, "steps", ())
+    if resources.workers == 0 or not any(step.resources for step in steps):
+        return [([component], resources)]
+    pools = [(pool, tuple(part)) for pool, part in groupby(steps, lambda step: step.resources)]
+    first = pools.pop(0)[1] if pools[0][0] is None else ()
+    others = [(part, pool or resources) for pool, part in pools]
+    return [([component.model_copy(update={"steps": first})], resources), *others]

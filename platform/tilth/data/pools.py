@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tilth import room
 
 if TYPE_CHECKING:
     from tilth.data.transform import Resources
+
+#: sums of shares are no exact numbers
+EXACT = 1e-9
 
 
 @dataclass
@@ -21,17 +26,53 @@ class Node:
 
     free: dict[str, float]
     labels: dict[str, str] | None = None
+    id: str | None = None
+
+    def __post_init__(self) -> None:
+        #: what is free of each GPU: a worker's share lies on one of them
+        self.gpus = [1.0] * int(self.free.get("GPU", 0.0))
 
     def take(self, pool: Resources) -> bool:
         """Put a worker there, where it may be and fits."""
         labels, each = pool.nodes.selector, pool.each
         if self.labels is not None and not labels.items() <= self.labels.items():
             return False
-        if any(self.free.get(name, 0.0) < need - 1e-9 for name, need in each.items()):
+        if any(self.free.get(name, 0.0) < need - EXACT for name, need in each.items()):
             return False
+        share = min(1.0, pool.gpus)
+        devices = [at for at, left in enumerate(self.gpus) if left >= share - EXACT][: math.ceil(pool.gpus)]
+        if len(devices) < math.ceil(pool.gpus):
+            return False
+        for at in devices:
+            self.gpus[at] -= share
         for name, need in each.items():
             self.free[name] -= need
         return True
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The workers of one pool; `nodes` are where each is to be, where several pools share a cluster."""
+
+    count: int
+    nodes: tuple[str | None, ...] = ()
+
+    @property
+    def placing(self) -> Callable[[], dict[str, Any]] | None:
+        """Options for one worker after another, as Ray Data asks for them: left to itself, Ray spreads the workers of
+        one pool over the nodes that those of another need."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        if not any(self.nodes):
+            return None
+        turns = itertools.cycle(self.nodes)
+
+        def options() -> dict[str, Any]:
+            node = next(turns)
+            # soft: where the node goes, the worker begins again on another
+            return {} if node is None else {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
+
+        return options
 
 
 def refuse_unplaceable(pools: Sequence[Resources], join_seconds: float = room.JOIN_SECONDS) -> None:
@@ -67,51 +108,51 @@ def watched(title: str, pools: Sequence[Resources]) -> Iterator[Callable[[], Non
         thread.join()
 
 
-def workers(pools: Sequence[Resources], most: int) -> list[int]:
-    """Workers of each pool, `most` at most: one worker of each can always run beside the others."""
+def crews(pools: Sequence[Resources], most: int) -> list[Crew]:
+    """The workers of each pool, `most` at most: one of each always runs beside the others."""
     if len(pools) == 1:
-        return [min(pool.count(room.held(pool.nodes.selector)), most) for pool in pools]
-    return [max(1, count) for count in shared(pools, *_nodes(pools), most=most)]
+        return [Crew(min(pool.count(room.held(pool.nodes.selector)), most)) for pool in pools]
+    placed = shared(pools, *_nodes(pools), most=most)
+    return [Crew(max(1, len(nodes)), tuple(node.id for node in nodes)) for nodes in placed]
 
 
-def shared(pools: Sequence[Resources], nodes: Sequence[Node], startable: Sequence[Node], most: int) -> list[int]:
-    """The cluster shared out: one worker for each pool, then as many as are asked for, then in turn where it is auto.
+def shared(pools: Sequence[Resources], nodes: Sequence[Node], startable: Sequence[Node], most: int) -> list[list[Node]]:
+    """The node of every worker: one for each pool, then as many as are asked for, then in turn where it is auto.
 
-    The largest are placed first, those with GPUs before others, which go where there are none, as Ray does. Nodes that
-    may yet be started count for those that are asked for.
+    The largest are placed first, those with GPUs before others, which go where there are none. Nodes that may yet be
+    started count for those that are asked for.
     """
-    counts = [0] * len(pools)
+    placed: list[list[Node]] = [[] for _ in pools]
     order = sorted(range(len(pools)), key=lambda index: (-pools[index].gpus, -pools[index].cpus))
 
     def grown(index: int, among: Iterable[Node]) -> bool:
         pool = pools[index]
-        found = sorted(among, key=lambda node: not pool.gpus and node.free.get("GPU", 0) > 0)
-        if counts[index] >= most or not any(node.take(pool) for node in found):
-            return False
-        counts[index] += 1
-        return True
+        found = sorted(among, key=lambda node: not pool.gpus and bool(node.gpus))
+        node = next((node for node in found if node.take(pool)), None) if len(placed[index]) < most else None
+        placed[index] += [node] if node is not None else []
+        return node is not None
 
     everywhere = [*nodes, *startable]
     growing = [index for index in order if grown(index, everywhere)]
     asked = [index for index in growing if isinstance(pools[index].workers, int)]
-    while asked := [index for index in asked if counts[index] < pools[index].count({}) and grown(index, everywhere)]:
+    while asked := [i for i in asked if len(placed[i]) < pools[i].count({}) and grown(i, everywhere)]:
         pass
     auto = [index for index in growing if not isinstance(pools[index].workers, int)]
     while auto := [index for index in auto if grown(index, nodes)]:
         pass
-    return counts
+    return placed
 
 
 def _nodes(pools: Sequence[Resources]) -> tuple[list[Node], list[Node]]:
     """The nodes that there are, and those that may be started, as many as the pools could use."""
-    there = [Node(dict(node["Resources"]), dict(node["Labels"])) for node in room.alive({})]
+    there = [Node(dict(node["Resources"]), dict(node["Labels"]), node["NodeID"]) for node in room.alive({})]
     useful = sum(pool.workers if isinstance(pool.workers, int) else 1 for pool in pools)
     more = [Node(dict(has)) for has, copies in room.startable() for _ in range(int(min(copies, useful)))]
     return there, more
 
 
-def _lacking(pools: Sequence[Resources], counts: Sequence[int]) -> str | None:
-    left = [pool for pool, count in zip(pools, counts, strict=True) if not count]
+def _lacking(pools: Sequence[Resources], placed: Sequence[Sequence[Node]]) -> str | None:
+    left = [pool for pool, nodes in zip(pools, placed, strict=True) if not nodes]
     if not left:
         return None
     asked = "; ".join(room.written(pool.each) for pool in pools)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -100,10 +100,14 @@ def _in_a_pool(resources: Resources | None) -> Resources | None:
 class Transform(Component, family="transform"):
     """A component on rows."""
 
+    #: whether it looks at the parents of rows, which then stand beside them also while a row that raises is looked for
+    sees_parents: ClassVar[bool] = True
+
     resources: Annotated[Resources | None, AfterValidator(_in_a_pool)] = Field(
         None,
         json_schema_extra=EXECUTION,
-        description="Workers of its own, which go on with what those of the stage left; none: the stage's.",
+        description="Workers of its own, which go on with what those before it left; none: the stage's. Each change "
+        "from one step to the next makes a pool.",
     )
 
     @property

@@ -61,7 +61,8 @@ class UnitWorker:
             before = pickle.loads(rows) if rows else []
             if self.last:
                 return b"", self.commit(given, before).line()
-            return pickle.dumps(self.rows(given, before)), ""
+            with _blaming():
+                return pickle.dumps(self.rows(given, before)), ""
         except TilthError as error:
             return b"", json.dumps({"error": f"{error}\n{_cause(error)}".rstrip(), "unit": given.index})
 

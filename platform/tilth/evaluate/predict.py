@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,6 +23,8 @@ class Predict(Transform):
     language model adds `nll` (summed negative log-likelihood in nats), `tokens` and `bytes` (that it sums over). All
     add `truncated`.
     """
+
+    sees_parents: ClassVar[bool] = False
 
     model: ModelRef = Field(description="The model: @stage, a hub name or a directory.")
     stride: int | None = Field(None, ge=1, description="Tokens between windows of long texts; none: they are cut.")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from tilth.data.chain import chained
 from tilth.data.dataset import Dataset
-from tilth.data.schema import Row
+from tilth.data.schema import NEW, Row
 from tilth.data.transform import Inputs
 from tilth.generate.method import Pool, PoolMethod, reads, rows_of
-from tilth.generate.work import gated
+from tilth.generate.work import origins
 
 if TYPE_CHECKING:
     from tilth.generate.stage import Generate
@@ -60,7 +60,8 @@ def probe(stage: Generate, source: Dataset, context: Inputs, asks: int = ASKS) -
     gates = chained(stage.steps, context, fitted)
     loaded = time.perf_counter()
     title = stage.generator.title if stage.generator else stage.method.kind
-    rows = gated(gates, chosen, rows_of(stage.method, title, chosen, make(chosen)))
+    made = rows_of(stage.method, title, chosen, make(chosen))
+    rows = [row for row in gates([*origins(chosen, made), *made]) if row.get(NEW)]
     done = time.perf_counter()
     usage: Counter[str] = Counter()
     for row in rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -38,7 +37,8 @@ class Generating:
 
     @property
     def legs(self) -> tuple[Leg, ...]:
-        gates = [_Gates(self.asks, stretch) for stretch in stretches(self.steps, self.context, self.fitted)]
+        parts = stretches(self.steps, self.context, self.fitted)
+        gates = [_Gates(self.asks, part, at == 0, at == len(parts) - 1) for at, part in enumerate(parts)]
         return (_Make(self), *gates) if gates[0].resources else (_Make(self, gates[0]), *gates[1:])
 
     def failed(self, ask: Row, why: str) -> Row:
@@ -83,10 +83,12 @@ class _Make:
 
 @dataclass(frozen=True)
 class _Gates:
-    """Judges what was made beside what it was made from."""
+    """Judges what was made beside what it was made from, which the first gates take in and the last leave out."""
 
     asks: Store
     stretch: Stretch
+    first: bool
+    last: bool
 
     @property
     def resources(self) -> Resources | None:
@@ -98,15 +100,19 @@ class _Gates:
 
     def load(self) -> RowsLeg:
         apply, reader = self.stretch.load(), UnitReader(self.asks)
-        return lambda unit, rows: gated(lambda part: apply(unit, part), reader.rows(unit), rows)
+
+        def judge(unit: Unit, rows: list[Row]) -> list[Row]:
+            judged = apply(unit, [*origins(reader.rows(unit), rows), *rows] if self.first else rows)
+            return [row for row in judged if row.get(NEW)] if self.last else judged
+
+        return judge
 
 
-def gated(gates: Callable[[list[Row]], list[Row]], asks: list[Row], rows: list[Row]) -> list[Row]:
-    """The rows after the gates, which see the parents beside them."""
+def origins(asks: list[Row], rows: list[Row]) -> list[Row]:
+    """What the rows were made from, for gates that compare them."""
     named = {row["parent"] for row in rows}
     parents = {parent["id"]: parent for ask in asks if (parent := _parent(ask))["id"] in named}
-    context = [{**parent, "reason": None} for parent in parents.values()]
-    return [row for row in gates([*context, *rows]) if row.get(NEW)]
+    return [{**parent, "reason": None} for parent in parents.values()]
 
 
 def _parent(ask: Row) -> Row:

@@ -80,8 +80,13 @@ class _Client(JobSubmissionClient):  # type: ignore[misc]
             raise ClusterError(_refused(self._address, str(error))) from error
         except (requests.ConnectionError, requests.Timeout) as error:
             raise Unreachable(_silent(self._address, error)) from error
-        if response.status_code in _AWAY or (response.status_code == 500 and _NO_AGENT in response.text):
+        if response.status_code in _AWAY:
             raise Unreachable(_silent(self._address, response.status_code))
+        if response.status_code == 500 and _NO_AGENT in response.text:
+            raise Unreachable(
+                f"the head at {self._address} answers, but not yet the agent that starts its jobs; wait, or see "
+                "dashboard_agent.log on the head"
+            )
         if response.status_code == 404 and "/api/jobs/" in endpoint:
             raise ClusterError(f"{self._address} knows no job {endpoint.split('/')[3]!r}; `tilth jobs list` names them")
         return response

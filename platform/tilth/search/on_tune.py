@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray import tune
@@ -37,6 +38,8 @@ NEXT_TO_NOTHING = {"cpu": 0, "memory": 1}
 TOLD = "told"
 #: how often a trial whose process died is begun again
 RETRIES = 2
+#: characters of what Ray says of that
+SAID = 400
 Given = TypeVar("Given")
 
 
@@ -104,6 +107,8 @@ class Desk:
         self.trials = trials
         self.running: dict[int, Trial] = {}
         self.fault: TilthError | None = None
+        #: what Ray said of the last death of a trial's process
+        self.died: dict[int, str] = {}
 
     def next(self) -> Trial | None:
         trial = self._noted(self.trials.next, None) if self.fault is None else None
@@ -164,8 +169,9 @@ class Asking(Searcher):  # type: ignore[misc]
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Of a trial that ended in its process the scheduler has told already; one that died for good ends here."""
-        if error and trial_id in self.numbers:
-            self.desk.tell(self.numbers[trial_id], Outcome(error=f"its process died {RETRIES + 1} times"))
+        if error and (number := self.numbers.get(trial_id)) is not None:
+            why = f"its process died {RETRIES + 1} times: {self.desk.died.get(number, 'nobody says why')}"
+            self.desk.tell(number, Outcome(error=why))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: see `Desk.__reduce__`."""
@@ -191,7 +197,10 @@ class Deciding(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Of every death, also of those after which Tune begins the trial again."""
-        ui.reporter().say(f"trial {trial.config['number']}: its process died, or the node that it ran on")
+        number = trial.config["number"]
+        said = Path(trial.error_file).read_text() if trial.error_file else ""
+        self.desk.died[number] = " ".join(said.rpartition("Failure #")[2].split())[:SAID]
+        ui.reporter().say(f"trial {number}: its process died: {self.desk.died[number]}")
 
 
 def perform(config: dict[str, Any], bench: Bench) -> None:

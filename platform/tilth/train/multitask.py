@@ -92,8 +92,7 @@ class TaskRun:
     def begin(self) -> None:
         """Forget the step before. `totals` (tasks, 3): summed loss, loss items, rows."""
         self.totals = torch.zeros(len(self.names), 3, dtype=torch.float64)
-        if self.taken is not None:
-            self.taken.zero_()
+        self.taken = None  # made anew: what is trained may grow, and a remedy may have handed on a part of it
 
     def weight(self, task: int) -> float:
         return self.memory.weighting["weights"][self.names[task]]

@@ -28,6 +28,8 @@ class Tokens(Transform):
     dropped, with the reason `no_loss`.
     """
 
+    sees_parents: ClassVar[bool] = False
+
     model: ModelRef = Field(description="Whose tokenizer.")
     row_type: str = Field(description="What the rows are.")
     loss_on: str = Field(description="Which of their tokens are learnt.")

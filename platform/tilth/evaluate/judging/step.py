@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -26,6 +26,8 @@ class Judging(Transform):
     decided, whether for the first place]. One that scores leaves `scores`, by model. What it could say nothing of is
     left out.
     """
+
+    sees_parents: ClassVar[bool] = False
 
     judge: Judge = Field(description="Who judges.")
     models: tuple[str, ...] = Field(min_length=1, description="Whose answers are judged.")

@@ -80,6 +80,8 @@ class AnswerMetric(Metric, family="metric"):
 class Measure(Transform):
     """Adds to each predicted row, in `meta.terms`, what metrics make of it alone."""
 
+    sees_parents: ClassVar[bool] = False
+
     metrics: tuple[Metric, ...] = Field(description="What is measured of each row.")
 
     def load(self, inputs: Inputs, fitted: Fitted) -> RowsFunction:

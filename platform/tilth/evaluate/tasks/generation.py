@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -93,6 +93,8 @@ class Ask(Transform):
 
     Of a labelled row the answer is one of the labels where it can be read as one, and is its `prediction` too.
     """
+
+    sees_parents: ClassVar[bool] = False
 
     generator: Generator = Field(description="Who answers.")
     prompt: str | None = Field(None, description="Jinja template of the question.")
