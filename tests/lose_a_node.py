@@ -35,14 +35,14 @@ STEPS = 24
 
 
 @contextmanager
-def nodes_of_one_machine(count: int, dashboard: bool = False) -> Iterator[Callable[..., None]]:
-    """A head that holds no work, and nodes of one CPU each; what takes one of them away."""
+def nodes_of_one_machine(count: int, cpus: int = 1, dashboard: bool = False) -> Iterator[Callable[..., None]]:
+    """A head that holds no work, and nodes of so many CPUs each; what takes one of them away."""
     from ray.cluster_utils import Cluster
 
     # a trial of Ray Tune takes a byte of memory, of which the head has one
     head = {"num_cpus": 0, "memory": 1, "include_dashboard": dashboard}
     machines = Cluster(initialize_head=True, head_node_args=head)
-    nodes = [machines.add_node(num_cpus=1) for _ in range(count)]
+    nodes = [machines.add_node(num_cpus=cpus) for _ in range(count)]
     machines.wait_for_nodes()
     os.environ["RAY_ADDRESS"] = machines.address
 
@@ -77,7 +77,7 @@ def recipe(workers: int, *others: dict[str, Any]) -> dict[str, Any]:
     }}  # fmt: skip
 
 
-def augment(root: Path, lose: Callable[..., None], *others: dict[str, Any]) -> dict[str, Any]:
+def augment(root: Path, lose: Callable[..., None], *others: dict[str, Any], workers: int = 2) -> dict[str, Any]:
     """Augment while a node is lost, and once more without any; both as they lie on storage."""
 
     def committed() -> bool:
@@ -85,7 +85,7 @@ def augment(root: Path, lose: Callable[..., None], *others: dict[str, Any]) -> d
 
     killer = threading.Thread(target=lambda: (until(committed, 120), lose()))
     killer.start()
-    done = Dataset.open(tilth.run(recipe(2, *others), root / "out")["more"])
+    done = Dataset.open(tilth.run(recipe(workers, *others), root / "out")["more"])
     killer.join()
     alone = Dataset.open(tilth.run(recipe(0, *others), root / "alone")["more"])
 
@@ -100,8 +100,9 @@ def augment(root: Path, lose: Callable[..., None], *others: dict[str, Any]) -> d
 
 
 def pools(root: Path, lose: Callable[..., None]) -> dict[str, Any]:
-    """The same where what one pool made goes on to another, of one worker."""
-    return augment(root, lose, {"kind": "faulty:Located", "name": "again", "resources": {"workers": 1}})
+    """The same where what one pool made goes on to another, whose worker needs a node of two CPUs for itself."""
+    wide = {"workers": 1, "cpus": 2}
+    return augment(root, lose, {"kind": "faulty:Located", "name": "again", "resources": wide}, workers=3)
 
 
 def loses_where(title: str, begun: Callable[[], object], lose: Callable[..., None]) -> threading.Thread:
@@ -207,7 +208,7 @@ def sft(root: Path, lose: Callable[..., None]) -> dict[str, Any]:
 
 WORK = {
     "augment": (augment, partial(nodes_of_one_machine, 2)),
-    "pools": (pools, partial(nodes_of_one_machine, 3)),
+    "pools": (pools, partial(nodes_of_one_machine, 3, cpus=2)),
     "partition": (augment, hosts_with_a_wire),
     "sft": (sft, partial(nodes_of_one_machine, 2)),
     "learner": (learner, partial(nodes_of_one_machine, 3)),

@@ -53,6 +53,13 @@ with ours.session(Store.at(sys.argv[1])):
     nodes = {row["meta"]["node"] for row in finish(ledger, source.row_type).rows() if row["parent"]}
     named = {node["NodeID"] for node in ours.ray_ready().nodes() if node["Labels"].get("ray.io/market-type") == "spot"}
     print("on spot alone:", nodes == named, spot.count(room.held(spot.nodes.selector)))
+    one = Resources(workers=1)
+    ledger = Ledger(Store.at(f"{sys.argv[1]}/pools"), "test", cut(source, 4))
+    steps = Located(name="anywhere"), Located(name="spot", resources=spot)
+    run_units(Chain(source.store, source.row_type, steps), ledger, one, "test")
+    rows = [row for row in finish(ledger, source.row_type).rows() if row["parent"]]
+    where = {name: {row["meta"]["node"] for row in rows if row["via"] == name} for name in ("anywhere", "spot")}
+    print("pools:", len(rows), where["spot"] == named, where["anywhere"] & named)
     try:
         refuse_unplaceable(fixed.each, 1, fixed.nodes.selector, join_seconds=2)
     except ClusterError as error:
@@ -73,6 +80,7 @@ def test_what_not_every_node_sees_and_what_no_node_can_hold_is_refused(tmp_path:
     assert "nodes do not see" in done.stdout
     assert "shared: 2 []" in done.stdout
     assert "nodes: 2" in done.stdout
+    assert "pools: 48 True set()" in done.stdout
     assert "fits: None" in done.stdout
     never = [line for line in done.stdout.splitlines() if line.startswith("never:")]
     assert "3 workers of CPU 1, and this cluster can never hold them: its nodes have room for 2" in never[0]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tilth
-from faulty import Deadly, Located, Numbered
+from faulty import Deadly, Located, Numbered, noted
 from helpers import contents, labelled, write_dataset
 from test_ledger import augment
 from tilth import room
@@ -56,6 +57,25 @@ class Short(Transform):
 
     def load(self, inputs: Inputs, fitted: Any) -> Any:
         return lambda rows: [{**row, "reason": "short: it is"} if row.get(NEW) else row for row in rows]
+
+
+class Counting(Transform):
+    """Notes each call in a file, or takes its time and says how many were noted."""
+
+    file: str
+    slow: bool = False
+
+    def load(self, inputs: Inputs, fitted: Any) -> Any:
+        def count(rows: list[Row]) -> list[Row]:
+            if not self.slow:
+                noted(self.file)
+                return rows
+            time.sleep(0.1)
+            begun = len(Path(self.file).read_text().splitlines())
+            meta = {"begun": begun, "at": time.time()}
+            return [{**row, "meta": meta} for row in rows]
+
+        return count
 
 
 @pytest.fixture
@@ -173,6 +193,7 @@ SPOT = Resources(nodes=Nodes(labels={"pool": "spot"}))
         ([ONE, WIDE], [node(4), node(1)], [], 99, [1, 1]),  # the large one first, or it has no place
         ([AUTO, WIDE], [node(3), node(3)], [], 99, [6, 0]),  # no worker spans two nodes
         ([AUTO, SPOT], [node(4), node(2, pool="spot")], [], 99, [4, 2]),
+        ([ONE, SPOT], [node(1, pool="spot"), node(1)], [], 99, [1, 1]),  # who may be anywhere goes elsewhere
         ([AUTO, GPUS], [node(4)], [Node({"CPU": 2.0, "GPU": 2.0})], 99, [4, 2]),  # the autoscaler may start it
         ([AUTO, SPOT], [node(4)], [Node({"CPU": 8.0})], 99, [4, 1]),  # of its labels nothing is known
         ([Resources(workers=2, gpus=0.7), Resources(gpus=0.6)], [node(8, 2)], [], 99, [1, 1]),  # a share is of one GPU
@@ -236,6 +257,16 @@ def test_gates_judge_on_their_own_workers_what_a_model_makes(ray_session: object
         tilth.run(recipe(workers), tmp_path / name)
     found = [contents(next((tmp_path / name / "stages/made").iterdir())) for name in ("pools", "whole")]
     assert found[0] == found[1]
+
+
+def test_a_fast_pool_runs_little_ahead_of_a_slow_one(ray_session: object, source: Dataset, tmp_path: Path) -> None:
+    """Or a budget would be spent before anything is committed."""
+    file = str(tmp_path / "begun")
+    steps = Counting(file=file), Counting(file=file, slow=True, resources=ONE)
+    done = augment(Store.at(tmp_path / "out"), source, *steps, resources=ONE, unit_rows=2)
+    seen = sorted({(row["meta"]["at"], row["meta"]["begun"]) for row in done.rows()})
+    assert len(seen) == 50
+    assert max(begun - number for number, (_, begun) in enumerate(seen)) <= 12
 
 
 @pytest.mark.long

@@ -119,11 +119,11 @@ def crews(pools: Sequence[Resources], most: int) -> list[Crew]:
 def shared(pools: Sequence[Resources], nodes: Sequence[Node], startable: Sequence[Node], most: int) -> list[list[Node]]:
     """The node of every worker: one for each pool, then as many as are asked for, then in turn where it is auto.
 
-    The largest are placed first, those with GPUs before others, which go where there are none. Nodes that may yet be
-    started count for those that are asked for.
+    Those with GPUs are placed first, others where there are none, and of both first those that may be on few nodes, and
+    the largest. Nodes that may yet be started count for those that are asked for.
     """
     placed: list[list[Node]] = [[] for _ in pools]
-    order = sorted(range(len(pools)), key=lambda index: (-pools[index].gpus, -pools[index].cpus))
+    order = sorted(range(len(pools)), key=lambda index: _demand(pools[index]), reverse=True)
 
     def grown(index: int, among: Iterable[Node]) -> bool:
         pool = pools[index]
@@ -141,6 +141,10 @@ def shared(pools: Sequence[Resources], nodes: Sequence[Node], startable: Sequenc
     while auto := [index for index in auto if grown(index, nodes)]:
         pass
     return placed
+
+
+def _demand(pool: Resources) -> tuple[float, int, float]:
+    return pool.gpus, len(pool.nodes.selector), pool.cpus
 
 
 def _nodes(pools: Sequence[Resources]) -> tuple[list[Node], list[Node]]:
