@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray.util.metrics import Gauge
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tilth.data.schema import original
+from tilth.train.trackers import RayMetrics
 from training import dataset, run_stage, stage_of, tiny_llama, trace
 
 
@@ -22,6 +25,20 @@ def test_tensorboard_shows_the_trace_and_the_held_out_loss(tmp_path: Path) -> No
     assert shown == [(line["step"], pytest.approx(line["loss"])) for line in lines]
     held_out = [(event.step, event.value) for event in board.Scalars("validation/loss")]
     assert held_out == [(n, pytest.approx(lines[n - 1]["validation_loss"])) for n in (2, 4)]
+
+
+def test_rank_0_tells_ray_what_it_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, float, dict[str, str]]] = []
+
+    class Recording(Gauge):
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            told.append((self.info["name"], value, tags))
+
+    monkeypatch.setattr("ray.util.metrics.Gauge", Recording)
+    logs = {"loss": 0.5, "eval_f1/macro": 1, "note": "no number"}
+    for rank in (0, 1):
+        RayMetrics("sft").on_log(None, SimpleNamespace(is_world_process_zero=rank == 0), None, logs)
+    assert told == [("tilth_loss", 0.5, {"stage": "sft"}), ("tilth_eval_f1_macro", 1.0, {"stage": "sft"})]
 
 
 def test_a_tracker_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

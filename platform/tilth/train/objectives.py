@@ -31,7 +31,7 @@ from tilth.train.multitask import MultiTask, TaskRun
 from tilth.train.retention import PullToInit
 from tilth.train.tasks import Tasks
 from tilth.train.thaw import Thaw
-from tilth.train.trackers import TensorBoard
+from tilth.train.trackers import RayMetrics, TensorBoard
 from tilth.train.validating import Validating
 from tilth.train.watch import Checkpoints, Epochs, Watch, Watched
 
@@ -86,6 +86,8 @@ def build(parts: Parts, watch: Watch) -> Any:
         trainer.add_callback(Thaw(trainer.model, settings))
     if "tensorboard" in parts.job.stage.trackers:
         trainer.add_callback(TensorBoard(parts.job.out, parts.folder))
+    if parts.job.stage.scale.workers:
+        trainer.add_callback(RayMetrics(parts.job.name))
     if validation := stage.validation:
         answering = Answering(parts, validation.answers) if validation.answers else None
         trainer.add_callback(Validating(validation, watch, trainer, answering))

@@ -1,7 +1,9 @@
-"""Where a run's figures are told while it goes on, beside its own trace: TensorBoard's files under the stage."""
+"""Where a run's figures are told while it goes on, beside its own trace: TensorBoard's files under the stage, and the
+metrics of a Ray cluster."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,24 @@ class Scalars:
         self.writer.close()
         if not self.store.is_local:
             upload(self.folder, self.store, FOLDER)
+
+
+class RayMetrics(TrainerCallback):  # type: ignore[misc]
+    """Every logged figure of rank 0 as a gauge of Ray, which its nodes serve to Prometheus: `tilth_loss`,
+    `tilth_eval_loss`, `tilth_learning_rate` and so on, by stage."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.gauges: dict[str, Any] = {}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        from ray.util.metrics import Gauge
+
+        for name, value in (logs or {}).items() if state.is_world_process_zero else ():
+            if isinstance(value, int | float):
+                if name not in self.gauges:
+                    self.gauges[name] = Gauge(f"tilth_{re.sub(r'[^a-zA-Z0-9_]', '_', name)}", tag_keys=("stage",))
+                self.gauges[name].set(float(value), {"stage": self.stage})
 
 
 class TensorBoard(TrainerCallback):  # type: ignore[misc]
