@@ -55,7 +55,7 @@ class Chain:
     @property
     def legs(self) -> tuple[Leg, ...]:
         first, *others = stretches(self.steps, self.context, self.fitted)
-        return (_Read(self.store, first), *others)
+        return (_Read(first, self.store), *others)
 
     def inputs(self, unit: Unit) -> int:
         return len(unit)
@@ -86,10 +86,9 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class _Read:
-    """The first stretch, which reads the rows of a unit."""
+class Around:
+    """A leg that does more than its stretch, by the same workers."""
 
-    store: Store
     stretch: Stretch
 
     @property
@@ -99,6 +98,13 @@ class _Read:
     @property
     def in_flight(self) -> int:
         return self.stretch.in_flight
+
+
+@dataclass(frozen=True)
+class _Read(Around):
+    """The first stretch, which reads the rows of a unit."""
+
+    store: Store
 
     def load(self) -> LegFunction:
         apply, reader = self.stretch.load(), UnitReader(self.store)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from tilth.data.chain import Stretch, UnitReader, stretches
+from tilth.data.chain import Around, UnitReader, stretches
 from tilth.data.guard import guarded
 from tilth.data.ledger import Unit
 from tilth.data.schema import NEW, Row
@@ -38,7 +38,7 @@ class Generating:
     @property
     def legs(self) -> tuple[Leg, ...]:
         parts = stretches(self.steps, self.context, self.fitted)
-        gates = [_Gates(self.asks, part, at == 0, at == len(parts) - 1) for at, part in enumerate(parts)]
+        gates = [_Gates(part, self.asks, at == 0, at == len(parts) - 1) for at, part in enumerate(parts)]
         return (_Make(self), *gates) if gates[0].resources else (_Make(self, gates[0]), *gates[1:])
 
     def failed(self, ask: Row, why: str) -> Row:
@@ -82,21 +82,12 @@ class _Make:
 
 
 @dataclass(frozen=True)
-class _Gates:
+class _Gates(Around):
     """Judges what was made beside what it was made from, which the first gates take in and the last leave out."""
 
     asks: Store
-    stretch: Stretch
     first: bool
     last: bool
-
-    @property
-    def resources(self) -> Resources | None:
-        return self.stretch.resources
-
-    @property
-    def in_flight(self) -> int:
-        return self.stretch.in_flight
 
     def load(self) -> RowsLeg:
         apply, reader = self.stretch.load(), UnitReader(self.asks)
