@@ -20,7 +20,7 @@ from tilth.train.config import ModelConfig, Optimisation, Scale
 from tilth.train.freeze import Freeze
 from tilth.train.launch import CHECKPOINTS
 from tilth.train.memory import activation_bytes, footprint
-from tilth.train.peft import Lora, Peft
+from tilth.train.peft import Ia3, Lora, Peft
 from tilth.train.thaw import freeze
 from tilth.train.worker import train
 from tilth.weights import Weights, in_folder
@@ -255,9 +255,13 @@ def stored(folder: Path) -> Weights:
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert", "t5"])
-@pytest.mark.parametrize("placement", ["houlsby", "pfeiffer"])
-def test_bottlenecks_are_counted_by_shapes(tmp_path: Path, kind: str, placement: Any) -> None:
-    folder, method = model_folder(tmp_path / kind, kind), Bottleneck(placement=placement, width=4)
+@pytest.mark.parametrize(
+    "method",
+    [Bottleneck(placement="houlsby", width=4), Bottleneck(placement="pfeiffer", width=4), Ia3()],
+    ids=["houlsby", "pfeiffer", "ia3"],
+)
+def test_what_is_trained_is_counted_by_shapes(tmp_path: Path, kind: str, method: Any) -> None:
+    folder = model_folder(tmp_path / kind, kind)
     objective = OBJECTIVES.get(kind, "language_model")
     model = get_peft_model(load_pretrained(folder, objective).model, method.build(objective))
     assert method.parameters(stored(folder).shapes) == model.get_nb_trainable_parameters()[0]

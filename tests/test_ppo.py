@@ -287,6 +287,29 @@ def test_a_separate_critic_and_groups_without_one(tmp_path: Path, llama: Path) -
         assert made.metrics["samples"] == (8 if advantage["kind"] == "gae" else 16)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"freeze": {"blocks": [0, 1], "embeddings": True}},
+        {"lora": {"rank": 4, "scaling": "rank_stabilized"}},
+        {"lora": {"rank": 4, "variant": "dora"}},
+        {"lora": {"rank": 4, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}}},
+        {"ia3": {}},
+    ],
+    ids=["freeze", "rsLoRA", "DoRA", "patterns", "ia3"],
+)
+def test_other_methods_learn_from_feedback_too(tmp_path: Path, llama: Path, method: dict[str, Any]) -> None:
+    """What is generated and what is learnt from agree after every update, and the weights that are trained change."""
+    few = {"optimisation": {"steps": 3, "global_batch": 8, "learning_rate": 0.02, "scheduler": "constant"}}
+    root = prompts_at(tmp_path)
+    run_stage(root, stage({"name": str(llama), **method}, validation=None, gold={}, **few))
+    lines = figures(root)
+    assert len(lines) == 3
+    assert all(line["sync_gap"] < 1e-4 for line in lines)
+    assert lines[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert abs(lines[2]["kl"]) > 1e-6  # an estimate, which may be below 0
+
+
 def test_what_ppo_cannot_do_is_refused(tmp_path: Path) -> None:
     def problems(**fields: Any) -> list[str]:
         return [str(problem) for problem in stage(**{"model": "x", **fields}).check()]

@@ -68,7 +68,16 @@ def test_a_dead_actors_prompts_are_drawn_again_to_the_same_samples(tmp_path: Pat
 
 
 @VLLM
-@pytest.mark.parametrize("peft", [{"lora": {"rank": 8}}, {}], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    "peft",
+    [
+        {"lora": {"rank": 8}},
+        {},
+        {"freeze": {"blocks": [0, 20], "embeddings": True}},
+        {"lora": {"rank": 8, "scaling": "rank_stabilized"}},
+    ],
+    ids=["lora", "full", "freeze", "rsLoRA"],
+)
 def test_vllm_holds_the_learners_weights_after_every_update(peft: dict[str, Any]) -> None:
     """Log-probabilities of the same sequences are equal; where an update is held back, that is found out."""
     engine = {"kv_cache_gib": 0.5, "max_num_seqs": 16}

@@ -33,6 +33,11 @@ TASKS = {
 }
 
 
+#: what PEFT rescales of Llama and its kin, BERT and RoBERTa, GPT-2 and T5 unless told otherwise, and which at the input
+IA3_TARGETS = r"\.(k_proj|v_proj|key|value|c_attn|(Self|EncDec)Attention\.[kv])$"
+IA3_INNER = r"\.(down_proj|output\.dense|mlp\.c_proj|DenseReluDense\.wo)$"
+
+
 class Peft(Component, family="peft"):
     """An adapter. A kind says how to build PEFT's configuration of it."""
 
@@ -179,6 +184,16 @@ class Ia3(Peft):
             feedforward_modules=list(self.feed_forward) or None,
             **shared(objective, head),
         )
+
+    def parameters(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """A number for each output of a rescaled matrix, of a feed-forward layer for each of its inputs."""
+        matrices = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) == 2}
+        if self.targets:
+            inner, scaled = self.feed_forward, self.targets
+            kinds = {name: (name.endswith(scaled), name.endswith(inner)) for name in matrices}
+        else:
+            kinds = {name: (bool(re.search(IA3_TARGETS, name)), bool(re.search(IA3_INNER, name))) for name in matrices}
+        return sum(matrices[name][1 if inside else 0] for name, (hit, inside) in kinds.items() if hit or inside)
 
     def check(self) -> list[Problem]:
         if missing := sorted(set(self.feed_forward) - set(self.targets)):
