@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -183,7 +184,9 @@ def test_an_interrupt_waits_for_no_unit_in_flight_and_a_second_run_makes_every_r
     path.write_text(yaml.safe_dump(made))
     command = [sys.executable, "-m", "tilth", "run", str(path), "--out", str(tmp_path / "out")]
     here = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    with subprocess.Popen(command, env=here, stderr=subprocess.DEVNULL) as first:
+    # where the tests were started in the background, SIGINT is ignored here and in all that is started from here
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, env=here, stderr=subprocess.DEVNULL, preexec_fn=heard) as first:
         assert until((tmp_path / "asked").exists, 120)
         first.send_signal(signal.SIGINT)
         begun = time.monotonic()
