@@ -73,6 +73,11 @@ def shared(objective: str, head: tuple[str, ...]) -> dict[str, Any]:
     return {"task_type": TASKS[objective], "modules_to_save": list(head) or None}
 
 
+def _matrices(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The modules that have a matrix, with its shape."""
+    return {name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) == 2}
+
+
 class Lora(Peft):
     """Low-rank updates beside frozen weight matrices (Hu et al. 2022, arXiv:2106.09685).
 
@@ -129,7 +134,7 @@ class Lora(Peft):
 
     def parameters(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """A matrix of m x n gets two of rank x n and m x rank."""
-        matrices = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) == 2}
+        matrices = _matrices(shapes)
         return sum(self.rank * sum(shape) for name, shape in matrices.items() if self._adapts(name))
 
     def _adapts(self, name: str) -> bool:
@@ -187,7 +192,7 @@ class Ia3(Peft):
 
     def parameters(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """A number for each output of a rescaled matrix, of a feed-forward layer for each of its inputs."""
-        matrices = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) == 2}
+        matrices = _matrices(shapes)
         if self.targets:
             inner, scaled = self.feed_forward, self.targets
             kinds = {name: (name.endswith(scaled), name.endswith(inner)) for name in matrices}
