@@ -51,9 +51,19 @@ def two_hosts() -> Iterator[tuple[str, Callable[[], None]]]:
         yield address, lambda: _ip("link", "set", near, "down")
 
 
-def _node(stack: ExitStack, inside: list[str], *more: str) -> None:
+@contextmanager
+def a_head(cpus: int) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The address of a cluster that is a head of so many CPUs alone, and what takes its power."""
+    with ExitStack() as stack:
+        port = _free_port("127.0.0.1")
+        where = ("--node-ip-address", "127.0.0.1", "--port", str(port), "--include-dashboard", "false")
+        head = _node(stack, [], "--head", *where, cpus=cpus)
+        yield f"127.0.0.1:{port}", lambda: _end(head)
+
+
+def _node(stack: ExitStack, inside: list[str], *more: str, cpus: int = 1) -> subprocess.Popen[str]:
     """A node that is there, and that ends with the stack, with all that it started."""
-    command = [*inside, str(RAY), "start", *more, "--num-cpus", "1", "--block", "--disable-usage-stats"]
+    command = [*inside, str(RAY), "start", *more, "--num-cpus", str(cpus), "--block", "--disable-usage-stats"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     stack.callback(_end, process)
     assert process.stdout is not None
@@ -62,12 +72,14 @@ def _node(stack: ExitStack, inside: list[str], *more: str) -> None:
         line = process.stdout.readline()
         assert line, f"it did not start: {said}"
         said += line
+    return process
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-        with suppress(psutil.NoSuchProcess):
-            one.kill()
+    with suppress(psutil.NoSuchProcess):
+        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
     process.wait()
 
 

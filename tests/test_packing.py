@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from tilth.data.schema import original
 from tilth.errors import StageError
+from tilth.train.independence import demand_independence, leak
 from tilth.train.masking import IGNORED
-from tilth.train.packing import CollatePacks, demand_independence, leak, pack
+from tilth.train.packing import CollatePacks, pack
 from tilth.train.watch import ROWS, TOKENS
 from training import dataset, die, run_stage, stage_of, tiny_llama, trace
 

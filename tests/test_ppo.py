@@ -31,13 +31,16 @@ from tilth.train.ppo.decoding import Decoder
 from tilth.train.ppo.detecting import alarms
 from tilth.train.ppo.learner import Learner, Settings
 from tilth.train.ppo.loop import Loop, Plan
+from tilth.train.ppo.placement import Scoring
 from tilth.train.ppo.policy import Policy
 from tilth.train.ppo.probes import probes
 from tilth.train.ppo.prompts import prompts_of, taken
-from tilth.train.ppo.rollouts import Ask, Home, HuggingFaceRollouts
+from tilth.train.ppo.rollouts import Ask, Home, HuggingFaceRollouts, Rollouts
+from tilth.train.ppo.scorers import Scorers, opened
 from tilth.train.ppo.served import Served
 from tilth.train.ppo.settings import Algorithm, Kl, Shaping, Watchers
 from tilth.train.ppo.source import Source
+from tilth.train.rewards import Reward, disagreement
 from tilth.weights import Weights
 from tiny import model_folder
 from training import dataset, killer, run_stage, trace
@@ -69,7 +72,7 @@ def learner(folder: Path, advantage: dict[str, Any], **rollouts: Any) -> Learner
     settings = Settings(algorithm, config, Optimisation(learning_rate=0.03, weight_decay=0.0))
     source = Source(Inputs(), ModelConfig(name=str(folder)))
     home = Home(policy, tokenizer, source, 64)
-    return Learner(policy, tokenizer, Decoder(config, home), feedback.letters, settings)
+    return Learner(policy, tokenizer, Decoder(config, home), Scorers(feedback.letters), settings)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +119,7 @@ def test_a_sample_is_the_same_in_whatever_batch_it_is_drawn(llama: Path) -> None
         assert sample.ended == (sample.tokens[-1] == found.tokenizer.eos_token_id)
         assert len(sample.tokens) == 12 or sample.ended
     # what the generator says of its tokens is what the learner says of them
-    seen = found.examined(together, [0.0] * len(together))
+    seen = found.seen(together)
     assert ((seen.old - seen.behaviour) * seen.mask).abs().max() < 1e-4
 
 
@@ -267,6 +270,54 @@ def test_two_learners_learn_what_one_does(tmp_path: Path, llama: Path, zero: Any
         assert ours[:3] == pytest.approx(theirs[:3], abs=5e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [{}, {"lora": {"rank": 4}}], ids=["full", "lora"])
+def test_rewards_and_the_reference_may_have_actors_of_their_own(
+    tmp_path: Path, llama: Path, method: dict[str, Any], ray_session: Any
+) -> None:
+    """The figures are those of a learner that does it all, also where an actor dies on the way."""
+    found = []
+    for name, scoring in (("one", {}), ("apart", {"placement": "disaggregate", "actors": 2, "cpus": 0.25})):
+        root = prompts_at(tmp_path / name)
+        scale = {"workers": 1, "cpus": 0.25}
+        with killer(root, 2, "ray::Scorer") if scoring else nullcontext() as killed:
+            run_stage(root, stage({"name": str(llama), **method}, scale=scale, scoring=scoring))
+        assert killed or not scoring
+        found.append([{**line, "seconds": 0} for line in figures(root)])
+    alone, apart = found
+    assert len(alone) == 6
+    assert apart == alone
+
+
+def test_an_error_of_a_reward_in_an_actor_is_told_as_it_was_raised(ray_session: Any) -> None:
+    nothing = {"reward": Reward.model_validate({"kind": "function", "function": "feedback:nothing"})}
+    scorers = opened(Scoring(placement="disaggregate", actors=2, cpus=0.25), nothing, Inputs(), None, 1)
+    try:
+        assert scorers.reference is None
+        assert disagreement(scorers.reward, ["p"], ["c"], [{}]) is None  # type: ignore[typeddict-item]
+        with pytest.raises(StageError, match=r"^feedback:nothing gave the reward nan to completion 0 of 1"):
+            scorers.reward(["p"] * 2, ["c"] * 2, [{}] * 2)  # type: ignore[typeddict-item]
+    finally:
+        scorers.close()
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_half_precision_learns_with_a_critic(tmp_path: Path, llama: Path, critic: str) -> None:
+    settings = {"learning_rate": 0.02, "global_batch": 8, "steps": 2, "precision": "bfloat16"}
+    algorithm = {"advantage": {"kind": "gae", "value": {"trunk": critic}}}
+    run_stage(prompts_at(tmp_path), stage(str(llama), optimisation=settings, algorithm=algorithm))
+    lines = figures(tmp_path)
+    assert len(lines) == 2
+    assert all(math.isfinite(line["loss"]) and line["value_loss"] > 0 for line in lines)
+    assert all(line["sync_gap"] < 0.05 for line in lines)
+
+
+def test_an_actor_that_cannot_start_is_told_with_its_reason(ray_session: Any, tmp_path: Path) -> None:
+    nowhere = {"reward": Reward.model_validate({"kind": "reward_model", "model": str(tmp_path)})}
+    with pytest.raises(StageError, match=r"a scoring actor could not start: .*"):
+        opened(Scoring(placement="disaggregate", cpus=0.25), nowhere, Inputs(), None, 1)
+
+
 def test_no_number_stops_the_run_before_it_is_learnt_from(tmp_path: Path, llama: Path) -> None:
     nothing = {"kind": "sum", "parts": {"x": {"kind": "function", "function": "feedback:nothing"}}}
     with pytest.raises(StageError, match="gave the reward nan"):
@@ -328,6 +379,12 @@ def test_what_ppo_cannot_do_is_refused(tmp_path: Path) -> None:
     for beyond in ({"variant": "dora"}, {"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"q_proj": 2}}):
         assert "use kind: hf" in problems(model={"name": "x", "lora": beyond}, rollouts=by_vllm)[0]
     assert "divides nothing" in problems(scale={"deepspeed": {"stage": 0}})[0]
+    assert "actors need Ray" in problems(scoring={"placement": "disaggregate"})[0]
+    resting = {"kind": "vllm", "max_tokens": 6, "sleep": True}
+    assert "scale.gpus is 0" in problems(rollouts=resting)[0]
+    for field, told in ({"placement": "disaggregate"}, "GPUs to themselves"), ({"staleness": 1}, "never rests"):
+        [problem] = Rollouts.model_validate({**resting, **field}).check()
+        assert told in problem.what
     back = {"watchers": {"kl": {"limit": 9, "action": "roll_back"}}, "algorithm": {"stop_at_kl": None}}
     assert "a rank alone cannot go back" in problems(scale={"deepspeed": {"stage": 2}}, **back)[0]
     assert stage("x", validation={"split": "validation", "every_steps": 1}).tells == ()
@@ -347,6 +404,9 @@ def test_what_a_cluster_must_hold_are_learners_and_the_actors_that_draw() -> Non
     actors = {"kind": "hf", "max_tokens": 6, "placement": "disaggregate", "actors": 5, "cpus": 2, "gpus": 0.5}
     assert stage("x", scale={"workers": 2, "cpus": 3}, rollouts=actors).demand == {"CPU": 6 + 4 * 2, "GPU": 2.0}
     assert stage("x", scale={"workers": 2, "cpus": 3}, rollouts={**actors, "placement": "colocate"}).demand["CPU"] == 6
+    scoring = {"placement": "disaggregate", "actors": 2, "gpus": 1}
+    both = stage("x", scale={"workers": 2, "cpus": 3}, rollouts=actors, scoring=scoring).demand
+    assert both == {"CPU": 6 + 4 * 2 + 2, "GPU": 2.0 + 2}
 
 
 class Unlearnt:
@@ -400,10 +460,17 @@ class Restarted:
         return asyncio.run(work)
 
 
-def test_an_engine_that_was_started_anew_gets_the_weights_before_it_is_heard(tmp_path: Path) -> None:
+def serving(folder: Path, *, sleep: bool = False) -> Served:
+    """Rollouts by vLLM, of which a test gives the engine and the policy."""
     served = object.__new__(Served)
-    served.engine, served.policy = Restarted(), SimpleNamespace(adapted=False)  # type: ignore[assignment]
-    served.folder, served.count, told = tmp_path, 3, []
+    served.sleeps, served.asleep = sleep, None
+    served.folder, served.version, served.count, served.adapter = folder, -1, 0, None
+    return served
+
+
+def test_an_engine_that_was_started_anew_gets_the_weights_before_it_is_heard(tmp_path: Path) -> None:
+    served, told = serving(tmp_path), []
+    served.engine, served.policy, served.count = Restarted(), SimpleNamespace(adapted=False), 3  # type: ignore[assignment]
 
     async def every(asks: Any) -> list[Any]:
         told.append(f"asked {served.engine.life.engine}")
@@ -439,6 +506,14 @@ class Mortal:
             self.errored = True
             await asyncio.Event().wait()
 
+    async def sleep(self, level: int) -> None:
+        self.told.append(f"{self.name} sleeps at level {level}")
+
+    async def wake_up(self) -> None:
+        if self.errored:
+            raise dead()
+        self.told.append(f"{self.name} wakes")
+
     async def reset_prefix_cache(self) -> None:
         self.told.append(f"{self.name} forgets")
 
@@ -458,18 +533,43 @@ def test_an_engine_may_die_while_the_policy_learns(
     told: list[str] = []
     engines = [Mortal("first", told, dies), Mortal("second", told, None)]
     monkeypatch.setattr(Life, "start", lambda life, arguments: setattr(life, "engine", engines.pop(0)))
-    served = object.__new__(Served)
+    served = mortal(tmp_path)
+    assert served.sync() == 0
+    assert served.generate([]) == ["second"]
+    assert told == [*begun, "first ends", "second takes 000001", "second forgets"]
+
+
+def mortal(folder: Path, **more: bool) -> Served:
+    """On an engine of the test's own, with full weights."""
+    served = serving(folder, **more)
     model = SimpleNamespace(save_pretrained=lambda folder, **_: folder.mkdir())
     served.engine, served.policy = Engine({}, restarts=1), SimpleNamespace(adapted=False, version=0, model=model)  # type: ignore[assignment]
-    served.folder, served.version, served.count = tmp_path, -1, 0
 
     async def every(asks: Any) -> list[Any]:
         return [await served.engine.ask([1], None, None)]
 
     served._all = every  # type: ignore[method-assign]
-    assert served.sync() == 0
+    return served
+
+
+def test_vllm_sleeps_while_the_policy_learns_and_is_awake_to_take_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    engines = [Mortal("first", told, None), Mortal("second", told, None)]
+    monkeypatch.setattr(Life, "start", lambda life, arguments: setattr(life, "engine", engines.pop(0)))
+    served = mortal(tmp_path, sleep=True)
+    assert served.generate([]) == ["first"]
+    assert told == ["first sleeps at level 1"]
+    served.sync()
+    assert served.generate([]) == served.generate([]) == ["first"]
+    naps = ["first wakes", "first sleeps at level 1"]
+    assert told[1:] == ["first wakes", "first takes 000001", "first forgets", "first sleeps at level 1", *naps]
+    # one that died in its sleep is not woken, and the next one is awake
+    served.engine.life.engine.errored = True
+    told.clear()
     assert served.generate([]) == ["second"]
-    assert told == [*begun, "first ends", "second takes 000001", "second forgets"]
+    assert told == ["first ends", "second takes 000001", "second forgets", "second sleeps at level 1"]
 
 
 def test_memory_counts_the_reference_and_the_critic() -> None:

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from tilth.errors import StageError
 from tilth.train.ppo import maths
 from tilth.train.ppo.advantages import Credit, Gae, Grpo, ReinforcePlusPlus, Rloo
+from tilth.train.ppo.batch import Batch
 from tilth.train.ppo.control import Controller, Moments
-from tilth.train.ppo.policy import Padded, Policy
-from tilth.train.ppo.ranks import Ranks, dealt
+from tilth.train.ppo.microbatches import MicroBatches, dealt
+from tilth.train.ppo.policy import Critic, Policy
+from tilth.train.ppo.ranks import ALONE, Ranks
 from tilth.train.ppo.rollouts import Ask, Sample
 from tiny import model_folder
 
@@ -173,19 +176,31 @@ def test_running_moments_are_those_of_all_values() -> None:
     assert moments.deviation == pytest.approx(math.sqrt(sum((v - mean) ** 2 for v in values) / len(values)))
 
 
+def drawn(*lengths: tuple[int, int]) -> list[Sample]:
+    """Samples of so many tokens of prompt and of completion."""
+    rng = random.Random(0)
+    return [
+        Sample(Ask("r", tuple(rng.choices(range(4, 200), k=p)), 0), tuple(rng.choices(range(4, 200), k=c)), (), True)
+        for p, c in lengths
+    ]
+
+
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_log_probabilities_with_padding_on_both_sides_are_those_of_each_sample_alone(kind: str, tmp_path: Any) -> None:
+def test_what_is_said_of_samples_side_by_side_or_packed_is_what_is_said_of_each_alone(
+    kind: str, packed: bool, tmp_path: Any
+) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_folder(tmp_path / kind, kind))
-    rng = random.Random(0)
-    samples = [
-        Sample(Ask("r", tuple(rng.choices(range(4, 200), k=p)), 0), tuple(rng.choices(range(4, 200), k=c)), (), True)
-        for p, c in ((2, 7), (9, 1), (5, 4))
-    ]
+    samples = drawn((2, 3), (9, 1), (5, 4), (1, 1))
     policy = Policy(model, valued=True, temperature=0.7)
     torch.nn.init.normal_(policy.value_head.weight)  # type: ignore[union-attr]
-    said = policy(Padded.of(samples, 0), entropy=True)
+    batch = Batch.of(samples, 0, packed=packed)
+    assert batch.tokens.shape == ((3, 10) if packed else (4, 10))
+    said = policy(batch, entropy=True)
+    again = policy.reference_logprobs(batch)
+    assert torch.allclose(again, said.logprobs, atol=1e-4)
     states = []
     model.lm_head.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0]))
     for row, sample in enumerate(samples):
@@ -211,3 +226,59 @@ def test_every_sample_is_dealt_once_and_all_ranks_have_as_many_batches(world: in
     for hand in hands:
         for batch in hand:
             assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= 60
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_sample_is_dealt_once_into_packs_that_keep_to_the_budget(world: int) -> None:
+    samples = drawn(*((random.Random(i).randint(1, 20), random.Random(-i).randint(1, 20)) for i in range(1, 40)))
+    lengths = [sample.length for sample in samples]
+    hands = [dealt(range(39), lengths, 120, Ranks(rank, world), packed=True) for rank in range(world)]
+    assert sorted(row for hand in hands for batch in hand for row in batch) == list(range(39))
+    assert len({len(hand) for hand in hands}) == 1
+    places = 0
+    for hand in hands:
+        for batch in filter(None, hand):
+            laid = Batch.of([samples[row] for row in batch], 0, packed=True)
+            assert laid.tokens.numel() <= 120
+            assert laid.attention is None
+            assert int(laid.mask.sum()) == sum(len(samples[row].tokens) for row in batch)
+            places += laid.tokens.numel()
+    if world == 1:
+        padded = [Batch.of([samples[row] for row in some], 0) for some in dealt(range(39), lengths, 120, ALONE)]
+        assert sum(lengths) <= places < sum(batch.tokens.numel() for batch in padded)
+
+
+class Leaky(torch.nn.Module):
+    """A model that lets a sample see those before it in its row."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name) if name == "model" else getattr(self.model, name)
+
+    def forward(self, attention_mask: Any = None, position_ids: Any = None, **given: Any) -> Any:
+        return self.model(attention_mask=torch.ones_like(given["input_ids"]), **given)
+
+
+def test_samples_are_packed_where_a_model_keeps_them_apart_and_else_only_by_mistake(tmp_path: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from tilth.train.ppo.settings import Algorithm
+
+    def packed(policy: Policy, packing: Any) -> bool:
+        return MicroBatches.of(policy, 0, ALONE, Algorithm(packing=packing)).packed
+
+    model = AutoModelForCausalLM.from_pretrained(model_folder(tmp_path / "llama", "llama"))
+    assert packed(Policy(model), "auto")
+    assert packed(Policy(model), True)
+    assert not packed(Policy(model), False)
+    leaky = Leaky(model)
+    assert not packed(Policy(leaky, reference=False), "auto")
+    with pytest.raises(StageError, match="does not keep them apart"):
+        packed(Policy(leaky, reference=False), True)
+    # the critic reads the same rows
+    critic = Critic(model)
+    critic.model = leaky
+    assert not packed(Policy(model, critic=critic), "auto")

@@ -21,6 +21,7 @@ from tilth.train.ppo.learner import Learner, Settings
 from tilth.train.ppo.policy import Policy
 from tilth.train.ppo.prompts import prompts_of
 from tilth.train.ppo.rollouts import Ask, Generating, Home, Rollouts
+from tilth.train.ppo.scorers import Scorers
 from tilth.train.ppo.settings import Algorithm
 from tilth.train.ppo.source import Source
 from tiny import model_folder
@@ -90,7 +91,7 @@ def test_vllm_holds_the_learners_weights_after_every_update(peft: dict[str, Any]
         prompts, _ = prompts_of(rows, tokenizer, 32)
         rate = 1e-3 if peft else 2e-5
         settings = Settings(Algorithm(), served.config, Optimisation(learning_rate=rate, scheduler="constant"))  # type: ignore[attr-defined]
-        learner = Learner(policy, tokenizer, served, feedback.letters, settings)
+        learner = Learner(policy, tokenizer, served, Scorers(feedback.letters), settings)
         lines = [learner.step(step, 4, prompts) for step in range(3)]
         for line in lines:
             assert line["sync_gap"] < 1e-3

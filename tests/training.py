@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from helpers import write_dataset
+from processes import descendants, titled
 from tilth.config import digest, identity
 from tilth.content import identity_of
 from tilth.data.dataset import Dataset
@@ -141,14 +142,18 @@ def die(root: Path, what: Stage, step: int) -> None:
 
 
 @contextmanager
-def killer(root: Path, at: int) -> Iterator[list[int]]:
-    """Kill worker 0 of the training under `root` once it has reached step `at`; yields the pids killed."""
+def killer(root: Path, at: int, title: str | None = None) -> Iterator[list[int]]:
+    """Kill worker 0 of the training under `root` once it has reached step `at`, or a process of ours with such a title.
+
+    Yields the pids killed.
+    """
     killed: list[int] = []
     done = threading.Event()
 
     def kill(progress: dict[str, Any]) -> None:
-        os.kill(progress["pid"], signal.SIGKILL)
-        killed.append(progress["pid"])
+        pid = titled(descendants(os.getpid()), title)[0] if title else progress["pid"]
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
 
     thread = threading.Thread(target=at_step, args=(root, at, kill, lambda: not done.is_set()))
     thread.start()

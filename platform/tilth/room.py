@@ -49,7 +49,7 @@ def refuse_beyond(demand: Mapping[str, float], join_seconds: float = JOIN_SECOND
             return None
         return (
             f"a stage asks for {written(demand)} in all its workers and actors, and this cluster can never give it: "
-            f"it has {written(short)}; ask for less (scale, rollouts), or give the cluster more nodes"
+            f"it has {written(short)}; ask for less (scale, rollouts, scoring), or give the cluster more nodes"
         )
 
     refuse(lacking, join_seconds)

@@ -30,6 +30,7 @@ NAMES = (
     "trl",
     "conflict",
     "ppo",
+    "sync",
     "evaluate",
     "packs",
     "scaling",

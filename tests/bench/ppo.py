@@ -7,14 +7,19 @@ Both sides learn with the same model, prompts of 64 tokens, completions of up to
 score with a classifier of the same size, whose head is untrained: what is measured is speed. Of equal structure are
 policy, reference, critic and reward each with all their weights. "LoRA" on our side is an adapter whose base is the
 reference, and a critic on the policy's own layers; TRL with LoRA still needs a critic of full size.
+
+Packed and padded experience are compared on prompts of 8 to 64 tokens, ours alone: no peer is needed for that.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +29,30 @@ from tests.bench.result import Options, Result, banking_texts, compared
 SUMMARY = "samples a second of PPO, over TRL's experimental trainer"
 PROMPT, ROOM, PASSES, MINIBATCHES = 64, 32, 4, 1
 RATE = 1e-6
-Side = Callable[[Path, int, bool], Callable[[], None]]
 
 
-def prompts(tokenizer: Any, count: int) -> list[list[int]]:
-    """Token ids of prompts that all have PROMPT tokens."""
+@dataclass(frozen=True)
+class Shape:
+    """What a side is made of."""
+
+    #: LoRA and a shared trunk, instead of all weights and a second trunk
+    adapter: bool
+    packed: bool = True
+    #: whether prompts have from 8 tokens to PROMPT, instead of PROMPT all of them
+    varied: bool = False
+
+
+Side = Callable[[Path, int, Shape], Callable[[], None]]
+
+
+def prompts(tokenizer: Any, count: int, *, varied: bool = False) -> list[list[int]]:
+    """Token ids of so many prompts."""
     ids = tokenizer(" ".join(banking_texts(count * 6)))["input_ids"]
-    return [ids[at * PROMPT : (at + 1) * PROMPT] for at in range(count)]
+    lengths = [8 + at * 7919 % (PROMPT - 7) if varied else PROMPT for at in range(count)]
+    return [ids[at * PROMPT : at * PROMPT + length] for at, length in enumerate(lengths)]
 
 
-def ours(folder: Path, batch: int, adapter: bool) -> Callable[[], None]:
+def ours(folder: Path, batch: int, shape: Shape) -> Callable[[], None]:
     from tilth.config import ModelName
     from tilth.data.loading import load_tokenizer
     from tilth.data.schema import original
@@ -46,32 +65,33 @@ def ours(folder: Path, batch: int, adapter: bool) -> Callable[[], None]:
     from tilth.train.ppo.policy import Critic, Policy
     from tilth.train.ppo.prompts import Prompt
     from tilth.train.ppo.rollouts import Home, HuggingFaceRollouts
+    from tilth.train.ppo.scorers import Scorers
     from tilth.train.ppo.settings import Algorithm
     from tilth.train.ppo.source import Source
     from tilth.train.rewards import RewardModel
 
     name = ModelName(str(folder / "policy"))
-    config = ModelConfig.model_validate({"name": name, **({"lora": {"rank": 16}} if adapter else {})})
+    config = ModelConfig.model_validate({"name": name, **({"lora": {"rank": 16}} if shape.adapter else {})})
     source = Source(Inputs(), config)
-    critic = CriticConfig(trunk="shared" if adapter else "separate")
-    second = None if adapter else Critic(source.model("cpu"))
-    policy = Policy(source.model("cpu"), valued=adapter, critic=second)
+    critic = CriticConfig(trunk="shared" if shape.adapter else "separate")
+    second = None if shape.adapter else Critic(source.model("cpu"))
+    policy = Policy(source.model("cpu"), valued=shape.adapter, critic=second)
     rollouts = HuggingFaceRollouts(max_tokens=ROOM)
     decoder = Decoder(rollouts, Home(policy, source.tokenizer(), source, PROMPT + ROOM))
-    algorithm = Algorithm(advantage=Gae(value=critic), epochs=PASSES, minibatches=MINIBATCHES)
+    algorithm = Algorithm(advantage=Gae(value=critic), epochs=PASSES, minibatches=MINIBATCHES, packing=shape.packed)
     settings = Settings(algorithm, rollouts, Optimisation(learning_rate=RATE))
     score = RewardModel(model=ModelName(str(folder / "reward"))).load(Inputs())
-    learner = Learner(policy, load_tokenizer(folder / "policy"), decoder, score, settings)
+    learner = Learner(policy, load_tokenizer(folder / "policy"), decoder, Scorers(score), settings)
     tokenizer = learner.tokenizer
     asked = [
         Prompt(original(str(number), "train", {}), tokenizer.decode(ids), tuple(ids))
-        for number, ids in enumerate(prompts(tokenizer, batch))
+        for number, ids in enumerate(prompts(tokenizer, batch, varied=shape.varied))
     ]
     step = iter(range(1000))
     return lambda: _noted(learner.step(next(step), 1000, asked))
 
 
-def trl(folder: Path, batch: int, adapter: bool) -> Callable[[], None]:
+def trl(folder: Path, batch: int, shape: Shape) -> Callable[[], None]:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -89,11 +109,11 @@ def trl(folder: Path, batch: int, adapter: bool) -> Callable[[], None]:
         local_rollout_forward_batch_size=min(8, batch), learning_rate=RATE, temperature=1.0, disable_tqdm=True,
         bf16=False, gradient_checkpointing=False,
     )  # fmt: skip
-    reference = None if adapter else AutoModelForCausalLM.from_pretrained(folder / "policy")
+    reference = None if shape.adapter else AutoModelForCausalLM.from_pretrained(folder / "policy")
     trainer = PPOTrainer(
         args=args, processing_class=tokenizer, model=AutoModelForCausalLM.from_pretrained(folder / "policy"),
         ref_model=reference, reward_model=classifier(), value_model=classifier(), train_dataset=rows,
-        eval_dataset=rows, peft_config=LoraConfig(r=16, target_modules="all-linear") if adapter else None,
+        eval_dataset=rows, peft_config=LoraConfig(r=16, target_modules="all-linear") if shape.adapter else None,
     )  # fmt: skip
     return trainer.train  # type: ignore[no-any-return]
 
@@ -107,14 +127,17 @@ def _noted(line: dict[str, Any]) -> None:
     _spent.update(line["times"])
 
 
-SIDES: dict[str, tuple[Side, bool]] = {
-    "ours, equal structure": (ours, False),
-    "ours, LoRA": (ours, True),
-    "TRL": (trl, False),
-    "TRL, LoRA": (trl, True),
+SIDES: dict[str, tuple[Side, Shape]] = {
+    "ours, equal structure": (ours, Shape(adapter=False)),
+    "ours, LoRA": (ours, Shape(adapter=True)),
+    "ours, LoRA, packed": (ours, Shape(adapter=True, varied=True)),
+    "ours, LoRA, padded": (ours, Shape(adapter=True, varied=True, packed=False)),
+    "TRL": (trl, Shape(adapter=False)),
+    "TRL, LoRA": (trl, Shape(adapter=True)),
 }
-#: ours, the peer, what is aimed at
+#: ours, the other, what is aimed at
 PAIRS = (
+    ("ours, LoRA, packed", "ours, LoRA, padded", None),
     ("ours, LoRA", "TRL", 3.0),
     ("ours, equal structure", "TRL", 1.5),
     ("ours, LoRA", "TRL, LoRA", None),
@@ -125,10 +148,10 @@ def side(name: str, arguments: Sequence[str]) -> Callable[[], Facts]:
     """One measurement: samples a second of one step, and where ours spent it."""
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(os.cpu_count() or 1)
     folder, batch = Path(arguments[0]), int(arguments[1])
-    build, adapter = SIDES[name]
-    step = build(folder, batch, adapter)
+    build, shape = SIDES[name]
+    step = build(folder, batch, shape)
     return lambda: {**timed(batch, step), **{f"seconds {key}": value for key, value in _spent.items()}}
 
 
@@ -150,6 +173,11 @@ def weights(folder: Path) -> None:
 
 
 def missing(options: Options) -> str | None:
+    return None
+
+
+def peerless(options: Options) -> str | None:
+    """Why there is no peer to measure beside."""
     if options.peer is None:
         return "needs --peer, the python of an environment with trl 1.12.0 (tests/bench/ppo.py says which)"
     asked = [options.peer, "-c", "import trl.experimental.ppo"]
@@ -162,9 +190,15 @@ def measure(options: Options) -> Iterator[Result]:
     with tempfile.TemporaryDirectory() as name:
         weights(Path(name))
         for us, peer, aim in PAIRS:
+            python = sys.executable
+            if not peer.startswith("ours"):
+                if why := peerless(options):
+                    print(f"ppo: {us} / {peer}: skipped: {why}", file=sys.stderr)
+                    continue
+                python = options.peer or ""
             with ExitStack() as stack:
                 a = stack.enter_context(Worker(__spec__.name, us, name, batch))
-                b = stack.enter_context(Worker(__spec__.name, peer, name, batch, python=options.peer or ""))
+                b = stack.enter_context(Worker(__spec__.name, peer, name, batch, python=python))
                 found = paired(a, b, options.rounds)
             parts = [key for key in found.a[-1] if key.startswith("seconds ")]
             split = ", ".join(f"{key.removeprefix('seconds ')} {found.a[-1][key]:.3g}" for key in parts)

@@ -9,6 +9,7 @@ import datasets
 from tilth.data.schema import PACKED
 from tilth.train import packing
 from tilth.train.forgetting import Replay
+from tilth.train.independence import demand_independence
 from tilth.train.retention import replayed
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def _replay(trainer: Any, parts: Parts, replay: Replay) -> None:
 
 def _pack(trainer: Any, parts: Parts, length: int) -> None:
     """Put packs in the place of rows; rows of the validation split stay as they are."""
-    packing.demand_independence(trainer.model, parts.job.stage.model.name)
+    demand_independence(trainer.model, parts.job.stage.model.name)
     with trainer.args.main_process_first(local=True, desc="packing"):
         key = f"{parts.job.fingerprint[:32]}-{length}"
         if parts.job.row_type == PACKED:

@@ -2,8 +2,7 @@
 
 Rows are laid together by best-fit decreasing (Ding et al. 2024, arXiv:2404.10830), here by TRL's `pack_dataset`, over a
 thousand rows at a time, or before training by the stage `pack`. Positions begin anew with every row, and no row attends
-to another: without a mask of its own a model of transformers makes a block-diagonal one from the positions. Not every
-architecture does, and not every adapter passes positions on, so `leak` measures it on the very model before training.
+to another, which `tilth.train.independence` measures on the very model before training.
 """
 
 from __future__ import annotations
@@ -16,16 +15,11 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from trl import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from tilth.errors import StageError
 from tilth.train.masking import IGNORED
 from tilth.train.watch import ROWS, TOKENS
-
-#: greatest difference of logits, as a share of the greatest logit, that counts as rounding
-ROUNDING = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 
 
 def pack(rows: datasets.Dataset, length: int, key: str) -> datasets.Dataset:
@@ -119,37 +113,3 @@ class EitherCollate:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = self.packs(rows) if "ids" in rows[0] else self.rows(rows)
         return found
-
-
-def demand_independence(model: Any, name: str) -> None:
-    """StageError unless `model` reads the rows of a pack as if each were alone."""
-    found = leak(model)
-    if found > ROUNDING.get(next(model.parameters()).dtype, 1e-4):
-        raise StageError(
-            f"packing: a row in a pack gets other logits from {name} than alone (by {found:.2g} of the greatest): "
-            "its architecture or adapter does not keep packed rows apart; set packing: null"
-        )
-
-
-def leak(model: Any) -> float:
-    """Greatest difference between a row's logits in a pack and alone, as a share of the greatest logit."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return _leak(model)
-    finally:
-        model.train(was_training)
-
-
-def _leak(model: Any) -> float:
-    lengths = (9, 5, 11)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = ((torch.arange(sum(lengths)) * 7919 + 13) % vocabulary)[None].to(model.device)
-    positions = torch.cat([torch.arange(length) for length in lengths])[None].to(model.device)
-    together = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-    alone = [model(input_ids=part, use_cache=False).logits for part in ids.split(lengths, dim=1)]
-    if any(part.shape[1] != length for part, length in zip(alone, lengths, strict=True)):
-        return float("inf")  # virtual tokens come before a pack, not before each of its rows
-    expected = torch.cat(alone, dim=1).float()
-    return float((together.float() - expected).abs().max() / expected.abs().max())

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tilth.data.loading import Pretrained
-from tilth.train.packing import ROUNDING, leak
+from tilth.train.independence import independent
 from tilth.train.packs.turns import Streams
 
 
@@ -42,8 +42,7 @@ class Base:
         model = self.first
         if not model.can_generate() or "position_ids" not in inspect.signature(model.forward).parameters:
             return False
-        found: bool = leak(model) <= ROUNDING.get(model.dtype, 1e-4)
-        return found
+        return independent(model)
 
     @property
     def first(self) -> Any:

@@ -11,24 +11,35 @@ from torch import Tensor
 from tilth.train.ppo.rollouts import Sample
 
 
-@dataclass(frozen=True)
-class Experience:
+@dataclass(frozen=True, kw_only=True)
+class Seen:
     """N samples, those of one prompt side by side. Tensors are [N, C] on the CPU, completions padded on the right.
 
     `behaviour` is log p under the policy that drew a token, `old` under the one that is about to learn from it.
     """
 
     samples: tuple[Sample, ...]
-    #: as the reward said
-    scores: Tensor
-    #: as they are learnt from
-    shaped: Tensor
     mask: Tensor
     behaviour: Tensor
     old: Tensor
     reference: Tensor
     entropy: Tensor
     values: Tensor | None = None
+
+    @property
+    def kl(self) -> Tensor:
+        """KL of each completion from the reference [N], in nats, by k1."""
+        return ((self.old - self.reference) * self.mask).sum(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experience(Seen):
+    """Samples with what they are worth; scores are [N]."""
+
+    #: as the reward said
+    scores: Tensor
+    #: as they are learnt from
+    shaped: Tensor
     advantages: Tensor | None = None
     returns: Tensor | None = None
     weights: Tensor | None = None
@@ -51,12 +62,6 @@ class Experience:
     @property
     def lengths(self) -> list[int]:
         return [sample.length for sample in self.samples]
-
-
-def masks(samples: Sequence[Sample]) -> Tensor:
-    """1 at the tokens of completions [N, C]."""
-    room = max(len(sample.tokens) for sample in samples)
-    return torch.tensor([[float(at < len(sample.tokens)) for at in range(room)] for sample in samples])
 
 
 def behaviour(samples: Sequence[Sample], like: Tensor) -> Tensor:

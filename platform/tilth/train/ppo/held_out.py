@@ -36,19 +36,18 @@ class HeldOut:
         learner.generating.sync()
         mine = learner.generating.generate(learner.ranks.share(wanted))
         by_row = {prompt.row["id"]: prompt for prompt in self.prompts}
-        rewards = learner.scored(mine, by_row, learner.score)
+        rewards = learner.scored(mine, by_row, learner.scorers.reward)
         golds = rewards if self.gold is None else learner.scored(mine, by_row, self.gold)
         apart = self._disagreement(learner, mine, by_row)
         told = learner.ranks.together(list(zip(mine, rewards, golds, apart, strict=True)))
         samples = [sample for sample, *_ in told]
-        seen = learner.examined(samples, [reward for _, reward, *_ in told])
-        kl = ((seen.old - seen.reference) * seen.mask).sum(-1)
+        seen = learner.seen(samples)
         texts = [learner.text(sample) for sample in samples]
         found: dict[str, Any] = {
             "step": step,
             "reward": _mean([reward for _, reward, *_ in told]),
             "gold": _mean([gold for _, _, gold, _ in told]),
-            "kl": float(kl.mean()),
+            "kl": float(seen.kl.mean()),
             "entropy": float((seen.entropy * seen.mask).sum() / seen.mask.sum()),
             "ended": _mean([float(sample.ended) for sample in samples]),
             **probes(texts),
@@ -80,7 +79,7 @@ class HeldOut:
     ) -> Sequence[float | None]:
         asked = [by_row[sample.ask.row] for sample in samples]
         texts = [learner.text(sample) for sample in samples]
-        found = disagreement(learner.score, [p.text for p in asked], texts, [p.row for p in asked])
+        found = disagreement(learner.scorers.reward, [p.text for p in asked], texts, [p.row for p in asked])
         return [None] * len(samples) if found is None else found
 
     def _shown(self, told: Sequence[tuple[Any, ...]], texts: Sequence[str]) -> list[dict[str, Any]]:

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,19 +24,23 @@ from tilth.errors import StageError
 from tilth.train.config import Optimisation
 from tilth.train.ppo import maths
 from tilth.train.ppo.advantages import Credit
+from tilth.train.ppo.batch import masks
 from tilth.train.ppo.control import Controller, Moments
-from tilth.train.ppo.experience import Experience, behaviour, masks
+from tilth.train.ppo.experience import Experience, Seen, behaviour
+from tilth.train.ppo.microbatches import MicroBatches
 from tilth.train.ppo.optimiser import Optimiser, Stepping, rate
-from tilth.train.ppo.policy import Padded, Policy
+from tilth.train.ppo.policy import Policy
 from tilth.train.ppo.prompts import Prompt, asks
-from tilth.train.ppo.ranks import ALONE, Ranks, dealt
+from tilth.train.ppo.ranks import ALONE, Ranks
 from tilth.train.ppo.rollouts import Ask, Generating, Rollouts, Sample
+from tilth.train.ppo.scorers import Scorers
 from tilth.train.ppo.settings import Algorithm
 from tilth.train.ppo.updates import Updater, Updates
 
 #: (prompts, completions, rows of the prompts) → a score of each
 Score = Callable[[list[str], list[str], list[Row]], list[float]]
 Line = dict[str, Any]
+T = TypeVar("T")
 WEIGHTS, LEARNER = "learnt.safetensors", "learner.json"
 
 
@@ -55,21 +59,22 @@ class Learner:
     """A policy that learns from its own completions, alone or as one rank of several."""
 
     def __init__(
-        self, policy: Policy, tokenizer: Any, generating: Generating, score: Score, settings: Settings,
+        self, policy: Policy, tokenizer: Any, generating: Generating, scorers: Scorers, settings: Settings,
         ranks: Ranks = ALONE, optimiser: Stepping | None = None,
     ) -> None:  # fmt: skip
-        self.policy, self.tokenizer, self.generating, self.score = policy, tokenizer, generating, score
+        self.policy, self.tokenizer, self.generating, self.scorers = policy, tokenizer, generating, scorers
         self.settings, self.ranks = settings, ranks
         self.algorithm = settings.algorithm
         kl = self.algorithm.kl
         self.controller = Controller(kl.coefficient, kl.target, kl.horizon)
         self.moments = Moments()
         self.optimiser = optimiser or Optimiser(policy, settings.optimisation, ranks)
-        self.updater = Updater(policy, self.optimiser, self.algorithm, ranks, tokenizer.pad_token_id)
+        self.batches = MicroBatches.of(policy, tokenizer.pad_token_id, ranks, self.algorithm)
+        self.updater = Updater(self.batches, self.optimiser, self.algorithm)
         #: samples drawn ahead, by the step that is to learn from them
         self.ahead: dict[int, list[Sample]] = {}
         self.times: dict[str, float] = {}
-        self._beside = ThreadPoolExecutor(1, "tilth-rollouts") if generating.concurrent else None
+        self._beside = ThreadPoolExecutor(3, "tilth-beside")
 
     # one step
 
@@ -84,12 +89,14 @@ class Learner:
         moved = self._synced() if fresh else 0
         samples = self._together(self._draw(self._wanted(number, prompts))) if fresh else self.ahead.pop(number)
         drawing = self._drawing(number + 1, later)
-        scores = self._scores(samples, prompts)
-        experience = self._credited(self._examined(samples, scores))
+        scoring = self._scoring(samples, prompts)
+        with self._timed("examine"):
+            seen = self.seen(samples)
+        experience = self._credited(seen, self._scores(scoring))
         gap = self._gap(experience, fresh)
         with self._timed("learn"), self.policy.learning():
             done = self.updater.learn(experience, number, steps, self.controller.coefficient)
-        kl = float(((experience.old - experience.reference) * experience.mask).sum(-1).mean())
+        kl = float(experience.kl.mean())
         line = self._line(experience, done, number, steps)
         line |= {"kl": kl, "kl_coefficient": self.controller.coefficient, **gap, "moved_bytes": moved}
         self.controller.update(kl, len(samples))
@@ -106,30 +113,41 @@ class Learner:
         seed = self.settings.optimisation.seed
         return self.ranks.share(asks(prompts, self.algorithm.advantage.samples, seed, f"step {number}"))
 
-    def _draw(self, wanted: list[Ask]) -> Future[list[Sample]]:
-        """Samples, drawn at once."""
-        drawn: Future[list[Sample]] = Future()
+    def _draw(self, wanted: list[Ask], *, beside: bool = False) -> Future[list[Sample]]:
+        """Samples, drawn at once or beside what follows."""
         with self._timed("generate"):
-            drawn.set_result(self.generating.generate(wanted))
-        return drawn
+            return self._begun(lambda: self.generating.generate(wanted), beside)
+
+    def _begun(self, work: Callable[[], T], beside: bool) -> Future[T]:
+        """Work that is done at once, or in a thread of its own where others compute meanwhile."""
+        if beside:
+            return self._beside.submit(work)
+        done: Future[T] = Future()
+        done.set_result(work())
+        return done
 
     def _drawing(self, number: int, prompts: Sequence[Prompt]) -> Future[list[Sample]] | None:
         """Samples for a later step by the weights as they are now: drawn beside the updates, or at once."""
         if not prompts:
             return None
         self._synced()
-        wanted = self._wanted(number, prompts)
-        return self._beside.submit(self.generating.generate, wanted) if self._beside else self._draw(wanted)
+        return self._draw(self._wanted(number, prompts), beside=self.generating.concurrent)
 
     def _together(self, drawn: Future[list[Sample]]) -> list[Sample]:
         """The samples of all ranks, once they are drawn."""
         with self._timed("generate"):
             return self.ranks.together(drawn.result())
 
-    def _scores(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> list[float]:
-        by_row = {prompt.row["id"]: prompt for prompt in prompts}
+    def _scoring(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Future[list[float]]:
+        """Scores of this rank's share of the samples."""
+        by_row, own = {prompt.row["id"]: prompt for prompt in prompts}, self.ranks.share(samples)
         with self._timed("score"):
-            return self.ranks.together(self.scored(self.ranks.share(samples), by_row, self.score))
+            return self._begun(lambda: self.scored(own, by_row, self.scorers.reward), self.scorers.apart)
+
+    def _scores(self, scoring: Future[list[float]]) -> list[float]:
+        """The scores of all ranks, once they are there."""
+        with self._timed("score"):
+            return self.ranks.together(scoring.result())
 
     def scored(self, samples: Sequence[Sample], prompts: dict[str, Prompt], score: Score) -> list[float]:
         """What a function says of samples, each with the prompt of its row."""
@@ -148,57 +166,61 @@ class Learner:
 
     # what is said of samples
 
-    def _examined(self, samples: Sequence[Sample], scores: Sequence[float]) -> Experience:
-        """Log-probabilities, entropies and values of the policy as it is, and what the reference says."""
-        with self._timed("examine"):
-            return self.examined(samples, scores)
+    def seen(self, samples: Sequence[Sample]) -> Seen:
+        """Log-probabilities, entropies and values of the policy as it is, and what the reference says of samples.
 
-    def examined(self, samples: Sequence[Sample], scores: Sequence[float]) -> Experience:
-        """The samples as experience; each is looked at by one rank, and all know what it found."""
+        Each is looked at by one rank, and all know what it found.
+        """
         mask = masks(samples)
         found = torch.zeros(4, *mask.shape)
-        lengths = [sample.length for sample in samples]
-        for rows in filter(None, dealt(range(len(samples)), lengths, self.algorithm.tokens_at_once, self.ranks)):
-            batch = self.padded([samples[row] for row in rows])
+        dealt = list(self.batches.deal(samples, range(len(samples))))
+        judging = self._judging(samples, [row for rows, _ in dealt for row in rows])
+        for rows, batch in dealt:
             with torch.no_grad():
                 said = self.policy(batch, entropy=True)
-            parts = [said.logprobs, self.policy.reference_logprobs(batch), said.entropy, said.values]
-            for number, part in enumerate(parts):
+            reference = None if judging else self.policy.reference_logprobs(batch)
+            for number, part in enumerate((said.logprobs, reference, said.entropy, said.values)):
                 if part is not None:
-                    found[number, rows, : batch.room] = (part * batch.mask).cpu()
+                    found[number, rows, : batch.room] = part.float().cpu()
+        for row, logs in (judging.result() if judging else {}).items():
+            found[1, row, : len(logs)] = torch.tensor(logs)
         old, reference, entropy, values = self.ranks.sum(found, self.policy.device)
-        raw = torch.tensor(scores, dtype=torch.float32)
         valued = self.algorithm.advantage.critic is not None
-        return Experience(
-            tuple(samples), raw, raw, mask, behaviour(samples, mask), old, reference, entropy,
-            values if valued else None,
+        return Seen(
+            samples=tuple(samples), mask=mask, behaviour=behaviour(samples, mask), old=old, reference=reference,
+            entropy=entropy, values=values if valued else None,
         )  # fmt: skip
 
-    def padded(self, samples: Sequence[Sample]) -> Padded:
-        """Samples side by side on the policy's device."""
-        return Padded.of(samples, self.tokenizer.pad_token_id, self.policy.device)
+    def _judging(self, samples: Sequence[Sample], rows: list[int]) -> Future[dict[int, tuple[float, ...]]] | None:
+        """What a reference elsewhere says of some of the samples, by their numbers; None where it is the policy's."""
+        ask = self.scorers.reference
+        if ask is None:
+            return None
+        return self._begun(lambda: dict(zip(rows, ask([samples[row] for row in rows]), strict=True)), beside=True)
 
-    def _credited(self, experience: Experience) -> Experience:
-        """With shaped scores, advantages, and weights for tokens that an older policy drew."""
-        shaped = self._shaped(experience)
+    def _credited(self, seen: Seen, told: Sequence[float]) -> Experience:
+        """With scores, shaped scores, advantages, and weights for tokens that an older policy drew."""
+        scores = torch.tensor(told, dtype=torch.float32)
+        shaped = self._shaped(scores, seen.samples)
         kl = self.algorithm.kl
-        penalty = torch.zeros_like(experience.old)
+        penalty = torch.zeros_like(seen.old)
         if kl.place == "reward":
-            penalty = self.controller.coefficient * maths.kl(experience.old, experience.reference, kl.estimator)
-        credit = Credit(shaped, penalty, experience.mask, experience.values)
+            penalty = self.controller.coefficient * maths.kl(seen.old, seen.reference, kl.estimator)
+        credit = Credit(shaped, penalty, seen.mask, seen.values)
         advantages, returns = self.algorithm.advantage.estimate(credit)
-        weights = maths.truncated_weights(experience.old, experience.behaviour, self.settings.rollouts.max_weight)
-        return replace(experience, shaped=shaped, advantages=advantages, returns=returns, weights=weights)
+        weights = maths.truncated_weights(seen.old, seen.behaviour, self.settings.rollouts.max_weight)
+        worth = {"scores": scores, "shaped": shaped, "advantages": advantages, "returns": returns, "weights": weights}
+        return Experience(**vars(seen), **worth)
 
-    def _shaped(self, experience: Experience) -> Tensor:
+    def _shaped(self, scores: Tensor, samples: Sequence[Sample]) -> Tensor:
         """Scores by their running deviation, clipped, less what a missing end costs."""
-        shaping, scores = self.algorithm.shaping, experience.scores
+        shaping = self.algorithm.shaping
         if shaping.normalise:
             self.moments.add([value for value in scores.tolist() if math.isfinite(value)])
             scores = scores / self.moments.deviation
         if shaping.clip is not None:
             scores = scores.clamp(-shaping.clip, shaping.clip)
-        missing = torch.tensor([0.0 if sample.ended else shaping.missing_end for sample in experience.samples])
+        missing = torch.tensor([0.0 if sample.ended else shaping.missing_end for sample in samples])
         return scores - missing
 
     def _gap(self, experience: Experience, fresh: bool) -> dict[str, float]:
@@ -244,6 +266,10 @@ class Learner:
         yield
         self.times[name] = self.times.get(name, 0.0) + time.monotonic() - start
 
+    def close(self) -> None:
+        """Wait for nothing that is still under way beside."""
+        self._beside.shutdown(wait=False, cancel_futures=True)
+
     # what a resumed run needs
 
     def save(self, folder: Path, *, writes: bool = True) -> None:
@@ -267,9 +293,4 @@ class Learner:
         self.policy.version += 1
         plain = json.loads((folder / LEARNER).read_text(encoding="utf-8"))
         self.controller, self.moments = Controller(**plain["controller"]), Moments(**plain["moments"])
-        self.ahead = {int(step): [_sample(item) for item in items] for step, items in plain["ahead"].items()}
-
-
-def _sample(item: dict[str, Any]) -> Sample:
-    ask = Ask(item["ask"]["row"], tuple(item["ask"]["prompt"]), item["ask"]["seed"])
-    return Sample(ask, tuple(item["tokens"]), tuple(item["logprobs"]), item["ended"])
+        self.ahead = {int(step): [Sample.of(item) for item in items] for step, items in plain["ahead"].items()}

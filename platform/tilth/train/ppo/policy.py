@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,42 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tilth.train.ppo import maths
-from tilth.train.ppo.rollouts import Sample
-
-
-@dataclass(frozen=True)
-class Padded:
-    """Samples side by side: prompts padded on the left, completions on the right, which all begin at one place.
-
-    `tokens`, `attention` are [B, P + C], `mask` is [B, C].
-    """
-
-    tokens: Tensor
-    attention: Tensor
-    mask: Tensor
-
-    @staticmethod
-    def of(samples: Sequence[Sample], pad: int, device: Any = "cpu") -> Padded:
-        """At least one sample, each with a token of completion or more."""
-        prompt = max(len(sample.ask.prompt) for sample in samples)
-        room = max(len(sample.tokens) for sample in samples)
-        tokens = torch.full((len(samples), prompt + room), pad)
-        attention = torch.zeros_like(tokens)
-        for row, sample in enumerate(samples):
-            start, end = prompt - len(sample.ask.prompt), prompt + len(sample.tokens)
-            tokens[row, start:end] = torch.tensor([*sample.ask.prompt, *sample.tokens])
-            attention[row, start:end] = 1
-        mask = attention[:, prompt:].float()
-        return Padded(tokens.to(device), attention.to(device), mask.to(device))
-
-    @property
-    def room(self) -> int:
-        """Places of the completions."""
-        return int(self.mask.shape[1])
-
-    @property
-    def completions(self) -> Tensor:
-        return self.tokens[:, -self.room :]
+from tilth.train.ppo.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -67,13 +32,13 @@ class Policy(nn.Module):  # type: ignore[misc]
     """A causal language model, with a value head on the states that its language-model head reads, or without.
 
     `model` may carry a PEFT adapter: then the reference is the same weights with the adapter off, and no second copy
-    is held. Dropout stays off, for the ratio of unchanged weights is 1 only without it. A `mirror` generates only,
-    and has no reference.
+    is held. Dropout stays off, for the ratio of unchanged weights is 1 only without it. Without `reference` there is
+    none here.
     """
 
     def __init__(
         self, model: Any, *, valued: bool = False, critic: nn.Module | None = None, temperature: float = 1.0,
-        half: bool = False, mirror: bool = False,
+        half: bool = False, reference: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         #: which update its weights are of, counted from 0
@@ -85,13 +50,7 @@ class Policy(nn.Module):  # type: ignore[misc]
         width = model.get_input_embeddings().weight.shape[1]
         self.value_head = value_head(width).to(model.device) if valued else None
         # not registered as a submodule: it is never trained nor saved
-        self._reference = [] if self.adapted or mirror else [_frozen_copy(model)]
-        self._states: Tensor | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._note)
-
-    def _note(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Keep what the language-model head is about to read: the last hidden states of the places asked for."""
-        self._states = inputs[0] if self.value_head is not None else None
+        self._reference = [_frozen_copy(model)] if reference and not self.adapted else []
 
     def train(self, mode: bool = True) -> Policy:
         """Dropout stays off in training as well."""
@@ -126,41 +85,39 @@ class Policy(nn.Module):  # type: ignore[misc]
         """Within: matrix products in bfloat16, if so set."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half)
 
-    def forward(self, batch: Padded, *, entropy: bool = False) -> Said:
+    def forward(self, batch: Batch, *, entropy: bool = False) -> Said:
         """What the policy says of a batch; with a gradient where one is on."""
         with self.autocast():
             return self._said(batch, entropy)
 
-    def _said(self, batch: Padded, entropy: bool) -> Said:
-        logits = _logits(self.model, batch)
-        states, self._states = self._states, None
-        logprobs = self._logprobs(logits, batch)
-        spread = maths.entropy(logits, self.temperature) if entropy else None
-        return Said(logprobs, spread, self._values(batch, states))
+    def _said(self, batch: Batch, entropy: bool) -> Said:
+        logits, states = _read(self.model, batch)
+        spread = batch.spread(maths.entropy(logits, self.temperature)) if entropy else None
+        return Said(self._logprobs(logits, batch), spread, self._values(batch, states))
 
-    def _values(self, batch: Padded, states: Tensor | None) -> Tensor | None:
+    def _values(self, batch: Batch, states: Tensor) -> Tensor | None:
         if self.critic is not None:
             values: Tensor = self.critic(batch)
             return values
-        if self.value_head is None or states is None:
-            return None
-        return self.value_head(states[:, -batch.room - 1 : -1].float()).squeeze(-1)
+        return None if self.value_head is None else _valued(self.value_head, batch, states)
 
-    def reference_logprobs(self, batch: Padded) -> Tensor:
+    def reference_logprobs(self, batch: Batch) -> Tensor:
         """log p of each token [B, C] under the policy as it was before training."""
         with torch.no_grad(), self.autocast(), self.as_reference() as model:
-            logprobs = self._logprobs(_logits(model, batch), batch)
-        self._states = None
-        return logprobs
+            return self._logprobs(_read(model, batch)[0], batch)
 
-    def _logprobs(self, logits: Tensor, batch: Padded) -> Tensor:
-        return maths.token_logprobs(logits, batch.completions, self.temperature).where(batch.mask.bool(), 0.0)
+    def _logprobs(self, logits: Tensor, batch: Batch) -> Tensor:
+        return batch.spread(maths.token_logprobs(logits, batch.targets, self.temperature))
 
     @contextmanager
     def as_reference(self) -> Iterator[Any]:
         """The model as it was before training, for the time of the block."""
         with self.model.disable_adapter() if self.adapted else nullcontext():
             yield self.model if self.adapted else self._reference[0]
+
+    def readers(self) -> list[Any]:
+        """The models that read samples and are of different architectures, it may be: its own, and the critic's."""
+        return [self.model, *([self.critic.model] if self.critic is not None else [])]
 
     def learnt(self) -> dict[str, nn.Parameter]:
         """Every weight that is trained, by name: adapter or all, value head, critic."""
@@ -181,13 +138,10 @@ class Critic(nn.Module):  # type: ignore[misc]
         self._trunk = [inner.base_model]
         self.value_head = value_head(model.get_input_embeddings().weight.shape[1]).to(model.device)
 
-    def forward(self, batch: Padded) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """Values [B, C] of the places before each token."""
-        states = self._trunk[0](
-            input_ids=batch.tokens, attention_mask=batch.attention, position_ids=maths.positions(batch.attention),
-            use_cache=False,
-        ).last_hidden_state  # fmt: skip
-        return self.value_head(states[:, -batch.room - 1 : -1].float()).squeeze(-1)
+        states = self._trunk[0](**batch.inputs).last_hidden_state
+        return _valued(self.value_head, batch, states.flatten(0, 1)[batch.before])
 
 
 def value_head(width: int) -> nn.Linear:
@@ -198,14 +152,29 @@ def value_head(width: int) -> nn.Linear:
     return head
 
 
-def _logits(model: Any, batch: Padded) -> Tensor:
-    """Logits [B, C, V] of the places before each token of the completions; no others are computed."""
-    said = model(
-        input_ids=batch.tokens, attention_mask=batch.attention, position_ids=maths.positions(batch.attention),
-        logits_to_keep=batch.room + 1, use_cache=False,
-    )  # fmt: skip
-    logits: Tensor = said.logits[:, :-1]
-    return logits
+def _valued(head: nn.Module, batch: Batch, states: Tensor) -> Tensor:
+    """Values [B, C] from the states [N, H] before each token, in float32."""
+    with torch.autocast(states.device.type, enabled=False):
+        return batch.spread(head(states.float()).squeeze(-1))
+
+
+def _read(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits [N, V] of the places before each token of the completions, and the states [N, H] that they are made of.
+
+    No others are computed: what the language-model head is about to read is cut to these places.
+    """
+    states: list[Tensor] = []
+
+    def cut(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        states.append(inputs[0].flatten(0, 1)[batch.before])
+        return (states[0].unsqueeze(0),)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(cut)
+    try:
+        logits: Tensor = model(**batch.inputs).logits
+    finally:
+        hook.remove()
+    return logits[0], states[0]
 
 
 def _frozen_copy(model: Any) -> Any:

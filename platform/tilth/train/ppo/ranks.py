@@ -67,37 +67,3 @@ def _buckets(weights: list[Tensor]) -> Iterable[list[Tensor]]:
         bucket.append(weight)
     if bucket:
         yield bucket
-
-
-def dealt(rows: Sequence[int], lengths: Sequence[int], budget: int, ranks: Ranks) -> list[list[int]]:
-    """This rank's micro-batches of `rows`: samples of like length, at most `budget` padded tokens.
-
-    Every rank has as many micro-batches as any other, for what they do in step with each other. `lengths` are those
-    of all samples; a sample over the budget is a micro-batch by itself.
-    """
-    order = sorted(rows, key=lambda row: (-lengths[row], row))
-    hands = [_cut(order[rank :: ranks.world], lengths, budget) for rank in range(ranks.world)]
-    return _split(hands[ranks.rank], max(map(len, hands)))
-
-
-def _cut(order: list[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Longest first, as many at a time as the longest of them allows."""
-    found = []
-    while order:
-        size = max(1, budget // lengths[order[0]])
-        found.append(order[:size])
-        order = order[size:]
-    return found
-
-
-def _split(pieces: list[list[int]], count: int) -> list[list[int]]:
-    """As many pieces as asked for, the largest divided; where single rows are too few, some are empty."""
-    pieces = list(pieces)
-    while len(pieces) < count:
-        largest = max(range(len(pieces)), key=lambda at: len(pieces[at]), default=None)
-        if largest is None or len(pieces[largest]) < 2:
-            pieces.append([])
-            continue
-        whole = pieces[largest]
-        pieces[largest : largest + 1] = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
-    return pieces

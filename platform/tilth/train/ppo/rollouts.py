@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import Field
 
-from tilth.config import EXECUTION, Component
+from tilth.config import EXECUTION
 from tilth.errors import Problem
 from tilth.generate.vllm import VllmEngine
-from tilth.nodes import Nodes
 from tilth.train.peft import Lora, Peft
+from tilth.train.ppo.placement import Placed
 
 if TYPE_CHECKING:
     from tilth.train.ppo.policy import Policy
@@ -41,6 +41,12 @@ class Sample:
     logprobs: tuple[float, ...]
     #: whether it ended of itself, and was not cut off
     ended: bool
+
+    @staticmethod
+    def of(plain: dict[str, Any]) -> Sample:
+        """What `dataclasses.asdict` made of a sample, read from JSON."""
+        ask = Ask(plain["ask"]["row"], tuple(plain["ask"]["prompt"]), plain["ask"]["seed"])
+        return Sample(ask, tuple(plain["tokens"]), tuple(plain["logprobs"]), plain["ended"])
 
     @property
     def length(self) -> int:
@@ -77,7 +83,7 @@ class Home:
     learners: int = 1
 
 
-class Rollouts(Component, family="rollouts"):
+class Rollouts(Placed, family="rollouts"):
     """How completions are drawn.
 
     There is no top-p and no top-k: what they cut off has no probability, and a ratio of probabilities is then wrong.
@@ -89,27 +95,14 @@ class Rollouts(Component, family="rollouts"):
         0, description="1: samples are drawn while the step before is learnt, and weighted for it."
     )
     max_weight: float = Field(2.0, ge=1, description="Such weights are truncated to this.")
-    placement: Literal["colocate", "disaggregate"] = Field(
-        "colocate",
-        json_schema_extra=EXECUTION,
-        description="colocate: in each learner; disaggregate: in Ray actors of their own.",
-    )
-    actors: int = Field(1, ge=1, json_schema_extra=EXECUTION, description="Ray actors, when disaggregated.")
-    cpus: float = Field(1.0, gt=0, json_schema_extra=EXECUTION, description="CPU cores for each of them.")
-    gpus: float = Field(0.0, ge=0, json_schema_extra=EXECUTION, description="GPUs for each of them.")
-    nodes: Nodes = Field(Nodes(), json_schema_extra=EXECUTION, description="Which nodes they may run on.")
 
     def start(self, home: Home) -> Generating:
         """The generator where `placement` says."""
-        if self.placement == "colocate":
+        if not self.apart:
             return self.open(home)
         from tilth.train.ppo.pool import Pool
 
         return Pool(self, home, self.actors_of(home.learners) // home.learners)
-
-    def actors_of(self, learners: int) -> int:
-        """How many actors so many learners start together: each has the same number, and one at least."""
-        return 0 if self.placement == "colocate" else learners * max(1, self.actors // learners)
 
     def unfit(self, peft: Peft | None) -> list[Problem]:
         """Which adapters it cannot serve."""
@@ -137,6 +130,20 @@ class VllmRollouts(Rollouts):
     """vLLM (Kwon et al. 2023, arXiv:2309.06180): adapters are loaded anew, full weights read from a file."""
 
     engine: VllmEngine = Field(default_factory=VllmEngine, description="How vLLM runs.")
+    sleep: bool = Field(
+        False,
+        json_schema_extra=EXECUTION,
+        description="Give the learner's GPU back while it learns: vLLM's weights wait in main memory, its cache is "
+        "dropped (sleep mode, level 1).",
+    )
+
+    def check(self) -> list[Problem]:
+        if self.sleep and self.apart:
+            return [Problem("sleep", "actors have GPUs to themselves", "leave it out, or use placement: colocate")]
+        if self.sleep and self.staleness:
+            what = "samples are drawn while the step before is learnt, so that vLLM never rests"
+            return [Problem("sleep", what, "leave it out, or use staleness: 0")]
+        return []
 
     def unfit(self, peft: Peft | None) -> list[Problem]:
         if peft is None or (isinstance(peft, Lora) and peft.plain):

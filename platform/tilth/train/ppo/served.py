@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 
 from tilth.data.positions import positions
@@ -48,17 +50,24 @@ class Served:
         rank = peft.rank if isinstance(peft, Lora) else 0
         # log p as it was drawn, with the temperature in it
         how = {**arguments(wanted, base, context, rank), "logprobs_mode": "processed_logprobs"}
+        self.sleeps = config.sleep and self.policy.device.type == "cuda"
+        if self.sleeps:
+            how["enable_sleep_mode"] = True
         if not self.policy.adapted:
             how["worker_extension_cls"] = EXTENSION
         self.engine: Any = shared_engine(how, config.engine.restarts)
         self.folder = scratch()
         self.version, self.count, self.adapter = -1, 0, None
+        #: the engine that was sent to sleep, if it has not been woken since
+        self.asleep: Any = None
 
     def generate(self, asks: Sequence[Ask]) -> list[Sample]:
+        self._wake()
         while True:
             begun = self.engine.life.engine
             found: list[Sample] = self.engine.loop.run(self._all(asks))
             if self.policy.adapted or not self.count or self.engine.life.engine is begun:
+                self._rest()
                 return found
             # an engine that was started anew holds the weights from before training
             self.engine.loop.run(self._reload(self.folder / f"{self.count:06d}"))
@@ -95,10 +104,26 @@ class Served:
             # a name that vLLM does not know: it loads what lies there; the one before is no longer asked for
             self.adapter = self.engine.adapter(folder)
         else:
+            self._wake()
             self.engine.loop.run(self._reload(folder))
         if (before := self.folder / f"{self.count - 1:06d}").exists():
             shutil.rmtree(before)
         return moved
+
+    def _rest(self) -> None:
+        """Give memory back until it is woken, if so set; one that died on the way has given back all."""
+        if self.sleeps:
+            self.asleep = self.engine.life.engine
+            self.engine.loop.run(self.engine.told(lambda engine: engine.sleep(level=1)))
+
+    def _wake(self) -> None:
+        """Take memory again; an engine that was started anew meanwhile is awake."""
+        asleep, self.asleep = self.asleep, None
+        if asleep is not None and asleep is self.engine.life.engine:
+            # what the learner no longer uses is vLLM's again only once PyTorch lets go of it
+            gc.collect()
+            torch.cuda.empty_cache()
+            self.engine.loop.run(self.engine.told(lambda engine: engine.wake_up()))
 
     async def _reload(self, folder: Path) -> None:
         """All weights in their places, and nothing remembered of what the old ones computed.

@@ -63,7 +63,13 @@ class Algorithm(Component):
         None, gt=0, description="End a step's updates once the policy is this far, in nats a token, from its start."
     )
     tokens_at_once: int = Field(
-        4096, ge=16, json_schema_extra=EXECUTION, description="Padded tokens in a worker's micro-batch."
+        4096, ge=16, json_schema_extra=EXECUTION, description="Tokens in a worker's micro-batch, padding included."
+    )
+    packing: bool | Literal["auto"] = Field(
+        "auto",
+        json_schema_extra=EXECUTION,
+        description="Lay samples side by side in one row, so that hardly a token is padding; auto: where the model "
+        "keeps them apart, which is measured.",
     )
 
     @property

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from tilth.config import EXECUTION
 from tilth.errors import Problem, StageError
 from tilth.train.base import Training
 from tilth.train.memory import FLOAT32
-from tilth.train.ppo.rollouts import HuggingFaceRollouts, Rollouts
+from tilth.train.ppo.placement import Placed, Scoring
+from tilth.train.ppo.rollouts import HuggingFaceRollouts, Rollouts, VllmRollouts
 from tilth.train.ppo.settings import Algorithm, Gold, Watchers
 from tilth.train.rewards import Reward
 
@@ -34,6 +36,7 @@ class Ppo(Training):
     """
 
     reward: Reward = Field(description="What completions are worth.")
+    scoring: Scoring = Field(Scoring(), json_schema_extra=EXECUTION, description="Where rewards are computed.")
     rollouts: Rollouts = Field(HuggingFaceRollouts(), description="What draws completions.")
     algorithm: Algorithm = Field(Algorithm(), description="How is learnt from them.")
     watchers: Watchers = Field(Watchers(), description="What goes wrong, and what is done then.")
@@ -57,19 +60,30 @@ class Ppo(Training):
         if held is None or weights is None:
             return None
         width = 2 if self.model.dtype == "bfloat16" else FLOAT32
-        copies = 0 if self.model.peft else width * weights.parameters * max(1, self.scale.workers)
+        own = self.model.peft is None and not self.scoring.apart
+        copies = width * weights.parameters * max(1, self.scale.workers) if own else 0
         critic = self.algorithm.advantage.critic
         return held + copies + (held if critic and critic.trunk == "separate" else 0.0)
 
     @property
     def demand(self) -> dict[str, float]:
-        """That of the learners and of the actors that draw completions."""
-        actors = self.rollouts.actors_of(max(1, self.scale.workers))
+        """That of the learners and of the actors that draw completions and score them."""
         found = dict(super().demand)
-        for name, amount in (("CPU", self.rollouts.cpus), ("GPU", self.rollouts.gpus)):
-            if actors and amount:
-                found[name] = found.get(name, 0.0) + amount * actors
+        for part in self._placed().values():
+            actors = part.actors_of(max(1, self.scale.workers))
+            for name, amount in (("CPU", part.cpus), ("GPU", part.gpus)):
+                if actors and amount:
+                    found[name] = found.get(name, 0.0) + amount * actors
         return found
+
+    @property
+    def half(self) -> bool:
+        """Whether matrix products are in bfloat16."""
+        return self.optimisation.precision == "bfloat16"
+
+    def _placed(self) -> dict[str, Placed]:
+        """The parts that may have actors of their own, by field."""
+        return {"rollouts": self.rollouts, "scoring": self.scoring}
 
     @property
     def tells(self) -> tuple[str, ...]:
@@ -100,6 +114,7 @@ class Ppo(Training):
             "samples": samples,
             "samples_per_second": round(samples / seconds, 3) if seconds else 0.0,
             "prompts_too_long": result["prompts_too_long"],
+            "packed": result["packed"],
             "alarms": sum(len(line.get("alarms", ())) for line in lines),
         }
 
@@ -118,8 +133,12 @@ class Ppo(Training):
             yield Problem("validation.split", f"{self.split} is trained on", "name another split")
         if self.validation and self.validation.answers:
             yield Problem("validation.answers", "held-out prompts are answered in any case", "leave it out; see gold")
-        if self.rollouts.placement == "disaggregate" and not self.scale.workers:
-            yield Problem("rollouts.placement", "actors need Ray, and scale.workers is 0", "use colocate, or 1 worker")
+        if isinstance(self.rollouts, VllmRollouts) and self.rollouts.sleep and not self.scale.gpus:
+            yield Problem("rollouts.sleep", "gives a GPU's memory back, and scale.gpus is 0", "leave it out")
+        for name, part in self._placed().items():
+            if part.apart and not self.scale.workers:
+                what = "actors need Ray, and scale.workers is 0"
+                yield Problem(f"{name}.placement", what, "use colocate, or 1 worker")
 
     def _unfit(self) -> Iterator[Problem]:
         from tilth.train.prompts import Prompts

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from tilth.train.ppo import maths
+from tilth.train.ppo.batch import Batch
 from tilth.train.ppo.experience import Experience
+from tilth.train.ppo.microbatches import MicroBatches
 from tilth.train.ppo.optimiser import Stepping, rate
-from tilth.train.ppo.policy import Padded, Policy
-from tilth.train.ppo.ranks import Ranks, dealt
 from tilth.train.ppo.settings import Algorithm
 
 #: sums over tokens that an update is described by
@@ -39,11 +39,9 @@ class Updates:
 class Updater:
     """Changes a policy by what a step has shown."""
 
-    policy: Policy
+    batches: MicroBatches
     optimiser: Stepping
     algorithm: Algorithm
-    ranks: Ranks
-    pad: int
 
     def learn(self, experience: Experience, number: int, steps: int, coefficient: float) -> Updates:
         """Passes over the samples of step `number` of `steps`, until they are done or the policy has gone far enough.
@@ -69,14 +67,14 @@ class Updater:
         """One optimizer step from a minibatch; none where it would go too far or is not finite."""
         tokens = int(experience.mask[rows].sum())
         sums, ratio = torch.zeros(len(SUMS)), torch.zeros(1)
-        for micro in filter(None, dealt(rows, experience.lengths, self.algorithm.tokens_at_once, self.ranks)):
-            batch = Padded.of([experience.samples[row] for row in micro], self.pad, self.policy.device)
-            part = experience.at(micro, batch.room).to(self.policy.device)
+        for micro, batch in self.batches.deal(experience.samples, rows):
+            part = experience.at(micro, batch.room).to(batch.tokens.device)
             loss, told, largest = self._loss(batch, part, tokens, coefficient)
             self.optimiser.backward(loss)
             sums, ratio = sums + told.cpu(), torch.maximum(ratio, largest.cpu())
-        sums = self.ranks.sum(sums, self.policy.device)
-        updates.ratio = max([updates.ratio, *self.ranks.together(ratio.tolist())])
+        ranks = self.batches.ranks
+        sums = ranks.sum(sums, self.batches.policy.device)
+        updates.ratio = max([updates.ratio, *ranks.together(ratio.tolist())])
         limit = self.algorithm.stop_at_kl
         if limit is not None and float(sums[SUMS.index("approx_kl")]) / tokens > limit:
             self.optimiser.drop()
@@ -90,7 +88,7 @@ class Updater:
             updates.sums[name] += value
         updates.stopped = not math.isfinite(norm)
 
-    def _loss(self, batch: Padded, part: Experience, tokens: int, coefficient: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _loss(self, batch: Batch, part: Experience, tokens: int, coefficient: float) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of a micro-batch as its share of the minibatch's mean over tokens; sums to report; largest ratio."""
         algorithm, mask = self.algorithm, batch.mask
         if part.advantages is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import transformers
@@ -25,7 +27,9 @@ from tilth.train.ppo.policy import Critic, Policy
 from tilth.train.ppo.prompts import Prompt, prompts_of
 from tilth.train.ppo.ranks import Ranks
 from tilth.train.ppo.rollouts import Home
+from tilth.train.ppo.scorers import Referee, opened
 from tilth.train.ppo.source import Source
+from tilth.train.rewards import Reward
 from tilth.train.trackers import Scalars
 from tilth.train.worker import parameters
 
@@ -45,31 +49,41 @@ def train(job: Job, link: Link) -> None:
     source = Source(job.inputs, stage.model, stage.optimisation.seed)
     tokenizer = source.tokenizer()
     policy = _policy(stage, source)
-    generating = stage.rollouts.start(Home(policy, tokenizer, source, stage.max_length, link.world))
-    folder, ranks = scratch(), Ranks(link.rank, link.world)
-    try:
+    ranks = Ranks(link.rank, link.world)
+    with ExitStack() as stack:
+        folder = scratch()
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        generating = stage.rollouts.start(Home(policy, tokenizer, source, stage.max_length, link.world))
+        stack.callback(generating.close)
+        scorers = opened(stage.scoring, _rewards(stage), job.inputs, _referee(stage, source), link.world)
+        stack.callback(scorers.close)
         learner = Learner(
-            policy, tokenizer, generating, stage.reward.load(job.inputs),
+            policy, tokenizer, generating, scorers,
             Settings(stage.algorithm, stage.rollouts, stage.optimisation, stage.watchers.sync),
             ranks, _optimiser(stage, policy, ranks),
         )  # fmt: skip
-        prompts, skipped = _prompts(job, stage.split, learner)
-        loop = Loop(
-            learner, prompts, _held_out(job, learner), _plan(stage, len(prompts)), job.out, link, folder / "good"
-        )
-        loop.resume()
-        if link.rank == 0 and "tensorboard" in stage.trackers:
-            loop.scalars = Scalars(job.out, folder, loop.step)
-        loop.run()
-        if loop.scalars:
-            loop.scalars.close()
-        _leave(job, loop, {"seconds": time.monotonic() - start, "prompts_too_long": skipped})
-    except DivergedError as error:
-        if link.rank == 0:
-            job.out.write_json(FAILED, {"fingerprint": job.fingerprint, "why": str(error)})
-    finally:
-        generating.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        stack.callback(learner.close)
+        try:
+            _learn(job, link, learner, folder, start)
+        except DivergedError as error:
+            if link.rank == 0:
+                job.out.write_json(FAILED, {"fingerprint": job.fingerprint, "why": str(error)})
+
+
+def _learn(job: Job, link: Link, learner: Learner, folder: Path, start: float) -> None:
+    """Step after step from the newest checkpoint, and what is left at the end."""
+    stage = _stage(job)
+    prompts, skipped = _prompts(job, stage.split, learner)
+    plan = _plan(stage, len(prompts))
+    loop = Loop(learner, prompts, _held_out(job, learner), plan, job.out, link, folder / "good")
+    loop.resume()
+    if link.rank == 0 and "tensorboard" in stage.trackers:
+        loop.scalars = Scalars(job.out, folder, loop.step)
+    loop.run()
+    if loop.scalars:
+        loop.scalars.close()
+    seconds = time.monotonic() - start
+    _leave(job, loop, {"seconds": seconds, "prompts_too_long": skipped, "packed": learner.batches.packed})
 
 
 def _stage(job: Job) -> Ppo:
@@ -91,11 +105,24 @@ def _policy(stage: Ppo, source: Source) -> Policy:
         second = Critic(Source(source.inputs, below, source.seed).model(device))
     policy = Policy(
         source.model(device), valued=critic is not None and not separate, critic=second,
-        temperature=stage.rollouts.temperature, half=stage.optimisation.precision == "bfloat16",
+        temperature=stage.rollouts.temperature, half=stage.half, reference=_referee(stage, source) is None,
     )  # fmt: skip
     if stage.scale.gradient_checkpointing:
         policy.recompute()
     return policy
+
+
+def _rewards(stage: Ppo) -> dict[str, Reward]:
+    """The reward, and the gold one where it is another and is asked for."""
+    gold = stage.gold.reward if stage.validation else None
+    return {"reward": stage.reward, **({"gold": gold} if gold else {})}
+
+
+def _referee(stage: Ppo, source: Source) -> Referee | None:
+    """The reference, where it is a model of its own and not in the learner."""
+    if stage.model.peft or not stage.scoring.apart:
+        return None
+    return Referee(source, stage.algorithm, stage.rollouts.temperature, stage.half)
 
 
 def _optimiser(stage: Ppo, policy: Policy, ranks: Ranks) -> Stepping:
@@ -133,8 +160,8 @@ def _held_out(job: Job, learner: Learner) -> HeldOut | None:
             f"{job.name}: one prompt alone of split {stage.validation.split!r} fits ({skipped} are too long for "
             f"max_length {stage.max_length}), and a gain has no interval then; raise max_length, or hold out more"
         )
-    gold = None if stage.gold.reward is None else stage.gold.reward.load(job.inputs)
     judge = None if stage.gold.judge is None or learner.ranks.rank else stage.gold.judge.load(job.inputs)
+    gold = learner.scorers.gold
     return HeldOut(found[: stage.gold.prompts], gold, stage.gold.shown, stage.optimisation.seed, judge)
 
 
