@@ -9,8 +9,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
+
+from serving import beside_us
 
 RAY = Path(sys.executable).with_name("ray")
 
@@ -63,8 +66,12 @@ def a_head(cpus: int) -> Iterator[tuple[str, Callable[[], None]]]:
 
 def _node(stack: ExitStack, inside: list[str], *more: str, cpus: int = 1) -> subprocess.Popen[str]:
     """A node that is there, and that ends with the stack, with all that it started."""
+    if "--head" in more:
+        # where Ray notes which cluster is this machine's, which is for nobody else to find
+        more = (*more, "--temp-dir", stack.enter_context(TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)))
     command = [*inside, str(RAY), "start", *more, "--num-cpus", str(cpus), "--block", "--disable-usage-stats"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = {**beside_us(), "RAY_AUTH_MODE": "token"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     stack.callback(_end, process)
     assert process.stdout is not None
     said = ""

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from unittest.mock import MagicMock
 
 import pytest
@@ -27,7 +28,7 @@ from tilth.data.dataset import Dataset, Shard
 from tilth.data.engine import MANY_UNITS, run_units, units_at_once
 from tilth.data.finish import Verdicts, finish
 from tilth.data.ingest import Ingest, pieces
-from tilth.data.isolation import Lone, isolate
+from tilth.data.isolation import Lone, isolate, refuse_hopeless
 from tilth.data.ledger import Ledger, Unit
 from tilth.data.parts import lengths
 from tilth.data.placement import place_rows
@@ -432,6 +433,18 @@ def test_a_piece_of_a_source_that_kills_its_worker_ends_the_stage(
     monkeypatch.setattr("ray.get", dead)
     with pytest.raises(StageError, match=r"rows\.jsonl kills every worker.*record 1 on.*fewer workers"):
         isolate(Lone(work, Store.at(tmp_path / "out"), [Resources(workers=2)]), work.units()[0])
+
+
+def test_workers_that_cannot_import_a_step_say_so_and_do_not_blame_memory(
+    ray_session: object, source: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = ModuleType("only_here")
+    here.Numbered = type("Numbered", (Numbered,), {"__module__": "only_here"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "only_here", here)
+    Ledger(Store.at(tmp_path), "alone", cut(source, 100))
+    work = Chain(source.store, "labelled", (here.Numbered(),))  # type: ignore[attr-defined]
+    with pytest.raises(StageError, match="cannot start on this cluster: ModuleNotFoundError: No module named 'only_"):
+        refuse_hopeless(Lone(work, Store.at(tmp_path), [Resources(workers=1)]))
 
 
 def test_a_unit_that_only_the_company_killed_is_committed_by_a_worker_alone(

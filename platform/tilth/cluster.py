@@ -168,6 +168,13 @@ def ray_ready(num_cpus: int | None = None) -> Any:
     return ray
 
 
+def never_begun(error: BaseException) -> str | None:
+    """Why an actor never began to work, where that is what Ray's error says: its last line, which names the cause."""
+    if not getattr(error, "actor_init_failed", False):
+        return None
+    return str(error).strip().splitlines()[-1].strip()
+
+
 def _refuse_unshared(ray: Any) -> None:
     """StorageError where the run lies on a local path that not every node of the cluster sees."""
     store = _session[-1] if _session else None

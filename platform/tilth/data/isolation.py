@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tilth import ui
+from tilth import cluster, ui
 from tilth.data.ledger import Record, Unit, commit
 from tilth.data.schema import Row
 from tilth.data.transform import Resources
@@ -76,8 +76,13 @@ class Lone:
             self.actors[leg] = actor.remote(self.work, self.store, leg)
         try:
             return ray.get(getattr(self.actors[leg], method).remote(*args))
-        except (RayActorError, OutOfMemoryError):  # the latter where Ray itself ended it, for want of memory
+        except (RayActorError, OutOfMemoryError) as error:  # the latter where Ray itself ended it, for want of memory
             del self.actors[leg]
+            if why := cluster.never_begun(error):
+                raise StageError(
+                    f"a worker process cannot start on this cluster: {why}; its nodes must be able to import what the "
+                    "recipe names: install it there, or submit the run as a job, which takes it along"
+                ) from error
             return None
 
 

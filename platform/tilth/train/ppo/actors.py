@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from tilth import ui
+from tilth import cluster, ui
 from tilth.errors import StageError, TilthError
 from tilth.train.ppo.placement import Placed
 
@@ -67,8 +67,7 @@ class Actors:
 
     def _replace(self, at: int, gone: Any, error: RayError, then: str) -> None:
         """Another actor in the place of one that is gone, if it has none yet."""
-        if getattr(error, "actor_init_failed", False):
-            why = str(error).strip().splitlines()[-1]
+        if why := cluster.never_begun(error):
             raise StageError(f"a {self.what} actor could not start: {why}") from error
         with self._changing:
             if self.closed:
