@@ -17,7 +17,7 @@ from campaign import LINK, Campaign, write_items
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium in PATH: apt-get install chromium, or set CHROMIUM"),
 ]
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
@@ -70,6 +70,7 @@ def test_from_the_invitation_to_the_export(kind: str, size: str, chromium: Any, 
     page.get_by_role("link", name="Begin").click()
     while page.locator("#answer").count():
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut off at the side"
+        page.screenshot(path=tmp_path / "question.png", full_page=True)
         before = page.locator("input[name=assignment]").input_value()
         if kind == "pairwise":
             page.keyboard.press("a")
@@ -79,12 +80,15 @@ def test_from_the_invitation_to_the_export(kind: str, size: str, chromium: Any, 
             for key in "753":
                 page.keyboard.press(key)
         page.keyboard.press("Enter")
-        page.wait_for_function(f"document.querySelector('input[name=assignment]')?.value !== '{before}'")
+        # by a selector: pages do not let a string be run as a script
+        following = f"input[name=assignment]:not([value='{before}']), body:not(:has(#answer))"
+        page.wait_for_selector(following, state="attached")
     assert "Thank you" in page.inner_text("h1")
     manager = chromium.new_context().new_page()
     manager.set_default_timeout(PATIENCE_MS)
     manager.goto(f"{base}/login/{campaign.manager_token}")
     manager.get_by_role("button", name="Sign in").click()
+    manager.screenshot(path=tmp_path / "manager.png", full_page=True)
     with manager.expect_download() as download:
         manager.get_by_role("link", name="answers.jsonl").click()
     lines = Path(download.value.path()).read_text().splitlines()

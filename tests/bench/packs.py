@@ -1,18 +1,21 @@
-"""Trials trained as a pack beside the same trials one after another in one process: seconds, memory, tokens, losses.
+"""Trials trained as a pack beside the same trials one after another: seconds, memory, tokens, losses.
 
-Both sides run the stage `sft` from its configuration to its artifact, with the same rows in the same order: loading
-the model, preparing rows, training, saving. Each side has a process of its own, so that its peak of memory is its
-own. Losses that are not equal fail the measurement. `--full` takes SmolLM2-135M, else a small Llama.
+One after another is once in one process, and once as Ray Tune does it: each trial is an actor that runs Ray Train. All
+run the stage `sft` from its configuration to its artifact, with the same rows in the same order: loading the model,
+preparing rows, training, saving. Each side has a process of its own, so that its peak of memory is its own; of Tune it
+is the driver's alone. Losses that are not equal fail the measurement. `--full` takes SmolLM2-135M, else a small Llama.
 """
 
 from __future__ import annotations
 
+import atexit
 import csv
 import os
 import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +24,8 @@ from tests.bench.paired import ROOT, Facts, Worker, paired, serve_one
 from tests.bench.result import Options, Result
 
 SUMMARY = "rows/s of eight trials of LoRA as a pack over one after another, from configuration to artifact"
-AIM = 1.2
+#: what the pack is measured beside, and what is aimed at
+OTHERS = {"sequential": ("one after another in one process", 1.2), "tuned": ("one by one on Ray Tune and Train", 4.0)}
 TRIALS, ROWS, MICRO, STEPS = 8, 64, 4, 8
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -32,18 +36,21 @@ def missing(options: Options) -> str | None:
 
 def measure(options: Options) -> Iterator[Result]:
     size = "full" if options.full else "small"
-    sides = [Worker("tests.bench.packs", side, size, str(TRIALS), str(MICRO)) for side in ("packed", "sequential")]
-    with sides[0] as ours, sides[1] as theirs:
-        found = paired(ours, theirs, options.rounds, warm=not options.full)
-    for a, b in zip(found.a, found.b, strict=True):
-        _demand_equal(a["losses"], b["losses"])
-    tokens, memory = found.medians("token_rate"), found.medians("peak_mib")
-    note = (
-        f"{tokens[0]:.0f} and {tokens[1]:.0f} useful tokens/s, peak {memory[0]:.0f} and {memory[1]:.0f} MiB, "
-        f"{found.medians('seconds')[0]:.1f} and {found.medians('seconds')[1]:.1f} s, losses equal within 1e-4"
-    )
-    what, cpu = f"{TRIALS} trials, micro-batch {MICRO}, {size} model", found.ratio("cpu_rate")
-    yield Result(what, found.ratio(), len(found.a), AIM, cpu, note=note)
+    for other, (what, aim) in OTHERS.items():
+        sides = [Worker("tests.bench.packs", side, size, str(TRIALS), str(MICRO)) for side in ("packed", other)]
+        with sides[0] as ours, sides[1] as theirs:
+            found = paired(ours, theirs, options.rounds, warm=not options.full)
+        for a, b in zip(found.a, found.b, strict=True):
+            _demand_equal(a["losses"], b["losses"])
+        tokens, memory = found.medians("token_rate"), found.medians("peak_mib")
+        note = (
+            f"micro-batch {MICRO}, {size} model, {tokens[0]:.0f} and {tokens[1]:.0f} useful tokens/s, peak "
+            f"{memory[0]:.0f} and {memory[1]:.0f} MiB, {found.medians('seconds')[0]:.1f} and "
+            f"{found.medians('seconds')[1]:.1f} s, losses equal within 1e-4"
+        )
+        # of Tune, the CPU time is in other processes
+        cpu = found.ratio("cpu_rate") if other == "sequential" else None
+        yield Result(f"packs: {TRIALS} trials / {what}", found.ratio(), len(found.a), aim, cpu, note=note)
     yield from _cost(size, options.rounds)
 
 
@@ -131,9 +138,24 @@ def _side(run: Callable[[list[Any]], list[Any]]) -> Callable[[Sequence[str]], Ca
         root = Path(tempfile.mkdtemp(prefix="tilth-bench-packs-"))
         write_dataset(Store.at(root).sub("data"), _rows(ROWS), "completion")
         model = MODEL if size == "full" else str(_small(root / "model"))
+        if run is _tuned:
+            _started(root)
         return lambda: _facts(run, root, model, trials, micro)
 
     return prepared
+
+
+def _started(root: Path) -> None:
+    """Ray, as a search would have it for all of its time."""
+    from tests.bench.units import quiet
+    from tilth import cluster
+    from tilth.storage import Store
+
+    quiet()
+    session = cluster.session(Store.at(root))
+    session.__enter__()
+    atexit.register(session.__exit__, None, None, None)
+    cluster.ray_ready()
 
 
 def _facts(run: Callable[[list[Any]], list[Any]], root: Path, model: str, trials: int, micro: int) -> Facts:
@@ -164,6 +186,32 @@ def _sequential(trials: list[Any]) -> list[Any]:
     return [trial.stage.run(trial.out, trial.inputs) for trial in trials]
 
 
+def _tuned(trials: list[Any]) -> list[Any]:
+    """As a user of Ray does it: a trial of Tune is a run of Train with one worker, one trial at a time."""
+    from ray import tune
+
+    def trial(config: dict[str, Any]) -> None:
+        one = config["trials"][config["number"]]
+        one.stage.run(one.out, one.inputs)
+
+    each = [replace(one, stage=_on_train(one.stage)) for one in trials]
+    space = {"trials": each, "number": tune.grid_search(list(range(len(each))))}
+    with tempfile.TemporaryDirectory() as place:
+        found = tune.Tuner(
+            tune.with_resources(trial, {"cpu": 0, "memory": 1}), param_space=space,
+            tune_config=tune.TuneConfig(max_concurrent_trials=1),
+            run_config=tune.RunConfig(storage_path=place, verbose=0),
+        ).fit()  # fmt: skip
+    if found.errors:
+        raise found.errors[0]
+    return [one.out.artifact() for one in each]
+
+
+def _on_train(stage: Any) -> Any:
+    scale = stage.scale.model_copy(update={"workers": 1, "cpus": float(os.cpu_count() or 1)})
+    return stage.model_copy(update={"scale": scale})
+
+
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    serve_one({"packed": _side(_packed), "sequential": _side(_sequential)})
+    serve_one({"packed": _side(_packed), "sequential": _side(_sequential), "tuned": _side(_tuned)})
