@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 import tilth
@@ -24,6 +25,7 @@ from tilth.annotate.book import Book
 from tilth.annotate.config import load_annotation
 from tilth.annotate.items import campaign, from_file
 from tilth.annotate.judgements import judgements
+from tilth.annotate.serve import listening
 from tilth.annotate.text import shown
 from tilth.data.dataset import Dataset
 from tilth.data.schema import original
@@ -354,6 +356,55 @@ def test_items_of_a_run_are_the_answers_of_its_models(tmp_path: Path) -> None:
     assert dict(work[0].answers)["sft"] == f"sft says {work[0].root}"
 
 
+def test_an_empty_answer_is_judged_as_one(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    row = original("r", "test", {"prompt": "Why?", "completion": "So."})
+    evaluated = finished_stage(run, "evaluate", "evaluate", "report").store
+    for model, said in (("mute", " "), ("loud", "loud says so")):
+        write_dataset(evaluated.sub(f"predictions/{model}"), [{**row, "meta": {"answers": [said]}}], "completion")
+    _, items = campaign(tmp_path, load_annotation(None))
+    [item] = [item for item in items if item.kind == "work"]
+    assert dict(item.answers) == {"mute": "", "loud": "loud says so"}
+    assert "empty" in shown(dict(item.answers)["mute"])
+    write_dataset(evaluated.sub("predictions/odd"), [{**row, "meta": {"score": 1}}], "completion")
+    with pytest.raises(RecipeError, match=r"odd of evaluate has no answer to row r .*items\.models"):
+        campaign(tmp_path, load_annotation(None))
+
+
+def test_who_comes_stays_signed_in(pairs: Campaign) -> None:
+    ann = pairs.annotator("Ann")
+    for days, lands in ((6, "/work"), (6, "/work"), (8, "/login")):
+        with pairs.book.writing() as session:
+            session.execute(text("UPDATE visit SET seen = seen - :past"), {"past": days * 86400})
+        found = ann.get("/work")
+        assert found.url.path == lands
+        assert lands == "/login" or "Max-Age=604800" in found.headers["set-cookie"], "the browser keeps it too"
+        assert "set-cookie" not in ann.get("/work").headers, "once a day is enough"
+
+
+def test_behind_a_proxy_links_and_cookies_are_its_own(tmp_path: Path) -> None:
+    serving = {"public_url": "https://Judge.example.org/", "proxies": ["10.0.0.0/24"], "per_minute": 10}
+    campaign = Campaign(write_items(tmp_path / "items.jsonl", 2), serving=serving)
+    settings = listening(campaign.app, campaign.settings.serving)
+    settings.load()
+
+    def client(address: str, **headers: str) -> TestClient:
+        return TestClient(settings.loaded_app, "https://judge.example.org", client=(address, 1), headers=headers)
+
+    origin = {"origin": "https://judge.example.org", "host": "127.0.0.1"}  # as a proxy may name the machine behind it
+    manager = Browser(client("10.0.0.7", **{"x-forwarded-for": "1.2.3.4"}, **origin))
+    manager.send(f"/login/{campaign.manager_token}", "/login", token=campaign.manager_token)
+    page = manager.send("/manage", "/manage/invite", note="")
+    assert 'value="https://judge.example.org/join/' in page.text
+    assert "secure" in client("10.0.0.7").get("/login").headers["set-cookie"].lower()
+
+    def codes(address: str) -> list[int]:
+        return [client(address, **{"x-forwarded-for": f"9.9.9.{n}"}).get("/login").status_code for n in range(12)]
+
+    assert codes("10.0.0.7") == [200] * 12, "each is an address of its own"
+    assert codes("10.9.9.9")[-1] == 429, "nobody else is believed"
+
+
 @pytest.mark.parametrize(
     ("written", "said"),
     [
@@ -362,6 +413,10 @@ def test_items_of_a_run_are_the_answers_of_its_models(tmp_path: Path) -> None:
         ("overlap: 0", "overlap"),
         ("form: {kind: pairwize}", "form.*pairwise"),
         ("form: {kind: direct, criteria: [{name: a, question: q}, {name: a, question: r}]}", "stands twice"),
+        ("form: {kind: direct, criteria: [{name: key, question: q}]}", "'key' is the name of a field"),
+        ("serving: {public_url: judge.example.org}", r"public_url.*https://judge\.example\.org"),
+        ("serving: {public_url: 'https://example.org/judge'}", "public_url.*path"),
+        ("serving: {proxies: ['*']}", "'\\*' is no address"),
     ],
 )
 def test_a_faulty_campaign_is_refused_before_it_starts(tmp_path: Path, written: str, said: str) -> None:

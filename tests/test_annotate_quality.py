@@ -111,6 +111,16 @@ def test_one_answer_alone_is_taken_and_a_split_vote_is_not() -> None:
     assert all(pair.reason is not None and pair.reason.startswith("undecided") for pair in split)
 
 
+def test_two_models_that_answered_alike_are_no_pair() -> None:
+    def marked(item: str, answers: dict[str, str], mark: int) -> Judgement:
+        value = {"scores": {"fluency": mark}}
+        return Judgement(item, "work", "r", "train", "Why?", answers, None, 1, value, 9.0, 0.0)
+
+    found = preferences([marked("a", {"m": "So."}, 20), marked("b", {"n": "So."}, 90), marked("c", {"o": "No."}, 55)])
+    fates = {(pair.chosen, pair.rejected): (pair.reason or "").partition(":")[0] for pair in found}
+    assert fates == {("So.", "So."): "same", ("No.", "So."): "", ("So.", "No."): ""}
+
+
 def test_who_failed_the_checks_does_not_count(crowd: tuple[np.ndarray, list[Judgement]], tmp_path: Path) -> None:
     import json
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModel
 
 from helpers import write_dataset
 from tilth import models
@@ -25,6 +26,7 @@ from tilth.evaluate.stage import Evaluate
 from tilth.recipe import load
 from tilth.runs import Artifact, Out
 from tilth.storage import Store
+from tiny import model_folder
 
 LABELS = ("card_arrival", "exchange_rate", "lost_or_stolen_card")
 
@@ -142,6 +144,16 @@ def test_how_rows_are_batched_does_not_change_what_is_said(predictor: Predictor,
         assert left["meta"]["nll"] == pytest.approx(right["meta"]["nll"], rel=1e-5)
 
 
+def test_an_encoder_has_no_perplexity(tmp_path: Path):
+    masked = model_folder(tmp_path / "masked", "bert")
+    with pytest.raises(ModelError, match="is a BertForMaskedLM, which sees the very tokens"):
+        Predictor(masked)
+    bare = model_folder(tmp_path / "bare", "bert")
+    AutoModel.from_pretrained(masked).save_pretrained(bare)
+    with pytest.raises(ModelError, match=r"holds no weights of cls\.predictions.* drawn at random"):
+        Predictor(bare)
+
+
 def test_a_row_with_nothing_to_score_is_an_error(predictor: Predictor):
     with pytest.raises(StageError, match="row c: no token"):
         predictor.predict([original("c", "test", {"prompt": "a", "completion": ""})])
@@ -223,6 +235,6 @@ def test_the_verdict_says_no_more_than_the_test_does(p: float, word: str):
 
 
 def test_less_perplexity_is_better():
-    gap = Comparison("perplexity", Interval(-2.5, -3.0, -2.0), 0.0005, "approximate randomisation")
+    gap = Comparison("perplexity", Interval(-2.5, -3.0, -2.0), 0.0005, "permutation", less_is_better=True)
     line = verdict("new", "old", Interval(10.0, 9.5, 10.5), Interval(12.5, 12.0, 13.0), gap, 50)
     assert "p < 0.001: new is better" in line

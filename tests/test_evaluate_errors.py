@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 import tilth
 from helpers import finished_stage, write_dataset
 from scripted import script
+from tilth.data.bootstrap import Interval, Statistic, mean
 from tilth.data.schema import original
 from tilth.errors import StageError
 from tilth.evaluate import bootstrap, transfer
-from tilth.evaluate.scores import compared_with, score, unlike
-from tilth.evaluate.slices import values_of
+from tilth.evaluate.measures.base import Metric
+from tilth.evaluate.measures.classes import Auc, Calibration, Classification
+from tilth.evaluate.mistakes import mistakes
+from tilth.evaluate.scores import compared_with, score, shown, unlike, verdict
+from tilth.evaluate.slices import cut_by, values_of
 from tilth.evaluate.stage import Evaluate
 from tilth.report import write_report
 from tilth.runs import Artifact, Out, Run
@@ -140,6 +145,82 @@ def test_training_rows_that_are_token_ids_end_it_before_any_model_is_asked(tmp_p
     out = Out("evaluate", "evaluate", "report", "0" * 64, {}, Store.at(tmp_path / "made"))
     with pytest.raises(StageError, match=r"evaluate: trained_on is read as text, but @packs holds packed rows"):
         stage.run(out, inputs)
+
+
+def labelled(*said: tuple[str, str, float]) -> list[dict[str, Any]]:
+    """Rows of (label, prediction, confidence)."""
+    return [
+        original(
+            f"r{i}",
+            "test",
+            {"text": "x", "label": label},
+            {"prediction": guess, "confidence": sure, "truncated": False},
+        )
+        for i, (label, guess, sure) in enumerate(said)
+    ]
+
+
+MIXED = labelled(("a", "a", 0.9), ("a", "b", 0.7), ("b", "b", 0.8), ("b", "a", 0.6), ("b", "b", 0.99))
+
+
+@pytest.mark.parametrize(
+    "metric", [Auc(positive="a"), Classification(show=("mcc",)), Classification(show=("f1_macro",)), Calibration()]
+)
+def test_the_worst_rows_are_wrong_ones_whatever_is_measured(metric: Metric):
+    [(name, scored)] = score({"m": MIXED}, (metric,)).items()
+    found = mistakes(MIXED, scored, None)["errors"]
+    assert [(name, item["id"], item["metric"], item["score"]) for item in found] == [
+        ("m", "r1", "accuracy", 0),
+        ("m", "r3", "accuracy", 0),
+    ]
+
+
+def test_tags_that_are_all_right_are_no_error_where_there_is_no_entity():
+    tags = [(["O", "O"], ["O", "O"]), (["B-x", "O"], ["O", "O"]), (["B-x"], ["B-x"])]
+    rows = [
+        original(f"r{i}", "test", {"tokens": ["w"] * len(true), "tags": true}, {"prediction": said, "truncated": False})
+        for i, (true, said) in enumerate(tags)
+    ]
+    assert [item["id"] for item in mistakes(rows, score({"m": rows})["m"], None)["errors"]] == ["r1"]
+
+
+@pytest.mark.parametrize("metric", [Auc(positive="a"), Classification(show=("mcc",))])
+def test_what_takes_two_labels_has_no_figure_of_one(metric: Metric):
+    scored = score({"m": MIXED}, (metric,))
+    assert [part["models"] for part in cut_by(values_of(MIXED, "label"), scored, 100, 0)] == [{"m": {}}] * 2
+    [whole] = cut_by(["all"] * 5, scored, 100, 0)
+    assert whole["models"]["m"]["value"] == scored["m"].statistics[scored["m"].headline].point()
+
+
+class Wordiness(Metric):
+    """Words of an answer, of which fewer are better."""
+
+    less_is_better: ClassVar[bool] = True
+
+    def figures(self, rows: Sequence[Any]) -> dict[str, Statistic]:
+        return {"words": mean([len(row["meta"]["answers"][0].split()) for row in rows])}
+
+
+def test_a_metric_of_ones_own_says_that_less_is_better():
+    def rows(*sizes: int) -> list[dict[str, Any]]:
+        made = [({"text": "x"}, {"answers": ["w " * size], "truncated": False}) for size in sizes]
+        return [
+            {**original(f"r{i}", "test", *parts), "task": task} for task in "ab" for i, parts in enumerate(made * 8)
+        ]
+
+    predicted = {"long": rows(5, 6), "short": rows(2, 1)}
+    scored = score(predicted, (Wordiness(),))
+    [comparison] = compared_with(scored, "long", 200, 0)["short"]
+    assert "short is better" in verdict("short", "long", *[Interval(1, 1, 1)] * 2, comparison, 16)
+    assert mistakes(predicted["long"], scored["long"], None)["errors"][0]["score"] == 6
+    single = {"a": "long", "b": "short"}
+    found = transfer.slices({**predicted, "both": rows(9, 9)}, single, 200, 0, (Wordiness(),))
+    assert transfer.matrix(found, single) == {"a": {"a": 0.0, "b": -4.0}, "b": {"a": 4.0, "b": 0.0}}
+    assert transfer.harmed(found, "both") == ["a", "b"]
+
+
+def test_chrf_is_no_share_whatever_its_order_of_words():
+    assert shown("chrf+++", Interval(45.1, 40.0, 50.0)) == "45.1 [40.0, 50.0]"
 
 
 def test_models_that_cut_texts_otherwise_are_compared_by_the_byte():

@@ -81,6 +81,27 @@ def test_its_accuracies_are_those_of_our_own_ranking_and_have_intervals(folder: 
     assert json.loads(stored.read_text())["figures"]["colours/acc"] == theirs["one/colours/acc"]
 
 
+@pytest.mark.long
+def test_a_task_that_was_scored_stays_scored_when_the_next_one_fails(folder: Path, tmp_path: Path):
+    task = yaml.safe_load((folder / "tasks/colours.yaml").read_text(encoding="utf-8"))
+    missing = tmp_path / "rows.jsonl"
+    (tmp_path / "tasks").mkdir()
+    for name, rows in (("first", folder / "rows.jsonl"), ("second", missing)):
+        told = {**task, "task": name, "dataset_kwargs": {"data_files": {"test": str(rows)}}}
+        (tmp_path / f"tasks/{name}.yaml").write_text(yaml.safe_dump(told), encoding="utf-8")
+    plan = recipe(folder, tasks=["first", "second"], include=str(tmp_path / "tasks/*.yaml"))
+    plan["stages"] = {"harness": plan["stages"]["harness"]}
+    with pytest.raises(StageError, match="the data of second cannot be had"):
+        tilth.run(plan, tmp_path / "out")
+    [kept] = (tmp_path / "out").rglob("harness/one/first.json")
+    told = json.loads(kept.read_text(encoding="utf-8"))
+    kept.write_text(json.dumps({**told, "versions": {"first": "kept"}}), encoding="utf-8")
+    missing.write_text((folder / "rows.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
+    found = tilth.run(plan, tmp_path / "out")["harness"]
+    assert found.detail["models"]["one"]["versions"]["first"] == "kept", "it was not put to the model again"
+    assert found.metrics["one/first/acc"] == found.metrics["one/second/acc"]
+
+
 @pytest.mark.slow  # the harness reads all of its thousands of tasks first
 def test_a_task_that_nobody_defined_is_named(folder: Path, tmp_path: Path):
     with pytest.raises(StageError, match="knows no task 'no_such_task'"):

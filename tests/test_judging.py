@@ -20,10 +20,10 @@ from helpers import write_dataset
 from scripted import script
 from tilth.data.schema import original
 from tilth.errors import RecipeError, StageError
-from tilth.evaluate.judging.people import Verdicts, majority
+from tilth.evaluate.judging.people import People, Verdicts, majority
 from tilth.evaluate.judging.ranking import length_controlled, ratings
 from tilth.evaluate.judging.stage import JudgeAnswers
-from tilth.evaluate.judging.tally import Judged, self_preference
+from tilth.evaluate.judging.tally import Judged, agreements, self_preference
 from tilth.report import write_report
 from tilth.runs import Artifact, Out, Run
 from tilth.storage import Store
@@ -278,5 +278,22 @@ def test_a_judge_that_favours_its_own_model_is_told_by_the_others():
         ]
         return Judged(("mine", "other"), rows)
 
-    found = self_preference({"me": judged([1, 1, 1, 0]), "a": judged([0, 1, 0, 0.5])}, {"me": "mine"})
-    assert found == {"me": {"model": "mine", "own": 0.75, "others": 0.375, "excess": 0.375}}
+    told = {"me": judged([1, 1, 1, 0]), "a": judged([0, 1, 0, 0.5])}
+    told_of_mine = {"model": "mine", "own": 0.75, "others": 0.375, "excess": 0.375}
+    assert self_preference(told, {"me": ["mine"]}) == {"me": [told_of_mine]}
+    mine_too = {**told, "me again": judged([1, 1, 1, 1])}
+    found = self_preference(mine_too, {"me": ["mine", "other"], "me again": ["mine"]})
+    assert found["me"][0] == told_of_mine, "a judge of the same model is no other one"
+    assert found["me again"][0]["others"] == 0.375
+    assert [item["model"] for item in found["me"]] == ["mine", "other"], "a model that answered under two names"
+
+
+def test_a_judge_that_shares_no_pair_with_people_has_no_agreement_with_them():
+    def row(name: str, **meta: Any) -> dict[str, Any]:
+        return {"id": name, "meta": {"candidates": {}, **meta}}
+
+    rows = [row("r0", judged={"pairs": [["x", "y", 1.0, False, False]]}), row("r1", judged={}, said=1)]
+    people = People(verdicts=Verdicts(columns=("meta.said",), models=("x", "y")))
+    found = agreements({"j": Judged(("x", "y"), rows)}, people)
+    assert found["with_people"]["j"]["each"] == {"pairs": 0, "same": None, "kappa": None}
+    json.dumps(found, allow_nan=False)

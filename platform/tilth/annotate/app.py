@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from tilth.annotate import people
-from tilth.annotate.book import Book
+from tilth.annotate.book import Book, now
 from tilth.annotate.config import Annotation
 from tilth.annotate.forms import Form
 from tilth.annotate.guard import COOKIE, GUESSES, HEADERS, LARGEST, Limiter, form_token, is_ours, same_origin
@@ -44,7 +44,12 @@ class Site:
 
     @property
     def secure(self) -> bool:
-        return self.campaign.serving.certificate is not None
+        """Whether browsers reach it by TLS, so that the cookie is for TLS alone."""
+        return self.campaign.serving.tls
+
+    def base(self, request: Request) -> str:
+        """What links to give away begin with."""
+        return self.campaign.serving.public or str(request.base_url).rstrip("/")
 
 
 def create_app(book: Book, campaign: Annotation, form: Form) -> FastAPI:
@@ -59,8 +64,8 @@ def create_app(book: Book, campaign: Annotation, form: Form) -> FastAPI:
     app.add_exception_handler(StarletteHTTPException, _failed)
     app.middleware("http")(_guarded)
     # a name that is not ours is another site's, pointed at this machine to read what it serves
-    hosts = ["localhost", "127.0.0.1", "[::1]", campaign.serving.host, *campaign.serving.names]
-    everywhere = campaign.serving.host in ("0.0.0.0", "::") and not campaign.serving.names
+    hosts = ["localhost", "127.0.0.1", "[::1]", campaign.serving.host, *campaign.serving.reached]
+    everywhere = campaign.serving.host in ("0.0.0.0", "::") and not campaign.serving.reached
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["*"] if everywhere else hosts)
     return app
 
@@ -85,6 +90,9 @@ async def _guarded(request: Request, call_next: Callable[[Request], Awaitable[Re
         response.headers["Retry-After"] = "60"
     else:
         response = await call_next(request)
+    # the browser too forgets its cookie in time
+    if (cookie := getattr(request.state, "came", None)) and "set-cookie" not in response.headers:
+        remember(response, site, cookie)
     response.headers.update(HEADERS)
     if not request.url.path.startswith("/static"):
         response.headers["Cache-Control"] = "no-store"
@@ -131,7 +139,8 @@ async def posted(request: Request) -> Fields:
     async with request.form(max_files=0, max_fields=100) as form:
         fields = {name: [str(value) for value in form.getlist(name)] for name in form}
     token = "".join(fields.get("csrf", ()))
-    if not same_origin(request.headers) or not is_ours(site.secret, request.cookies.get(COOKIE, ""), token):
+    ours = is_ours(site.secret, request.cookies.get(COOKIE, ""), token)
+    if not same_origin(request.headers, site.campaign.serving.public) or not ours:
         raise HTTPException(403, "This page is out of date. Go back, load it again and send it once more.")
     return fields
 
@@ -140,11 +149,15 @@ def signed_in(request: Request) -> Person:
     """Who asks; who is not signed in is sent to do so."""
     site, cookie = site_of(request), request.cookies.get(COOKIE, "")
     with site.book.reading() as session:
-        person = people.signed_in(session, cookie)
-    if person is None:
+        visit = people.visit(session, cookie)
+    if visit is None:
         raise HTTPException(303, "Please sign in.", {"Location": "/login"})
     site.known.add(people.hashed(cookie))
-    return person
+    if visit.seen < now() - people.FRESH:
+        with site.book.writing() as session:
+            people.came(session, cookie)
+        request.state.came = cookie
+    return visit.person
 
 
 def managing(person: Annotated[Person, Depends(signed_in)]) -> Person:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
 
@@ -47,6 +49,12 @@ class Serving(Component):
     key: str | None = Field(None, description="TLS private key (PEM).")
     plain_http: bool = Field(False, description="Beyond this machine without TLS, as behind a proxy that has it.")
     names: tuple[str, ...] = Field((), description="Host names under which it is reached, besides its address.")
+    public_url: str | None = Field(
+        None, description="Where people reach it through a proxy, as https://judge.example.org: links begin with it."
+    )
+    proxies: tuple[str, ...] = Field(
+        (), description="Addresses or networks of proxies, whose word is taken for whose request it is."
+    )
     per_minute: int = Field(240, ge=10, description="Requests of one person, or of one address, in a minute.")
 
     @property
@@ -57,18 +65,73 @@ class Serving(Component):
         except ValueError:
             return self.host == "localhost"
 
+    @property
+    def public(self) -> str | None:
+        """`public_url` as browsers call the origin of its pages: in small letters, without the port that is usual."""
+        if self.public_url is None:
+            return None
+        found = urlsplit(self.public_url)
+        usual = {"http": 80, "https": 443}.get(found.scheme)
+        host = found.netloc.lower().removesuffix(f":{usual}")
+        return f"{found.scheme}://{host}"
+
+    @property
+    def reached(self) -> tuple[str, ...]:
+        """All names under which it is reached."""
+        name = urlsplit(self.public_url).hostname if self.public_url else None
+        return (*self.names, *([name] if name else []))
+
+    @property
+    def tls(self) -> bool:
+        """Whether browsers speak TLS with it, or with the proxy before it."""
+        return self.certificate is not None or (self.public or "").startswith("https://")
+
     def check(self) -> list[Problem]:
+        return [*self._locally(), *self._behind()]
+
+    def _behind(self) -> Iterator[Problem]:
+        """What is wrong with the proxy that is told of."""
+        if self.public_url is not None and (wrong := _no_origin(self.public_url)):
+            yield Problem("public_url", wrong, "write where it is reached, such as https://judge.example.org")
+        for proxy in self.proxies:
+            if not _is_network(proxy):
+                mend = "name those that pass requests on, such as 10.0.0.7 or 10.0.0.0/24"
+                yield Problem("proxies", f"{proxy!r} is no address of a proxy or a network of them", mend)
+
+    def _locally(self) -> list[Problem]:
         found = []
         if (self.certificate is None) != (self.key is None):
             found.append(Problem("certificate", "certificate and key belong together", "give both or none"))
         if not self.loopback and self.certificate is None and not self.plain_http:
             what = f"{self.host} is reached from other machines, where tokens would travel unencrypted"
-            found.append(Problem("host", what, "give certificate and key, or set plain_http: true behind a proxy"))
+            mend = "give certificate and key, or behind a proxy plain_http: true and public_url"
+            found.append(Problem("host", what, mend))
         for name in ("certificate", "key"):
             path = getattr(self, name)
             if path is not None and not Path(path).is_file():
                 found.append(Problem(name, f"no such file: {path}", "check the path"))
         return found
+
+
+def _no_origin(url: str) -> str | None:
+    """What keeps a URL from being one that pages lie right below; None where nothing does."""
+    try:
+        found = urlsplit(url)
+        named = found.scheme in ("http", "https") and found.hostname and found.port != 0
+    except ValueError:  # a port that is no number
+        named = False
+    if not named or "@" in url:
+        return f"{url!r} is no URL of a host"
+    if found.path not in ("", "/") or found.query or found.fragment:
+        return f"{url!r} has a path, but pages lie right below the host"
+    return None
+
+
+def _is_network(text: str) -> bool:
+    try:
+        return bool(ipaddress.ip_network(text))
+    except ValueError:
+        return False
 
 
 class Annotation(Component):

@@ -35,7 +35,8 @@ def preferences(found: Sequence[Judgement], min_confidence: float = 0.5, min_mar
     """Every pair that was compared, or whose answers were marked, with the reason where people do not decide it.
 
     Of comparisons the label is that of the votes weighed with competence, and its probability must be above
-    min_confidence. Of marks the answers' mean standardised marks must differ by min_margin or more.
+    min_confidence. Of marks the answers' mean standardised marks must differ by min_margin or more, and the answers
+    themselves must differ.
     """
     work = [item for item in found if item.kind == WORK]
     if not work:
@@ -92,7 +93,11 @@ def _better(one: Judgement, other: Judgement, marks: dict[str, float], margin: f
     gap = marks[good.item] - marks[bad.item]
     (better, chosen), (worse, rejected) = next(iter(good.answers.items())), next(iter(bad.answers.items()))
     meta = {"margin": round(gap, 4), "chosen_model": better, "rejected_model": worse}
-    reason = f"tie: standardised marks differ by {gap:.2f} < {margin:g}" if gap < margin or gap == 0 else None
+    reason = None
+    if chosen.strip() == rejected.strip():
+        reason = f"same: {better} and {worse} gave the same answer"
+    elif gap < margin or gap == 0:
+        reason = f"tie: standardised marks differ by {gap:.2f} < {margin:g}"
     return Preference(f"{one.item}~{better if good is other else worse}", one.prompt, chosen, rejected, one.root,
                       one.split, reason, meta)  # fmt: skip
 

@@ -16,6 +16,8 @@ COMMENT = 2000
 TIE = "tie"
 #: what the two answers are called on the page, in the order in which they are shown
 SIDES = ("A", "B")
+#: what a page sends beside the marks
+FIELDS = ("csrf", "assignment", "key", "comment")
 _NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 
 
@@ -84,7 +86,11 @@ class Direct(Form):
     def check(self) -> list[Problem]:
         names = [criterion.name for criterion in self.criteria]
         twice = sorted({name for name in names if names.count(name) > 1})
-        return [Problem("criteria", f"{name!r} stands twice", "give each its own name") for name in twice]
+        found = [Problem("criteria", f"{name!r} stands twice", "give each its own name") for name in twice]
+        for name in sorted({*FIELDS} & {*names}):
+            what = f"{name!r} is the name of a field of the page itself"
+            found.append(Problem("criteria", what, "call the criterion otherwise"))
+        return found
 
     def read(self, fields: Mapping[str, Sequence[str]], shown: Sequence[str]) -> dict[str, Any]:
         scores = {}

@@ -40,12 +40,12 @@ def is_ours(secret: str, cookie: str, token: str) -> bool:
     return bool(cookie) and hmac.compare_digest(form_token(secret, cookie), token)
 
 
-def same_origin(headers: Mapping[str, str]) -> bool:
-    """Whether a request comes from a page of this host; true where the browser does not say."""
+def same_origin(headers: Mapping[str, str], public: str | None = None) -> bool:
+    """Whether a request comes from a page of this host, or of the `public` URL; true where the browser does not say."""
     origin = headers.get("origin")
     if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return False
-    return origin is None or urlsplit(origin).netloc == headers.get("host")
+    return origin is None or origin == public or urlsplit(origin).netloc == headers.get("host")
 
 
 class Limiter:

@@ -157,7 +157,7 @@ def _shows(artifact: Artifact) -> bool:
 
 
 def _evaluated(artifact: Artifact, items: Items, names: list[str]) -> Iterator[Subject]:
-    """The rows that every model answered, with all their answers."""
+    """The rows with all models' answers; RecipeError where one has none to a row that another has answered."""
     if unknown := [name for name in items.models if name not in names]:
         raise RecipeError(f"items.models: {artifact.stage} has no model {unknown[0]!r}; it has {', '.join(names)}")
     chosen = items.models or tuple(names)
@@ -165,16 +165,21 @@ def _evaluated(artifact: Artifact, items: Items, names: list[str]) -> Iterator[S
             for name in chosen}  # fmt: skip
     for row_id, row in rows[chosen[0]].items():
         said = {name: _said(rows[name].get(row_id), items.answer) for name in chosen}
-        answers = {name: text for name, text in said.items() if text}
-        if len(answers) == len(chosen):
+        answers = {name: text for name, text in said.items() if text is not None}
+        if silent := [name for name in chosen if answers and name not in answers]:
+            raise RecipeError(
+                f"items.answer: {silent[0]} of {artifact.stage} has no answer to row {row_id} where others have one; "
+                "set it to a path at which all have one, or items.models to those that do"
+            )
+        if answers:
             yield Subject(row_id, prompt_of(row), answers, row["root"], row["split"])
 
 
 def _said(row: Row | None, path: str | None) -> str | None:
-    """What a model answered to a row."""
+    """What a model answered to a row; an empty answer is one too, for who is silent must not go unjudged."""
     for place in (path,) if path else _ANSWERS:
         value = _at(row or {}, place)
-        if isinstance(value, str) and value.strip():
+        if isinstance(value, str):
             return value.strip()  # the blanks that begin a continuation are nothing to judge
     return None
 

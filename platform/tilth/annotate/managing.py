@@ -33,7 +33,7 @@ def invite(request: Request, person: Manager, fields: Posted) -> Response:
     """A link for one more person, shown this one time."""
     with site_of(request).book.writing() as session:
         token = people.invite(session, "".join(fields.get("note", ())).strip())
-    return _overview(request, person, f"{str(request.base_url).rstrip('/')}/join/{token}")
+    return _overview(request, person, f"{site_of(request).base(request)}/join/{token}")
 
 
 @router.post("/people/{number}")

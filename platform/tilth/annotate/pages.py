@@ -68,7 +68,7 @@ def join(request: Request, token: str, fields: Posted) -> Response:
         raise HTTPException(404, "This invitation was taken up already, or it is too old. Ask for a new one.")
     with site_of(request).book.writing() as session:
         cookie = people.sign_in(session, own)
-    link = f"{str(request.base_url).rstrip('/')}/login/{own}"
+    link = f"{site_of(request).base(request)}/login/{own}"
     return page(request, "welcome.html.j2", {"name": name, "link": link}, cookie=cookie or "")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from tilth.annotate.book import now
@@ -13,6 +13,8 @@ from tilth.annotate.tables import Invitation, Person, Visit
 
 #: seconds
 INVITED, IDLE = 14 * 86_400, 7 * 86_400
+#: how old the last visit of a browser may be before it is written down anew
+FRESH = 86_400
 NAME = 80
 
 
@@ -75,10 +77,15 @@ def sign_in(session: Session, token: str) -> str | None:
     return cookie
 
 
-def signed_in(session: Session, cookie: str) -> Person | None:
-    """Whose browser it is; None where it is nobody's, or nobody came for too long."""
-    visit = session.get(Visit, hashed(cookie))
-    return visit.person if visit is not None and visit.seen > now() - IDLE else None
+def visit(session: Session, cookie: str) -> Visit | None:
+    """The visit of a signed-in browser; None where it is nobody's, or nobody came for too long."""
+    found = session.get(Visit, hashed(cookie))
+    return found if found is not None and found.seen > now() - IDLE else None
+
+
+def came(session: Session, cookie: str) -> None:
+    """Write down that a browser came, so that whoever comes stays signed in."""
+    session.execute(update(Visit).where(Visit.token == hashed(cookie)).values(seen=now()))
 
 
 def sign_out(session: Session, cookie: str) -> None:

@@ -12,7 +12,7 @@ from tilth import ui
 from tilth.annotate import people
 from tilth.annotate.app import create_app
 from tilth.annotate.book import Book
-from tilth.annotate.config import Annotation, load_annotation
+from tilth.annotate.config import Annotation, Serving, load_annotation
 from tilth.annotate.forms import Form
 from tilth.annotate.items import campaign
 from tilth.annotate.judgements import judgements
@@ -63,6 +63,8 @@ class _Server(uvicorn.Server):
     """Says where it listens once it does."""
 
     link = ""
+    #: where it is reached through a proxy
+    public: str | None = None
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
@@ -71,18 +73,22 @@ class _Server(uvicorn.Server):
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         host = "localhost" if self.config.host in ("127.0.0.1", "localhost", "0.0.0.0", "::", "::1") else host
         scheme = "https" if self.config.is_ssl else "http"
-        link = f"{scheme}://{host}:{port}{self.link}"
+        link = f"{self.public or f'{scheme}://{host}:{port}'}{self.link}"
         ui.reporter().say(f"manage the campaign at {link}", event="serving", url=link)
 
 
-def _serve(book: Book, settings: Annotation, form: Form, token: str) -> None:
-    where = settings.serving
-    config = uvicorn.Config(
-        create_app(book, settings, form), host=where.host, port=where.port, log_level="warning", access_log=False,
-        ssl_certfile=where.certificate, ssl_keyfile=where.key, proxy_headers=False, server_header=False,
+def listening(app: Any, where: Serving) -> uvicorn.Config:
+    """How uvicorn serves the application; only proxies that are named say whose request it is."""
+    return uvicorn.Config(
+        app, host=where.host, port=where.port, log_level="warning", access_log=False, server_header=False,
+        ssl_certfile=where.certificate, ssl_keyfile=where.key,
+        proxy_headers=bool(where.proxies), forwarded_allow_ips=list(where.proxies),
     )  # fmt: skip
-    server = _Server(config)
-    server.link = f"/login/{token}"
+
+
+def _serve(book: Book, settings: Annotation, form: Form, token: str) -> None:
+    server = _Server(listening(create_app(book, settings, form), settings.serving))
+    server.link, server.public = f"/login/{token}", settings.serving.public
     # uvicorn stops at a signal and then raises it once more, before anything is written down
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -29,12 +29,14 @@ class AnswersPlace(Content):
 class Feedback(Stage):
     """Preference rows from the answers of people, for `dpo`, `kto` and reward models.
 
-    Every item that was judged becomes a row; one that people do not decide is dropped as `tie` or `undecided`. Rows
-    keep the split of the row that was judged: what is to be trained on is collected on training rows. `meta` holds
-    the votes, how many people there were, the confidence or the margin, and the models behind both answers.
+    Every item that was judged becomes a row; one that people do not decide is dropped as `tie` or `undecided`, one of
+    two models that answered alike as `same`. Rows keep the split of the row that was judged: what is to be trained on
+    is collected on training rows. `meta` holds the votes, how many people there were, the confidence or the margin, and
+    the models behind both answers.
     """
 
     produces: ClassVar[str] = "dataset"
+    version: ClassVar[int] = 2  # two answers that are alike are no pair
 
     answers: Annotated[str, Field(min_length=1), AfterValidator(AnswersPlace)] = Field(
         description="A campaign's database, by path or SQLAlchemy URL, or its exported answers (.jsonl)."

@@ -16,7 +16,9 @@ def _markdown() -> MarkdownIt:
 
 
 def shown(text: str, form: str = "markdown") -> Markup:
-    """`text` as safe HTML: rendered Markdown, or the characters as they are."""
+    """`text` as safe HTML: rendered Markdown, or the characters as they are; that it is empty, where it is."""
+    if not text.strip():
+        return Markup('<p class="empty">(empty)</p>')
     if form == "text":
         return Markup(f'<pre class="plain">{escape(text)}</pre>')
     html: str = _markdown().render(text)

@@ -64,13 +64,18 @@ class Card:
         (folder / CARD).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False), encoding="utf-8")
 
 
+def _settings(folder: Path) -> dict[str, Any]:
+    """What transformers wrote of a model; nothing where it wrote nothing."""
+    try:
+        found: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return found
+
+
 def _encodes(folder: Path) -> bool:
     """Whether a model as the hub publishes it is an encoder-decoder."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return False
-    return bool(config.get("is_encoder_decoder"))
+    return bool(_settings(folder).get("is_encoder_decoder"))
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def load_trained(folder: Path, *, device: str = "auto", dtype: str = "auto") -> 
 
     card = Card.read(folder)
     if card.peft is None:
-        model = load_pretrained(folder, card.objective, card.labels, dtype).model
+        model = load_whole(folder, card.objective, card.labels, dtype)
     else:
         below = load_pretrained(base_folder(card), card.objective, card.labels, dtype)
         model = adapted(below.model, folder)
@@ -104,6 +109,28 @@ def load_trained(folder: Path, *, device: str = "auto", dtype: str = "auto") -> 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(folder)
     return Loaded(model.to(device).eval(), tokenizer, card.objective, card.labels, card.max_length, card.conditioned)
+
+
+def load_whole(folder: Path, objective: str, labels: tuple[str, ...] = (), dtype: str = "auto") -> Any:
+    """A model all of whose weights lie in `folder`; ModelError for one that foresees nothing, as an encoder."""
+    if objective == "language_model" and (masked := _masked(folder)):
+        raise ModelError(
+            f"{folder} is a {masked}, which sees the very tokens that it would have to foresee; name a causal language "
+            "model, or one that was trained for another task"
+        )
+    found = load_pretrained(folder, objective, labels, dtype)
+    if found.new and objective in ("language_model", "seq2seq"):
+        raise ModelError(
+            f"{folder} holds no weights of {', '.join(found.new[:3])}, which it needs to foresee a text: they would be "
+            "drawn at random; name a language model, or train this one for a task first"
+        )
+    return found.model
+
+
+def _masked(folder: Path) -> str | None:
+    """The architecture in `folder` where it is that of a masked language model."""
+    names = _settings(folder).get("architectures") or [""]
+    return str(names[0]) if str(names[0]).endswith("ForMaskedLM") else None
 
 
 @dataclass(frozen=True)

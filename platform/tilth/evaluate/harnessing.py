@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,27 +49,29 @@ def _told(name: str, stage: Harness, out: Out, context: Inputs) -> list[Told]:
     missing = [task for task, told in found.items() if told is None]
     if missing:
         ui.reporter().say(f"{out.stage}: {name} on {', '.join(missing)}")
-        for task, told in _run(stage, context.model(stage.models[name]), missing).items():
+        for task, told in _run(stage, context.model(stage.models[name]), missing):
             out.store.write_json(f"harness/{name}/{task}.json", told)
             found[task] = told
     return [found[task] for task in stage.tasks]
 
 
-def _run(stage: Harness, folder: Path, tasks: Sequence[str]) -> dict[str, Told]:
-    """The tasks on one model, in this process or, with workers, as a task of Ray."""
+def _run(stage: Harness, folder: Path, tasks: Sequence[str]) -> Iterator[tuple[str, Told]]:
+    """Each task on one model as soon as it is scored, in this process or, with workers, as a task of Ray."""
     if stage.resources.workers == 0:
-        return scores(stage, folder, tasks)
+        yield from scores(stage, folder, tasks)
+        return
     import ray
 
     from tilth import cluster
 
     cluster.ray_ready()
-    found: dict[str, Told] = ray.get(ray.remote(scores).options(**stage.resources.options).remote(stage, folder, tasks))
-    return found
+    options = {**stage.resources.options, "num_returns": "streaming"}
+    for found in ray.remote(scores).options(**options).remote(stage, folder, tasks):
+        yield ray.get(found)
 
 
-def scores(stage: Harness, folder: Path, tasks: Sequence[str]) -> dict[str, Told]:
-    """Loads the model in `folder` once and puts it to each task."""
+def scores(stage: Harness, folder: Path, tasks: Sequence[str]) -> Iterator[tuple[str, Told]]:
+    """Loads the model in `folder` once and puts it to each task; what a task found comes before the next begins."""
     from lm_eval.models.huggingface import HFLM
 
     from tilth.data.loading import load_trained
@@ -77,7 +79,8 @@ def scores(stage: Harness, folder: Path, tasks: Sequence[str]) -> dict[str, Told
     manager = _manager(stage.include, tasks)
     loaded = load_trained(folder, dtype=stage.dtype)
     model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=stage.batch_size)
-    return {task: _one(stage, model, task, manager) for task in tasks}
+    for task in tasks:
+        yield task, _one(stage, model, task, manager)
 
 
 def _manager(include: str | None, tasks: Sequence[str]) -> Any:

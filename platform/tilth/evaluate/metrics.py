@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,18 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from tilth.data.bootstrap import Floats, Statistic, mean
 
 Labels = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Partial(Statistic):
+    """A score that some rows have none of: `defined` says which sums have one, `value` gives the others chance's."""
+
+    defined: Callable[[Floats], NDArray[np.bool_]]
+
+    @property
+    def known(self) -> bool:
+        """Whether all rows together have a score."""
+        return bool(self.defined(np.asarray(np.ones((1, len(self))) @ self.terms))[0])
 
 
 def accuracy(truth: Labels, predicted: Labels) -> Statistic:
@@ -54,13 +67,16 @@ def by_class(name: str, truth: Labels, predicted: Labels, labels: Labels) -> Sta
     columns = {label: column for column, label in enumerate(labels)}
     is_true, is_predicted = _one_hot(truth, columns), _one_hot(predicted, columns)
     terms = sparse.hstack([is_true.multiply(is_predicted), is_true, is_predicted], format="csr")
-    score = _mcc if name == "mcc" else _MACRO[name]
+    if name == "mcc":
+        return Partial(terms, lambda sums: _mcc(*np.split(sums, 3, axis=1)), _two_true)
+    score = _MACRO[name]
+    return Statistic(terms, lambda sums: score(*np.split(sums, 3, axis=1)))
 
-    def value(sums: Floats) -> Floats:
-        hits, true, said = np.split(sums, 3, axis=1)
-        return score(hits, true, said)
 
-    return Statistic(terms, value)
+def _two_true(sums: Floats) -> NDArray[np.bool_]:
+    """Whether more than one class is true: what is predicted of one class alone goes with nothing."""
+    found: NDArray[np.bool_] = (np.split(sums, 3, axis=1)[1] > 0).sum(axis=1) > 1
+    return found
 
 
 def _macro(hits: Floats, below: Floats, present: NDArray[np.bool_]) -> Floats:
@@ -102,7 +118,11 @@ def auc(positive: Sequence[bool], scores: Sequence[float], ranks: Sequence[float
         found: Floats = np.divide(won, pairs, out=np.full_like(won, 0.5), where=pairs > 0)
         return found
 
-    return Statistic(terms, value)
+    def both(sums: Floats) -> NDArray[np.bool_]:
+        found: NDArray[np.bool_] = np.all([part.sum(axis=1) > 0 for part in np.split(sums, 2, axis=1)], axis=0)
+        return found
+
+    return Partial(terms, value, both)
 
 
 def calibration(right: Sequence[bool], confidence: Sequence[float], bins: int) -> Statistic:

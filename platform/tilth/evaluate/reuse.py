@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 KEY = "said.json"
 
 
-def said_key(out: Out, name: str) -> str:
-    """The identity of what one model says: rows, model and how it is asked, but nothing of how that is measured."""
+def said_key(out: Out, name: str, asks: int) -> str:
+    """The identity of what one model says: rows, model and how it is asked, but nothing of how that is measured.
+
+    `asks` is the version of how a stage asks models.
+    """
     parts = out.identity
     task: dict[str, Any] = {k: v for k, v in parts.get("task", {}).items() if k not in ("metrics", "generators")}
     model = parts.get("models", {}).get(name) or parts.get("task", {}).get("generators", {}).get(name)
-    return digest([parts.get("data"), parts.get("split"), parts.get("dtype"), parts.get("version"), task, model])
+    return digest([parts.get("data"), parts.get("split"), parts.get("dtype"), asks, task, model])
 
 
 def earlier(out: Out, name: str, wanted: str) -> Dataset | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tilth.data.bootstrap import Interval, Statistic, interval
@@ -17,10 +17,8 @@ from tilth.evaluate.measures.entities import Entities
 from tilth.evaluate.measures.likelihood import Perplexity
 
 LEVEL = 0.05
-#: metrics of which less is better
-LOWER_IS_BETTER = frozenset({"perplexity", "bits_per_byte", "ece"})
-#: metrics that are no share: shown as they are, with so many decimals
-_AS_IT_IS = {"perplexity": 3, "bits_per_byte": 4, "mcc": 3, "bleu": 1, "chrf": 1, "chrf+": 1, "chrf++": 1}
+#: metrics that are no share: shown as they are, with so many decimals; chrf may have a + for each order of words
+_AS_IT_IS = {"perplexity": 3, "bits_per_byte": 4, "mcc": 3, "bleu": 1, "chrf": 1}
 
 
 @dataclass(frozen=True)
@@ -31,10 +29,15 @@ class Scored:
     detail: Mapping[str, Any]
     #: of a language model for each row how many bytes were scored, and whether the row was cut
     read: Sequence[tuple[int, bool]] = ()
+    #: figure → the metric that it is one of
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     @property
     def headline(self) -> str:
         return next(iter(self.statistics))
+
+    def less_is_better(self, figure: str) -> bool:
+        return figure in self.metrics and self.metrics[figure].less_is_better
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,17 @@ class Comparison:
     p: float
     test: str
     holm: float | None = None
+    less_is_better: bool = False
 
     @property
     def decisive(self) -> float:
         """The p by which a difference is called one."""
         return self.p if self.holm is None else self.holm
+
+    @property
+    def worse(self) -> bool:
+        """Whether the difference speaks against the model."""
+        return (self.difference.value < 0) != self.less_is_better
 
 
 def score(predicted: Predicted, metrics: Sequence[Metric] = ()) -> dict[str, Scored]:
@@ -73,11 +82,14 @@ def score(predicted: Predicted, metrics: Sequence[Metric] = ()) -> dict[str, Sco
                 f"rows have no {', '.join(missing)}; take another metric or task"
             )
     found: dict[str, dict[str, Statistic]] = {name: {} for name in predicted}
+    by: dict[str, Metric] = {}
     for metric in chosen:
         for name, statistics in metric.statistics(predicted).items():
             found[name] |= statistics
+            by |= dict.fromkeys(statistics, metric)
     return {
-        name: Scored(found[name], _detail(rows, kinds[name], chosen), _read(rows)) for name, rows in predicted.items()
+        name: Scored(found[name], _detail(rows, kinds[name], chosen), _read(rows), by)
+        for name, rows in predicted.items()
     }
 
 
@@ -148,7 +160,7 @@ def compare(model: Scored, baseline: Scored, samples: int, seed: int) -> list[Co
             p, test = mcnemar(right, theirs), "McNemar, exact"
         else:
             p, test = permutation(statistic, other, samples, seed), "approximate randomisation"
-        found.append(Comparison(name, gap, p, test))
+        found.append(Comparison(name, gap, p, test, less_is_better=model.less_is_better(name)))
     return found
 
 
@@ -233,9 +245,9 @@ def verdict(model: str, baseline: str, ours: Interval, theirs: Interval, compari
 [-0.8, +7.4], p = 0.12: not distinguishable at n = 400'
     """
     name, gap = comparison.metric, comparison.difference
-    better = "worse" if (gap.value < 0) != (name in LOWER_IS_BETTER) else "better"
+    better = "worse" if comparison.worse else "better"
     word = f"{model} is {better}" if comparison.decisive < LEVEL else "not distinguishable"
-    unit = "" if name in _AS_IT_IS else " points"
+    unit = " points" if _decimals(name) is None else ""
     low, middle, high = (_number(name, value, "+") for value in (gap.low, gap.value, gap.high))
     corrected = "" if comparison.holm is None else " by Holm"
     return (
@@ -246,14 +258,18 @@ def verdict(model: str, baseline: str, ours: Interval, theirs: Interval, compari
 
 def shown(metric: str, item: Interval) -> str:
     """A score with its interval: shares in per cent, perplexity and the like as they are."""
-    percent = "" if metric in _AS_IT_IS else " %"
+    percent = " %" if _decimals(metric) is None else ""
     return f"{_number(metric, item.value)}{percent} [{_number(metric, item.low)}, {_number(metric, item.high)}]"
 
 
 def _number(metric: str, value: float, sign: str = "") -> str:
-    if metric in _AS_IT_IS:
-        return f"{value:{sign}.{_AS_IT_IS[metric]}f}"
-    return f"{100 * value:{sign}.1f}"
+    decimals = _decimals(metric)
+    return f"{100 * value:{sign}.1f}" if decimals is None else f"{value:{sign}.{decimals}f}"
+
+
+def _decimals(metric: str) -> int | None:
+    """Those of a metric that is no share; None for one that is, shown in per cent."""
+    return _AS_IT_IS.get(metric.rstrip("+"))
 
 
 def p_value(p: float) -> str:

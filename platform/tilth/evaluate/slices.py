@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from tilth.data.bootstrap import Statistic, interval
+from tilth.data.bootstrap import interval
 from tilth.data.schema import Row, value_at
 from tilth.data.texts import whole_text
 from tilth.evaluate.measures.base import Predicted
+from tilth.evaluate.metrics import Partial
 from tilth.evaluate.scores import Scored
 
 #: values of a slice that are told, those with the most rows
@@ -22,7 +23,10 @@ _BUCKETS = 4
 def slices(
     predicted: Predicted, scored: Mapping[str, Scored], names: Sequence[str], samples: int, seed: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """For each slice its values, most rows first: {value, rows, models: {model: interval of its first metric}}."""
+    """For each slice its values, most rows first: {value, rows, models: {model: interval of its first metric}}.
+
+    A model has no figure where its metric says nothing of such rows, as AUC of those of one label.
+    """
     rows = next(iter(predicted.values()))
     return {name: cut_by(values_of(rows, name), scored, samples, seed) for name in names}
 
@@ -48,7 +52,9 @@ def _part(item: Scored, places: list[int], samples: int, seed: int) -> dict[str,
     if not item.statistics:
         return {}
     statistic = item.statistics[item.headline]
-    part = Statistic(statistic.terms[np.array(places)], statistic.value)
+    part = replace(statistic, terms=statistic.terms[np.array(places)])
+    if isinstance(part, Partial) and not part.known:
+        return {}
     return {"metric": item.headline, **asdict(interval(part, samples, seed))}
 
 

@@ -46,8 +46,11 @@ class Evaluate(Stage):
 
     produces: ClassVar[str] = "report"
     # failed rows count; continuations keep their indent; long rows end as in training; shots show choices of their own;
-    # transfer between models of different tokens is told by the byte
-    version: ClassVar[int] = 4
+    # transfer between models of different tokens is told by the byte; the worst rows are wrong ones, and parts of the
+    # rows have no figure where a metric says nothing of them
+    version: ClassVar[int] = 5
+    #: the version since which models are asked the same; what they said in an earlier run since then holds
+    asks: ClassVar[int] = 4
 
     models: dict[str, ModelRef] = Field(
         default_factory=dict, description="Name in the report → @stage, hub name or directory."

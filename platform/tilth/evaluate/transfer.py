@@ -15,7 +15,6 @@ from tilth.errors import StageError
 from tilth.evaluate.measures.base import Metric, Predicted
 from tilth.evaluate.scores import (
     LEVEL,
-    LOWER_IS_BETTER,
     Comparison,
     Scored,
     compare,
@@ -39,6 +38,7 @@ class Slice:
     metric: str
     models: Mapping[str, Mapping[str, Interval]]
     against_single: Mapping[str, Comparison]
+    less_is_better: bool = False
 
 
 def slices(
@@ -92,7 +92,8 @@ def _slice(
         for name in several
     }
     found = {name: intervals(item, samples, seed) for name, item in scored.items()}
-    return Slice(len(next(iter(first.statistics.values()))), metric, found, against)
+    rows = len(next(iter(first.statistics.values())))
+    return Slice(rows, metric, found, against, first.less_is_better(metric))
 
 
 def matrix(found: Mapping[str, Slice], single: Mapping[str, str]) -> dict[str, dict[str, float]]:
@@ -103,18 +104,14 @@ def matrix(found: Mapping[str, Slice], single: Mapping[str, str]) -> dict[str, d
         for target in single:
             part = found[target]
             gap = part.models[model][part.metric].value - part.models[single[target]][part.metric].value
-            gains[source][target] = -gap if part.metric in LOWER_IS_BETTER and gap else gap
+            gains[source][target] = -gap if part.less_is_better and gap else gap
     return gains
 
 
 def harmed(found: Mapping[str, Slice], model: str) -> list[str]:
     """Tasks that `model` serves worse than their own: at the level divided by their number (Bonferroni)."""
     compared = {task: part.against_single[model] for task, part in found.items() if model in part.against_single}
-    return [
-        task
-        for task, item in compared.items()
-        if item.p < LEVEL / len(compared) and (item.difference.value < 0) != (item.metric in LOWER_IS_BETTER)
-    ]
+    return [task for task, item in compared.items() if item.p < LEVEL / len(compared) and item.worse]
 
 
 def verdicts(found: Mapping[str, Slice], single: Mapping[str, str]) -> list[str]:

@@ -76,8 +76,13 @@ def _trust(detail: Mapping[str, Any]) -> Iterator[Plain]:
         yield "Agreement", ("who", "pairs", "say the same", "Cohen's kappa"), shown
     if rated := [(name, item["n"], item["rho"], item["p"]) for name, item in _items(agreement, "ratings")]:
         yield "Scores beside people's ratings", ("judge", "answers", "Spearman's rho", "p"), rated
-    if own := [(name, *item.values()) for name, item in detail["self_preference"].items()]:
+    if own := [(name, *item.values()) for name, items in detail["self_preference"].items() for item in _each(items)]:
         yield "Judges of their own answers", ("judge", "its model", "own wins", "by other judges", "excess"), own
+
+
+def _each(items: Any) -> Sequence[Mapping[str, Any]]:
+    """A judge's own models; older runs told of one alone."""
+    return [items] if isinstance(items, Mapping) else items
 
 
 def _items(found: Mapping[str, Any], key: str) -> Sequence[tuple[str, Any]]:

@@ -30,7 +30,11 @@ def agree(one: Verdict, other: Verdict) -> dict[str, Any]:
 
 def among(raters: Sequence[Verdict]) -> dict[str, Any]:
     """The same over all pairs of raters: pairs judged in all, and the means."""
-    found = [agree(one, other) for one, other in combinations(raters, 2)]
+    return averaged([agree(one, other) for one, other in combinations(raters, 2)])
+
+
+def averaged(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several agreements as one: pairs in all, and the means of what is known; None where nothing is."""
     return {
         "pairs": sum(item["pairs"] for item in found),
         "same": _mean([item["same"] for item in found]),

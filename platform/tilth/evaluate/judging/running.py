@@ -97,23 +97,23 @@ def _judgements(
 
 def _judged_key(name: str, stage: JudgeAnswers, out: Out, data: Dataset, models: tuple[str, ...]) -> str:
     """The identity of what a judge says: the judge, the question and the answers, however those are measured."""
-    parts = {key: out.identity.get(key) for key in ("data", "split", "columns", "question", "seed", "version")}
+    parts = {key: out.identity.get(key) for key in ("data", "split", "columns", "question", "seed")}
+    parts["version"] = stage.asks
     home = Store.at(data.store.url.rpartition("/")[0])
     said = [reuse.key_of(home.sub(model)) for model in models] if stage.answers else []
     return digest([parts, said, models, out.identity.get("judges", {}).get(name)])
 
 
-def _own(stage: JudgeAnswers, inputs: Mapping[str, Artifact]) -> dict[str, str]:
-    """Judge → the judged model that it is itself, where the evaluation says what its models are."""
+def _own(stage: JudgeAnswers, inputs: Mapping[str, Artifact]) -> dict[str, list[str]]:
+    """Judge → the judged models that it is itself, where the evaluation says what its models are."""
     if stage.answers is None:
         return {}
     titles = inputs[str(stage.answers)].detail.get("titles", {})
     asked = {name: getattr(item, "generator", None) for name, item in stage.judges.items()}
     return {
-        name: model
+        name: [model for model, title in titles.items() if title == generator.title]
         for name, generator in asked.items()
-        for model, title in titles.items()
-        if generator is not None and generator.title == title
+        if generator is not None
     }
 
 

@@ -33,7 +33,11 @@ class JudgeAnswers(Stage):
     """
 
     produces: ClassVar[str] = "report"
-    version: ClassVar[int] = 2  # rows that a judge failed on before are judged again; ratings are fitted to the end
+    # rows that a judge failed on before are judged again; ratings are fitted to the end; judges that are one model are
+    # not held against each other
+    version: ClassVar[int] = 3
+    #: the version since which judges are asked the same; those of an earlier run that were are not asked again
+    asks: ClassVar[int] = 2
 
     answers: ReportRef | None = Field(None, description='The evaluation whose answers are judged, as "@stage".')
     data: DatasetRef | None = Field(None, description="Or the dataset whose rows hold the answers.")

@@ -12,7 +12,7 @@ import numpy as np
 from tilth.data.bootstrap import Statistic, interval, mean
 from tilth.data.schema import Row
 from tilth.evaluate.bootstrap import mcnemar
-from tilth.evaluate.judging.agreement import agree, among, spearman
+from tilth.evaluate.judging.agreement import agree, among, averaged, spearman
 from tilth.evaluate.judging.people import People, Verdicts, majority
 from tilth.evaluate.judging.ranking import Won, elo, length_controlled
 
@@ -140,7 +140,8 @@ def agreements(judges: Mapping[str, Judged], people: People | None) -> dict[str,
         persons, most = _said(first.rows, people.verdicts, first.models)
         found["people"] = among(persons)
         found["with_people"] = {
-            name: {"majority": agree(own, most), "each": _with_each(own, persons)} for name, own in outcomes.items()
+            name: {"majority": agree(own, most), "each": averaged([agree(own, person) for person in persons])}
+            for name, own in outcomes.items()
         }
     if people and people.ratings:
         found["ratings"] = {name: _rated(judged, people) for name, judged in judges.items() if any(judged.scores)}
@@ -163,16 +164,6 @@ def _said(rows: Sequence[Row], verdicts: Verdicts, models: Sequence[str]) -> tup
     return persons, most
 
 
-def _with_each(own: Outcomes, persons: Sequence[Outcomes]) -> dict[str, Any]:
-    found = [agree(own, person) for person in persons]
-    known = [item for item in found if item["kappa"] is not None]
-    return {
-        "pairs": sum(item["pairs"] for item in found),
-        "same": float(np.mean([item["same"] for item in found if item["same"] is not None])),
-        "kappa": float(np.mean([item["kappa"] for item in known])) if known else None,
-    }
-
-
 def _rated(judged: Judged, people: People) -> dict[str, Any]:
     """Rank correlation of the judge's scores with people's ratings, over all answers that both saw."""
     pairs = [
@@ -184,19 +175,22 @@ def _rated(judged: Judged, people: People) -> dict[str, Any]:
     return spearman([score for score, _ in pairs], [rating for _, rating in pairs])
 
 
-def self_preference(judges: Mapping[str, Judged], own: Mapping[str, str]) -> dict[str, Any]:
-    """How much oftener a judge lets its own model's answers win than the other judges do; `own`: judge → its model.
+def self_preference(judges: Mapping[str, Judged], own: Mapping[str, Sequence[str]]) -> dict[str, list[dict[str, Any]]]:
+    """How much oftener a judge lets its own models' answers win than the judges do that are other models.
 
+    `own`: judge → the judged models that it is itself, as where one model answered under several names.
     Panickssery et al. 2024, arXiv:2404.13076. Only of several judges can one say so: its own answers may be better.
     """
     shares = {name: {model: _win_share(judged, model) for model in judged.models} for name, judged in judges.items()}
-    found = {}
-    for judge, model in own.items():
-        others = [value for name, wins in shares.items() if name != judge and (value := wins.get(model)) is not None]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for judge, model in ((judge, model) for judge, models in own.items() for model in models):
+        strangers = [wins for name, wins in shares.items() if model not in own.get(name, ())]
+        others = [value for wins in strangers if (value := wins.get(model)) is not None]
         mine = shares[judge].get(model)
         if mine is not None and others:
             gap = mine - float(np.mean(others))
-            found[judge] = {"model": model, "own": mine, "others": float(np.mean(others)), "excess": gap}
+            item = {"model": model, "own": mine, "others": float(np.mean(others)), "excess": gap}
+            found.setdefault(judge, []).append(item)
     return found
 
 

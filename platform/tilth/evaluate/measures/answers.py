@@ -20,6 +20,7 @@ class ExactMatch(Metric):
     """Share of answers that are one of the references, spaces around them aside."""
 
     reads: ClassVar[tuple[str, ...]] = ("answers",)
+    best: ClassVar[float | None] = 1.0
 
     ignore_case: bool = Field(False, description="Compare in small letters.")
 
@@ -39,6 +40,8 @@ class Squad(Metric):
     Case, punctuation and articles do not count; of several right answers the best one does. A question without an
     answer is answered by an empty text (Rajpurkar et al. 2018).
     """
+
+    best: ClassVar[float | None] = 1.0
 
     def figures(self, rows: Sequence[Row]) -> Statistics:
         from transformers.data.metrics.squad_metrics import compute_exact, compute_f1
@@ -72,6 +75,7 @@ class ExactAnswer(Metric):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("answers",)
+    best: ClassVar[float | None] = 1.0
 
     pattern: str = Field(
         _NUMBER, description="Regular expression of an answer; its first group that holds something, if any."

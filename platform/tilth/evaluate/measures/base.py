@@ -36,6 +36,12 @@ class Metric(Component, family="metric"):
 
     #: keys of `meta` without which it has nothing to score
     reads: ClassVar[tuple[str, ...]] = ()
+    #: whether less of its figures is better
+    less_is_better: ClassVar[bool] = False
+    #: the figure of a row that no other can surpass, if there is one
+    best: ClassVar[float | None] = None
+    #: figures that say nothing of one row by itself, such as those of classes and ranks
+    of_many: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def title(self) -> str:

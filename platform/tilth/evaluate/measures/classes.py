@@ -29,6 +29,8 @@ class Classification(Metric):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("prediction",)
+    best: ClassVar[float | None] = 1.0
+    of_many: ClassVar[frozenset[str]] = frozenset({"f1_macro", "precision_macro", "recall_macro", "mcc"})
 
     show: tuple[ClassFigure, ...] | None = Field(
         None,
@@ -90,6 +92,7 @@ class Auc(Metric):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("prediction", "confidence")
+    of_many: ClassVar[frozenset[str]] = frozenset({"auc"})
 
     positive: str = Field(min_length=1, description="The label that is looked for.")
 
@@ -122,6 +125,8 @@ class Calibration(Metric):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("prediction", "confidence")
+    less_is_better: ClassVar[bool] = True
+    of_many: ClassVar[frozenset[str]] = frozenset({"ece"})
 
     bins: int = Field(15, ge=1, le=1000, description="Bins of confidence.")
 

@@ -19,6 +19,7 @@ class Entities(Metric):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("prediction",)
+    best: ClassVar[float | None] = 1.0
 
     def figures(self, rows: Sequence[Row]) -> Statistics:
         import numpy as np

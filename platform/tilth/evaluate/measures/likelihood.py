@@ -17,6 +17,7 @@ class Perplexity(Metric):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("nll", "tokens", "bytes")
+    less_is_better: ClassVar[bool] = True
 
     def figures(self, rows: Sequence[Row]) -> Statistics:
         from tilth.evaluate import metrics

@@ -21,6 +21,7 @@ class Similarity(Metric):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("answers",)
+    best: ClassVar[float | None] = 1.0
 
     model: ModelRef = Field(DEFAULT_MODEL, description="Sentence embedding model: hub name, directory or @stage.")
     batch_tokens: int | None = Field(

@@ -27,6 +27,7 @@ class PassAtK(Metric):
 
     version: ClassVar[int] = 2  # a program that prints its own source passes no tests
     reads: ClassVar[tuple[str, ...]] = ("answers",)
+    best: ClassVar[float | None] = 1.0
 
     k: tuple[int, ...] = Field((1,), min_length=1, description="Numbers of programs, the one that counts most first.")
     program: str = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,8 @@ class Rouge(AnswerMetric):
     Of several references the best counts. rougeLsum takes each line of a text for a sentence. Its tokens are runs of
     a-z and 0-9: other scripts leave nothing to compare.
     """
+
+    best: ClassVar[float | None] = 1.0
 
     types: tuple[RougeType, ...] = Field(
         ("rouge1", "rouge2", "rougeL", "rougeLsum"), min_length=1, description="Which, the one that counts most first."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 class Sacrebleu(AnswerMetric, family="metric"):
     """Counts of n-grams, summed over the corpus and only then scored: 0 to 100."""
+
+    best: ClassVar[float | None] = 100.0
 
     @property
     def figure(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -85,6 +85,8 @@ class Ranking(Choosing, Transform):
 
 class Choices(Choosing, Task):
     """Multiple choice by likelihood (Brown et al. 2020): accuracy, and what else holds of labels."""
+
+    version: ClassVar[int] = 2  # a model without weights for its head is refused
 
     shots: Shots | None = Field(None, description="Answered rows that are shown first.")
 

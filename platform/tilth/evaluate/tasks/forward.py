@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 class Forward(Task):
     """The score follows from what the model is: a classifier, a tagger, one that answers by spans, a language model."""
+
+    version: ClassVar[int] = 2  # a model without weights for its head is refused
 
     stride: int | None = Field(
         None,
