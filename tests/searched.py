@@ -10,12 +10,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from stages import Number
 from tilth.config import EXECUTION, Component, DatasetRef, ModelRef
 from tilth.errors import StageError, StageStopped
 from tilth.recipe import STOP, Figures, Stage
 from tilth.runs import Artifact, Out
 from tilth.storage import Store
-from tilth.trials import Judge, Outcome, Packs, Report, Trial
+from tilth.trials import CrowdedError, Judge, Outcome, Packs, Report, TimeOverError, Trial
 
 
 class Inner(Component):
@@ -142,6 +143,45 @@ class Full(Crowded):
     taken: ClassVar[int] = 0
 
 
+class Loose(Range):
+    """With their models loaded it turns out that these share no pass."""
+
+    @classmethod
+    def pack(cls, trials: Iterable[Trial], places: int, judge: Judge) -> Iterator[Outcome]:
+        for trial in trials:
+            yield Outcome(trial.name, why="its model draws at random", apart=True)
+
+
+class Cramped(Range):
+    """Memory holds two at once."""
+
+    @classmethod
+    def pack(cls, trials: Iterable[Trial], places: int, judge: Judge) -> Iterator[Outcome]:
+        if places > 2:
+            list(islice(trials, places))
+            raise CrowdedError("packs: they do not fit the device's memory at once")
+        yield from super().pack(trials, places, judge)
+
+
+class Narrow(Range):
+    """The same, and it is known beforehand."""
+
+    @classmethod
+    def packs(cls, stages: Mapping[str, Stage], places: int, room: float | None = None) -> Packs:
+        found = super().packs(stages, places, room)
+        return Packs(found.together, found.apart, at_once=(2,) * len(found.together))
+
+
+class Stuck(Range):
+    """The pass that all share hangs."""
+
+    @classmethod
+    def pack(cls, trials: Iterable[Trial], places: int, judge: Judge) -> Iterator[Outcome]:
+        list(islice(trials, places))
+        time.sleep(3600)
+        yield
+
+
 class Wide(Hill):
     """Takes every CPU of the cluster while it runs, as workers do that train."""
 
@@ -164,12 +204,42 @@ class Wide(Hill):
             remove_placement_group(group)
 
 
+class Stalled(Range):
+    """A trial's own work hangs where x is above `hangs`."""
+
+    @classmethod
+    def pack(cls, trials: Iterable[Trial], places: int, judge: Judge) -> Iterator[Outcome]:
+        for trial in (taken := list(islice(trials, places))):
+            assert isinstance(trial.stage, Hill)
+            if trial.stage.hangs is not None and trial.stage.x > trial.stage.hangs:
+                try:
+                    time.sleep(3600)
+                except TimeOverError as error:
+                    error.trial = trial.name
+                    raise
+        yield from super().pack(iter(taken), places, judge)
+
+
+class Lazy(Number):
+    """A number that takes for ever where it is above 2."""
+
+    def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
+        if self.value > 2:
+            time.sleep(3600)
+        return super().run(out, inputs)
+
+
 class Look(Stage):
     """Measures what a hill left."""
 
     model: ModelRef = Field(description="What is looked at.")
     split: str = Field("validation", description="Where.")
+    hangs: float | None = Field(None, json_schema_extra=EXECUTION, description="Hangs where the hill is above this.")
+    takes: float = Field(0.0, ge=0, json_schema_extra=EXECUTION, description="Seconds.")
 
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
         model = inputs[self.model]
+        if self.hangs is not None and model.metrics["height"] > self.hangs:
+            time.sleep(3600)
+        time.sleep(self.takes)
         return out.artifact({"hill/seen": 10 * model.metrics["height"]})

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +24,14 @@ from tilth.data.schema import original
 from tilth.errors import StageError, StorageError
 from tilth.recipe import Stage
 from tilth.runs import Artifact
+from tilth.search.one_by_one import limited
 from tilth.storage import Store
 from tilth.train import trace as traces
-from tilth.train.fitting import MICRO
+from tilth.train.fitting import MICRO, ROOM
+from tilth.train.packs import turns
+from tilth.train.packs.fit import Need
 from tilth.train.sft import Sft
-from tilth.trials import Outcome, Report, Trial
+from tilth.trials import CrowdedError, Outcome, Report, TimeOverError, Trial
 from tiny import model_folder
 from together import Settings, of_different_kinds, packed, sft, trial
 from training import dataset, stage_of
@@ -277,6 +281,52 @@ def test_memory_that_a_pack_fills_is_no_fault_of_a_trial(root: Path) -> None:
     assert not Store.at(root / "memory/m1").exists(MICRO)
 
 
+@pytest.mark.parametrize(("dropout", "why"), [(0.0, "the model is given"), (0.1, "drops 0.1 of its values")])
+def test_a_trial_whose_model_shares_no_pass_is_set_apart(root: Path, dropout: float, why: str) -> None:
+    model_folder(root / f"t5-{dropout}", "t5", dropout)
+    stages = {f"t{n}": sft(root, {"kind": "lora", "rank": 2 + n}, f"t5-{dropout}") for n in range(2)}
+    for outcome in packed(root, f"apart {dropout}", stages).values():
+        assert (outcome.apart, outcome.artifact) == (True, None)
+        assert why in outcome.why
+
+
+@pytest.mark.parametrize(
+    ("says", "kind", "told"),
+    [
+        ("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes", CrowdedError, "fit"),
+        ("a size is odd", StageError, "the pass of 2 trials failed: RuntimeError: a size is odd"),
+    ],
+)
+def test_what_the_shared_pass_raises_is_no_fault_of_a_trial(
+    root: Path, says: str, kind: type[StageError], told: str
+) -> None:
+    def failing(module: Any, given: Any, made: Any) -> None:
+        if isinstance(module, LlamaDecoderLayer) and module.training:
+            raise RuntimeError(says)
+
+    stages = {f"s{n}": sft(root, {"kind": "lora", "rank": 2 + n}, steps=1) for n in range(2)}
+    hook = register_module_forward_hook(failing)
+    try:
+        with pytest.raises(kind, match=told):
+            packed(root, "shared", stages)
+    finally:
+        hook.remove()
+
+
+def test_a_trial_that_hangs_is_named_and_not_waited_for(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "GRACE", 0.1)
+
+    def hanging(report: Report) -> bool:
+        if report.trial == "h1":
+            time.sleep(3600)
+        return True
+
+    stages = {f"h{n}": sft(root, {"kind": "lora", "rank": 2 + n}, steps=3) for n in range(2)}
+    with pytest.raises(TimeOverError) as ended, limited(8):
+        packed(root, "hanging", stages, judge=hanging)
+    assert ended.value.trial == "h1"
+
+
 @pytest.mark.slow
 def test_a_broken_off_pack_goes_on_from_its_checkpoints(root: Path) -> None:
     fields = {"checkpointing": {"every_steps": 2}}
@@ -339,3 +389,7 @@ def test_trials_are_packed_by_kind_and_memory_and_others_are_told_why(root: Path
     assert (len(pair.together), list(pair.apart.values())) == (1, ["the other trials of its kind fill packs of 2"])
     assert list(Sft.packs(lora, 8, room=1e12).together) == [tuple(lora)]
     assert all("two trials need" in why for why in Sft.packs(lora, 8, room=1e5).apart.values())
+    room = Need.of([stage for stage in lora.values() if isinstance(stage, Sft)]).bytes(2) / ROOM  # type: ignore[union-attr]
+    assert Sft.packs(lora, 8, room=1.01 * room).at_once == (2,)
+    small = {name: sft(root, {"kind": "lora"}, fields={"scale": {"memory_gib": 1e-4}}) for name in lora}
+    assert all("two trials need" in why for why in Sft.packs(small, 8).apart.values()), "of what the device has"

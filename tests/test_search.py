@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -25,7 +26,7 @@ from tilth.recipe import Recipe, load
 from tilth.report import write_report
 from tilth.runs import Artifact, Run
 from tilth.search import one_by_one
-from tilth.search.bench import Bench
+from tilth.search.bench import Bench, Outcome
 from tilth.search.choosing import Candidate, best_first, estimate, front, lead, verdicts, winner
 from tilth.search.measures import Objective
 from tilth.search.places import changed
@@ -208,6 +209,30 @@ def test_what_the_scheduler_said_outlives_the_process_it_said_it_in(tmp_path: Pa
     ]
 
 
+def test_a_figure_that_is_no_number_ends_its_trial_alone(tmp_path: Path) -> None:
+    """It has failed, also for a search that goes on from the record."""
+    held = recipe(
+        {"steps": 8}, space={"x": {"kind": "choice", "values": [0.3, -1.0]}}, searcher={"kind": "grid"},
+        scheduler={"kind": "asha", "metric": "error", "factor": 2, "grace": 2},
+    )  # fmt: skip
+    search: Any = held.stages["search"]
+    bench, journal = Bench.of(search, held, Run(tmp_path / "run")), Journal(Store.at(tmp_path / "trials"))
+    asked = Asked(search, bench, journal, Study(search))
+    first, second = asked.next(), asked.next()
+    assert first is not None
+    assert second is not None
+    assert not asked.report(first, [(1, {"error": 1.0}), (2, {"error": math.nan}), (3, {"error": 1.0})])
+    asked.tell(first, Outcome(stopped=True))
+    assert not asked.report(second, [(1, {"error": math.inf})])
+    resumed = Asked(search, bench, journal, Study(search))
+    assert resumed.next() is None, "the second was ended already"
+    told = [(trial.state, trial.error, trial.reported) for trial in journal.read()]
+    assert told == [("failed", "error is nan after step 2", [[1, 1.0]]), ("failed", "error is inf after step 1", [])]
+    resumed.take_back()
+    again = Asked(search, bench, journal, Study(search))
+    assert [trial.number for trial in (again.next(), again.next()) if trial is not None] == [0, 1]
+
+
 REFUSED = [
     ({"space": {"y": {"kind": "uniform", "low": 0.0, "high": 1.0}}}, "space.y: 0.0 does not fit: unknown field"),
     (
@@ -259,6 +284,63 @@ def sft(**space: Any) -> dict[str, Any]:
                    "searcher": {"kind": "grid"}},
     }  # fmt: skip
     return {"name": "training", "stages": stages}
+
+
+EAGER = {"split": "test", "every_steps": 1}
+EITHER = {"kind": "choice", "values": ["validation", "test"]}
+RANKS = {"model.lora.rank": {"kind": "choice", "values": [4, 8]}}
+CHOSEN: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "scheduler": (
+        {"validation": EAGER}, {"metric": "look/seen", "scheduler": {"kind": "asha"}},
+        "stage: sft is compared with other trials on the test split, by which nothing may be chosen",
+    ),
+    "weights": ({"validation": EAGER}, {"metric": "look/seen"}, "keeps the weights that are best on the test split"),
+    "loss": ({"validation": "test"}, {}, "metric: sft looks at the test split"),
+    "probe": (
+        {"forgetting": {"probes": [{"data": "@data"}]}}, {"metric": "data_test perplexity change"},
+        "metric: sft probes data_test on the test split",
+    ),
+    "a value": ({}, {"space": {"validation.split": EITHER}}, "validation.split: test does not fit: sft looks at the"),
+    "a component": (
+        {}, {"space": {"validation": {"kind": "choice", "values": [{"split": "validation"}, {"split": "test"}]}}},
+        "space.validation: .*'test'.* does not fit: sft looks at the test split",
+    ),
+    "another stage's": (
+        {}, {"metric": "look/seen", "space": {"stages.look.split": EITHER}},
+        "stages.look.split: test does not fit: look looks at the test split",
+    ),
+    "a misspelt figure": ({}, {"metric": "validation_los"}, "measures no 'validation_los'; did you .*validation_loss"),
+    "time in a pack": (
+        {}, {"also": [{"metric": "sft/seconds"}], "runner": {"kind": "packed"}},
+        "also.0.metric: seconds of a trial in a pack is the time of all trials in it; set runner: {kind: one_by_one}",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_nothing_is_chosen_by_test_rows_misspelt_figures_or_the_time_of_others(name: str) -> None:
+    trained, settings, said = CHOSEN[name]
+    data = sft(**RANKS)
+    data["stages"]["look"] = {"kind": "searched:Look", "model": "@sft"}
+    load(data)
+    data["stages"]["sft"].update(trained)
+    data["stages"]["search"].update(settings)
+    with pytest.raises(RecipeError, match=said):
+        load(data)
+
+
+def test_shares_are_of_tasks_that_there_are() -> None:
+    weights = {"kind": "simplex", "names": ["cards", "rates"]}
+    data = sft(**{"tasks.weighting.weights": weights})
+    stages = data["stages"]
+    stages["mixture"] = {"kind": "mix", "data": {"cards": "@data", "rates": "@other"}}
+    stages["other"] = dict(stages["data"])
+    stages["sft"].update(data="@mixture", tasks={"weighting": {"kind": "fixed", "weights": {"cards": 1.0}}})
+    stages["search"]["searcher"], stages["search"]["trials"] = {"kind": "random"}, 2
+    load(data)
+    weights["names"] = ["card", "rates"]
+    with pytest.raises(RecipeError, match="does not fit: no task is called 'card'; did you mean \"cards\""):
+        load(data)
 
 
 def test_a_field_of_a_kind_is_searched_only_where_that_kind_is() -> None:
@@ -432,6 +514,53 @@ def test_a_pack_that_ends_before_it_holds_its_trials_loses_none(tmp_path: Path, 
     artifact = searched(tmp_path, {"kind": f"searched:{kind}", "steps": 2}, **grid, **packed)
     assert [trial["state"] for trial in trials(artifact)] == ["complete"] * 4
     assert [sorted(item["seeds"]) for item in artifact.detail["search"]["finalists"]] == [["1", "2"]] * 3
+
+
+def xs(*values: float) -> dict[str, Any]:
+    """A search over these, in a pack."""
+    space = {"x": {"kind": "choice", "values": list(values)}}
+    return {"space": space, "searcher": {"kind": "grid"}, "runner": {"kind": "packed", "places": 4}}
+
+
+def test_a_trial_that_turns_out_to_share_no_pass_is_run_by_itself(tmp_path: Path) -> None:
+    hill = {"kind": "searched:Loose", "steps": 2, "raises": 0.4}
+    told = trials(searched(tmp_path, hill, **xs(*XS)))
+    assert [trial["error"] for trial in told] == [None, None, None, "ValueError: x is 0.500"], "its own fault, alone"
+
+
+@pytest.mark.parametrize("kind", ["Cramped", "Narrow"])
+def test_packs_are_as_large_as_memory_allows(tmp_path: Path, kind: str) -> None:
+    told = trials(searched(tmp_path, {"kind": f"searched:{kind}", "steps": 2}, **xs(*XS, 0.1, 0.2)))
+    assert [trial["state"] for trial in told] == ["complete"] * 6
+    company = [json.loads(file.read_text()) for file in tmp_path.glob("stages/hill/*/company.json")]
+    assert (len(company), max(company)) == (5, 2), "one is the recipe as written"
+
+
+@pytest.mark.parametrize("kind", ["Stuck", "Stalled"])
+def test_a_pass_that_hangs_is_ended_and_who_hangs_alone_has_failed(tmp_path: Path, kind: str) -> None:
+    hill = {"kind": f"searched:{kind}", "steps": 2, "hangs": 0.4}
+    told = trials(searched(tmp_path, hill, **xs(0.1, 0.5, 0.2), limit=0.5))
+    assert [trial["error"] for trial in told] == [None, "it took longer than its limit of 0.5 s", None]
+
+
+def test_the_limit_holds_before_a_pack_and_behind_it(tmp_path: Path) -> None:
+    data = data_of({"kind": "searched:Range", "steps": 2, "x": -1.0}, **xs(0.1, -0.5, 0.2), limit=0.5)
+    data["stages"]["look"]["hangs"] = 0.5
+    told = trials(Run(tmp_path / "behind").execute(load(data))["search"])
+    late = "it took longer than its limit of 0.5 s"
+    assert [trial["error"] for trial in told] == [late, None, late]
+    data = data_of({"kind": "searched:Range", "steps": 2}, **xs(0.1), limit=0.5)
+    data["stages"]["data"]["kind"] = "searched:Lazy"
+    data["stages"]["search"]["space"]["stages.data.value"] = {"kind": "choice", "values": [1, 2, 3]}
+    told = trials(Run(tmp_path / "before").execute(load(data))["search"])
+    assert [trial["error"] for trial in told] == [None, None, late]
+
+
+def test_what_is_done_for_one_trial_is_no_time_of_the_others(tmp_path: Path) -> None:
+    data = data_of({"kind": "searched:Range", "steps": 2}, **xs(0.1, -0.5, 0.2, 0.3), limit=2)
+    data["stages"]["look"]["takes"] = 0.8
+    told = trials(Run(tmp_path).execute(load(data))["search"])
+    assert [trial["error"] for trial in told] == [None] * 4
 
 
 def test_twins_of_a_pack_are_trained_once_and_what_is_damaged_is_trained_anew(tmp_path: Path) -> None:

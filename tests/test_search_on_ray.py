@@ -10,9 +10,13 @@ import pytest
 from ray import tune
 
 import tilth
-from test_search import begun, searched, trials
+from test_search import begun, searched, sft, trials
+from tilth.errors import StageError
+from tilth.recipe import load
+from tilth.runs import Run
 from tilth.search import one_by_one
-from tilth.search.on_tune import NEXT_TO_NOTHING
+from tilth.search.bench import Bench
+from tilth.search.on_tune import NEXT_TO_NOTHING, room
 
 
 @pytest.mark.slow
@@ -28,6 +32,25 @@ def test_trials_run_on_ray_tune(tmp_path: Path, ray_session: Any) -> None:
 
 def test_a_trial_takes_no_part_of_a_cpu_beside_its_stages() -> None:
     assert tune.with_resources(lambda config: None, NEXT_TO_NOTHING)._resources.bundles == [{"memory": 1}]
+
+
+def test_as_many_trials_run_at_once_as_the_cluster_holds(tmp_path: Path) -> None:
+    data: Any = sft(**{"model.lora.rank": {"kind": "choice", "values": [4, 8]}})
+
+    def at_once(cluster: dict[str, float], **scale: Any) -> int:
+        data["stages"]["sft"]["scale"] = scale
+        held = load(data)
+        search: Any = held.stages["search"]
+        return room(Bench.of(search, held, Run(tmp_path)), cluster)
+
+    assert at_once({"CPU": 8.0, "GPU": 1.0}, cpus=0.5, gpus=0.1) == 8, "by the data stage, which takes a CPU"
+    assert at_once({"CPU": 99.0, "GPU": 1.0}, gpus=0.1) == 10
+    assert at_once({"CPU": 99.0, "GPU": 1.0}, gpus=0.3) == 3
+    elastic = {"workers": 2, "min_workers": 1, "cpus": 4.0}
+    assert at_once({"CPU": 17.0}, **elastic) == 2
+    assert at_once({"CPU": 4.0}, **elastic) == 1, "it goes on with one worker"
+    with pytest.raises(StageError, match="a trial takes 4 CPU, of which the cluster has 3"):
+        at_once({"CPU": 3.0}, **elastic)
 
 
 @pytest.mark.slow

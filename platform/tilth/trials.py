@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tilth.errors import StageError
+
 if TYPE_CHECKING:
     from tilth.recipe import Stage
     from tilth.runs import Artifact, Out
@@ -21,6 +23,8 @@ class Packs:
 
     together: tuple[tuple[str, ...], ...] = ()
     apart: Mapping[str, str] = field(default_factory=dict)
+    #: how many trials of each pack there is memory for at once; empty: for as many as there are places
+    at_once: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,3 +63,16 @@ class Outcome:
     why: str = ""
     #: the judge ended it: its trace is there, but no artifact, for it is not what its fingerprint says
     stopped: bool = False
+    #: it cannot share the pass of the others, as `why` says: nothing of it has run, and it is to run by itself
+    apart: bool = False
+
+
+class CrowdedError(StageError):
+    """Trials of a pack do not fit the device's memory at once; fewer of them may."""
+
+
+class TimeOverError(BaseException):
+    """A trial's time is over; a stage that catches every Exception does not catch this."""
+
+    #: the trial of a pack whose own work it broke off; None: a trial's that runs alone, or work for all of a pack
+    trial: str | None = None

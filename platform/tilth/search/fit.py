@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from tilth.errors import Problem, RecipeError
 from tilth.problems import nearest, problems
 from tilth.recipe import Recipe, Stage
+from tilth.search.looking import measuring, peeking, unknown_tasks
 from tilth.search.measures import home
 from tilth.search.places import Data, Keys, keys_of, located, ordered, place, value_at
 from tilth.search.space import Choice, Space
@@ -44,7 +45,7 @@ def unfit(search: Search, recipe: Recipe) -> Iterator[Problem]:
     if recipe.stages[search.target].stands_for is not None:
         yield Problem("stage", f"{search.stage} is a search itself", "name the stage that is to be searched")
         return
-    yield from (*_measuring(search, recipe), *_scheduling(search, recipe), *_size(search))
+    yield from (*measuring(search, recipe), *_scheduling(search, recipe), *_size(search))
     part = chain(search, recipe)
     bases = list(_bases(search, part))
     yield from _twice(search, bases)
@@ -78,20 +79,6 @@ def _seeds(search: Search, written: Data) -> Iterator[Problem]:
         yield Problem("repeats.seeds", f"{own} is the seed that the search itself runs with", "use others")
     if len(set(seeds)) < len(seeds):
         yield Problem("repeats.seeds", "a seed stands there twice", "name each once")
-
-
-def _measuring(search: Search, recipe: Recipe) -> Iterator[Problem]:
-    for number, objective in enumerate(search.objectives):
-        where = f"also.{number - 1}.metric" if number else "metric"
-        name = home(search.target, objective.metric)
-        stage: Any = recipe.stages[name]
-        if search.target not in recipe.part([name]).stages:
-            yield Problem(where, f"{name} does not depend on {search.stage}", "name a stage that measures its result")
-        looked = {getattr(stage, "split", None), getattr(getattr(stage, "validation", None), "split", None)}
-        if "test" in looked:
-            what = f"{name} looks at the test split, by which nothing may be chosen"
-            mend = "measure another split here, and test the winner by a stage behind the search"
-            yield Problem(where, what, mend)
 
 
 def _scheduling(search: Search, recipe: Recipe) -> Iterator[Problem]:
@@ -143,24 +130,24 @@ def _path_problems(search: Search, part: Recipe, path: str, space: Space, bases:
         yield Problem(where, "is never there: its kind is neither written nor searched", "search the kind too")
     for data, found in places:
         for value in space.corners():
-            fault = _fault(data, found, value, path)
+            fault = _fault(search, part, _with(data, found, value, path), found)
             if fault is not None:
                 yield Problem(where, f"{_shown(value)} does not fit: {fault.what}", fault.mend)
                 return
 
 
-def _fault(data: Data, keys: Keys, value: Any, path: str) -> Problem | None:
-    """What is wrong with the stage once it holds this value."""
+def _fault(search: Search, part: Recipe, tried: Data, keys: Keys) -> Problem | None:
+    """What is wrong with the stage once it holds the value that was put where `keys` lead."""
     name = keys[1]
+    whole = {"name": "part", "stages": {name: tried["stages"][name]}}
     try:
-        tried = _with(data, keys, value, path)["stages"][name]
-        whole = {"name": "part", "stages": {name: tried}}
         stage: Stage = Recipe.model_validate(whole).stages[name]
     except RecipeError as error:
         return error.problems[0]
     except ValidationError as error:
         return _without_place(problems(error, whole, Recipe)[0], ".".join(keys))
     faults = [*stage.check(), *(fault for _, child in stage.children() for fault in child.check())]
+    faults += [*peeking(search, name, stage), *unknown_tasks(stage, part)]
     return faults[0] if faults else None
 
 

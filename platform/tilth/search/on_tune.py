@@ -28,6 +28,7 @@ from tilth.search.bench import Bench, Outcome, over
 from tilth.storage import Store
 
 if TYPE_CHECKING:
+    from tilth.recipe import Stage
     from tilth.runs import Step
     from tilth.search.trials import Trial, Trials
 
@@ -40,6 +41,8 @@ TOLD = "told"
 RETRIES = 2
 #: characters of what Ray says of that
 SAID = 400
+#: by which parts of a GPU may fail to add up: ten times 0.1 is one, and 1.0 // 0.1 is 9
+SLACK = 1e-6
 Given = TypeVar("Given")
 
 
@@ -75,16 +78,28 @@ def run(trials: Trials, bench: Bench, at_once: int | None) -> None:
 
 
 def room(bench: Bench, cluster: Mapping[str, float]) -> int:
-    """Trials that the cluster holds at the same time, by the stage that takes the most of it."""
+    """Trials that the cluster holds at the same time, by the stage that takes the most of it.
+
+    One that goes on with fewer workers takes what there is, but has to have room for those.
+    """
     most: dict[str, float] = {}
+    least: dict[str, float] = {}
     for stage in bench.recipe.stages.values():
         for name, amount in stage.demand.items():
             most[name] = max(most.get(name, 0.0), amount)
-    short = [name for name, amount in most.items() if cluster.get(name, 0.0) < amount]
+            least[name] = max(least.get(name, 0.0), amount * _fewest(stage))
+    short = [name for name, amount in least.items() if cluster.get(name, 0.0) < amount - SLACK]
     if short:
         has = cluster.get(short[0], 0.0)
-        raise StageError(f"a trial takes {most[short[0]]:g} {short[0]}, of which the cluster has {has:g}")
-    return int(min(cluster[name] // amount for name, amount in most.items() if amount))
+        raise StageError(f"a trial takes {least[short[0]]:g} {short[0]}, of which the cluster has {has:g}")
+    return max(1, int(min(cluster[name] / amount + SLACK for name, amount in most.items() if amount)))
+
+
+def _fewest(stage: Stage) -> float:
+    """The share of its demand that a stage goes on with."""
+    scale = getattr(stage, "scale", None)
+    fewest = getattr(scale, "min_workers", None)
+    return 1.0 if scale is None or fewest is None else float(min(1.0, fewest / max(1, scale.workers)))
 
 
 def folder(trial: Any) -> str:

@@ -7,11 +7,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tilth.errors import StageError
 from tilth.recipe import STOP, Figures
 from tilth.search.bench import Bench, Outcome, over
+from tilth.trials import TimeOverError
 
 if TYPE_CHECKING:
     from tilth.runs import Step
@@ -20,8 +22,20 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.5
 
 
-class TimeOverError(BaseException):
-    """The trial's time is over; a stage that catches every Exception does not catch this."""
+@dataclass(frozen=True)
+class Clock:
+    """Counts down the seconds of `limited`; None: never."""
+
+    seconds: float | None
+
+    def start(self) -> None:
+        """Begin anew with all of them."""
+        if self.seconds is not None:
+            signal.setitimer(signal.ITIMER_REAL, self.seconds)
+
+    def stop(self) -> None:
+        if self.seconds is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def run(trials: Trials, bench: Bench) -> None:
@@ -44,10 +58,11 @@ def one(trials: Trials, trial: Trial, bench: Bench) -> Outcome:
 
 
 @contextmanager
-def limited(seconds: float | None) -> Iterator[None]:
+def limited(seconds: float | None) -> Iterator[Clock]:
     """TimeOverError once the time is over. A signal does it, which also ends waiting and sleeping."""
+    clock = Clock(seconds)
     if seconds is None:
-        yield
+        yield clock
         return
     if threading.current_thread() is not threading.main_thread():
         raise StageError("a limit of seconds needs the main thread; leave limit out, or take runner: {kind: tune}")
@@ -56,11 +71,11 @@ def limited(seconds: float | None) -> Iterator[None]:
         raise TimeOverError
 
     before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    clock.start()
     try:
-        yield
+        yield clock
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        clock.stop()
         signal.signal(signal.SIGALRM, before)
 
 

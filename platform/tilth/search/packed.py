@@ -1,26 +1,36 @@
 """Trials in packs: those that share what they train on run in one process, in one pass of what they share.
 
 Whether and how trials are trained together is the searched stage's own work (`Stage.packs`, `Stage.pack`). What it
-does not take is run by itself, and why is said.
+does not take is run by itself, and why is said. So are the trials of a pack that ended before its time, and in smaller
+packs where memory was full: what then fails by itself is the trial's own fault.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import repeat
+from typing import TYPE_CHECKING, TypeVar
 
 from tilth import ui
 from tilth.errors import StageError
 from tilth.search import one_by_one
 from tilth.search.bench import Bench, Outcome, over
-from tilth.trials import Packs, Report
+from tilth.search.one_by_one import Clock, limited
+from tilth.trials import CrowdedError, Packs, Report, TimeOverError
+from tilth.trials import Outcome as Ended
 from tilth.trials import Trial as Member
 
 if TYPE_CHECKING:
     from tilth.runs import Artifact, Step
     from tilth.search.trials import Trial, Trials
+
+Given = TypeVar("Given")
+#: seconds
+MOMENT = 1.0
 
 
 def run(trials: Trials, bench: Bench, places: int) -> None:
@@ -39,7 +49,9 @@ class Ready:
     trial: Trial
     step: Step
     inputs: dict[str, Artifact]
-    began: float
+    #: seconds that what comes before that stage took
+    before: float
+    began: float = 0.0
 
     @property
     def member(self) -> Member:
@@ -54,10 +66,14 @@ class Desk:
         #: asked, and not fit for the pack at hand
         self.aside: list[Ready] = []
         self.running: dict[str, Ready] = {}
+        #: those that turned out to share no pass, and are run by themselves once the pack has ended
+        self.apart: list[Ready] = []
         #: fingerprints that were given to a pack: no two trials may write to one place
         self.given: set[str] = set()
         #: twins of such trials, which reuse what these leave, and those whose finished stage is damaged
         self.later: list[Trial] = []
+        #: of the pack at hand: its time is over where nothing is heard of any trial for as long as one may take
+        self.clock = Clock(None)
 
     def batch(self) -> list[Ready]:
         """Trials until they fill a pack, those first that were put aside; at most twice as many as it holds."""
@@ -67,11 +83,21 @@ class Desk:
         return found
 
     def _full(self, batch: list[Ready]) -> bool:
-        return bool(batch) and any(len(names) >= self.places for names in self._packs(batch).together)
+        if not batch or self.places < 2:
+            return bool(batch)
+        packs = self._packs(batch)
+        return any(len(names) >= most for names, most in self._sized(packs))
 
     def _packs(self, batch: list[Ready]) -> Packs:
         stages = {str(ready.trial.number): ready.step.stage for ready in batch}
+        if self.places < 2:
+            return Packs(apart=dict.fromkeys(stages, "no two trials fitted the device's memory at once"))
         return type(batch[0].step.stage).packs(stages, self.places)
+
+    def _sized(self, packs: Packs) -> Iterator[tuple[tuple[str, ...], int]]:
+        """The names of each pack, and its places."""
+        for names, most in zip(packs.together, packs.at_once or repeat(self.places), strict=False):
+            yield names, min(most, self.places)
 
     def next(self) -> Ready | None:
         """The next trial that has something to train; others are told at once."""
@@ -82,88 +108,182 @@ class Desk:
 
     def _ready(self, trial: Trial) -> Ready | None:
         """The trial with all that its searched stage builds on; None where there is nothing to train, or it failed."""
-        found = self.bench.guarded(lambda: self._prepared(trial))
+        limit = self.bench.limit
+        found = self._within(limit, lambda: self.bench.guarded(lambda: self._prepared(trial)))
         if isinstance(found, Ready) and (found.step.damaged or found.step.fingerprint in self.given):
             self.later.append(trial)
             return None
         if isinstance(found, Ready) and not found.step.reused:
             self.given.add(found.step.fingerprint)
             return found
-        self.trials.tell(trial, self.bench.attempt(trial.values) if isinstance(found, Ready) else found)
+        if isinstance(found, Ready):
+            found = self._within(limit, lambda: self.bench.attempt(trial.values))
+        self.trials.tell(trial, found)
         return None
 
+    def _within(self, seconds: float | None, work: Callable[[], Given]) -> Given | Outcome:
+        """What work gives in so many seconds, or what comes of a trial that takes longer."""
+        try:
+            with limited(seconds):
+                return work()
+        except TimeOverError:
+            return Outcome(error=over(self.bench))
+
     def _prepared(self, trial: Trial) -> Ready:
-        bench = self.bench
+        bench, began = self.bench, time.monotonic()
         recipe = bench.changed(trial.values)
         refs = [ref for _, ref in recipe.stages[bench.target].refs()]
         before = bench.run.build(recipe, [ref.stage for ref in refs])
-        return Ready(trial, bench.step(recipe), {str(ref): before[ref.stage] for ref in refs}, time.monotonic())
+        inputs = {str(ref): before[ref.stage] for ref in refs}
+        return Ready(trial, bench.step(recipe), inputs, time.monotonic() - began)
 
     def run(self, batch: list[Ready]) -> None:
         """Run the packs that trials make; the others wait for more like them, or where there is no pack run alone."""
         named = {str(ready.trial.number): ready for ready in batch}
         found = self._packs(batch)
         if found.together:
-            packs = [[named.pop(name) for name in names] for names in found.together]
+            packs = [([named.pop(name) for name in names], most) for names, most in self._sized(found)]
             self.aside = list(named.values())
-            for members in packs:
-                self._pack(members)
+            for members, most in packs:
+                self._pack(members, most)
             return
         for name, ready in named.items():
             ui.reporter().say(f"trial {name} is run by itself: {found.apart[name]}")
             self._alone(ready)
 
-    def _pack(self, first: list[Ready]) -> None:
+    def _pack(self, first: list[Ready], most: int) -> None:
         """Run a pack that begins with these; where it ends before its time, what it took is run by itself."""
-        waiting = list(first)
+        waiting, places = list(first), min(most, self.places)
+        if places < 2:  # an earlier pack of this batch has shown that no two fit
+            self.aside = [*waiting, *self.aside]
+            return
         try:
-            for outcome in type(first[0].step.stage).pack(self._members(waiting), self.places, self.judge):
-                ready = self.running.pop(outcome.trial)
-                if outcome.artifact is not None:
-                    self.bench.run.finish(ready.step, outcome.artifact, time.monotonic() - ready.began)
-                self.trials.tell(ready.trial, self._outcome(ready, outcome.why, outcome.stopped))
+            self._together(waiting, places)
+        except CrowdedError as error:
+            self._crowded(error)
         except StageError as error:
             ui.reporter().say(f"the pack ended: {error}; its trials are run by themselves")
+        except TimeOverError as error:
+            self._hung(error)
         if len(waiting) == len(first):  # a pack that takes none at all would be tried for ever
             self._entered(waiting.pop(0))
         self.aside = [*waiting, *self.aside]
         while self.running:
             self._alone(self.running.popitem()[1])
+        while self.apart:
+            self._alone(self.apart.pop(0))
+
+    def _together(self, waiting: list[Ready], places: int) -> None:
+        """Run a pack, and tell what comes of its trials as it comes."""
+        kind = type(waiting[0].step.stage)
+        with limited(self.bench.limit) as self.clock:
+            outcomes = kind.pack(self._members(waiting, places), places, self.judge)
+            try:
+                for outcome in outcomes:
+                    with self._beside():
+                        self._ended(outcome)
+            finally:
+                self.clock.stop()
+                self.clock = Clock(None)
+                if isinstance(outcomes, Generator):
+                    outcomes.close()
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """What is done for one trial while the pack waits: it is no part of the time of the others."""
+        self.clock.stop()
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            for ready in self.running.values():
+                ready.began += time.monotonic() - began
+            self.clock.start()
+
+    def _ended(self, ended: Ended) -> None:
+        ready = self.running.pop(ended.trial)
+        if ended.apart:
+            ui.reporter().say(f"trial {ended.trial} is run by itself: {ended.why}")
+            self.apart.append(ready)
+            return
+        if ended.artifact is not None:
+            self.bench.run.finish(ready.step, ended.artifact, time.monotonic() - ready.began)
+        self.trials.tell(ready.trial, self._outcome(ready, ended.why, ended.stopped))
+
+    def _crowded(self, error: CrowdedError) -> None:
+        """Memory was full: what ran goes on in smaller packs, and no pack is as large again."""
+        if len(self.running) < 2:
+            ui.reporter().say(f"the pack ended: {error}; what it held is run by itself")
+            return
+        self.places = (len(self.running) + 1) // 2
+        ui.reporter().say(f"the pack ended: {error}; its trials go on with {self.places} places")
+        self._put_aside()
+
+    def _hung(self, error: TimeOverError) -> None:
+        """Of no trial was heard for as long as one may take: that whose own work it was has failed."""
+        ready = self.running.pop(error.trial, None) if error.trial is not None else None
+        if ready is None:
+            what = f"the pass of all trials took longer than their limit of {self.bench.limit:g} s"
+            ui.reporter().say(f"the pack ended: {what}; its trials are run by themselves")
+            return
+        ui.reporter().say(f"the pack ended: trial {error.trial} hangs; the others go on in another")
+        self.trials.tell(ready.trial, Outcome(error=over(self.bench)))
+        self._put_aside()
+
+    def _put_aside(self) -> None:
+        self.aside = [*self.running.values(), *self.aside]
+        self.running = {}
 
     def _outcome(self, ready: Ready, why: str, stopped: bool) -> Outcome:
         if self._late(ready) and stopped:
             return Outcome(error=over(self.bench))
         if stopped:
             return Outcome(stopped=True)
-        return Outcome(error=why) if why else self.bench.attempt(ready.trial.values)
+        if why:
+            return Outcome(error=why)
+        return self._within(self._left(ready), lambda: self.bench.attempt(ready.trial.values))
+
+    def _left(self, ready: Ready) -> float | None:
+        """Seconds that are left to a trial; a moment, in which what is done is found, where there are none."""
+        limit = self.bench.limit
+        if limit is None:
+            return None
+        return max(min(MOMENT, limit), limit - (time.monotonic() - ready.began))
 
     def _late(self, ready: Ready) -> bool:
         return self.bench.limit is not None and time.monotonic() - ready.began > self.bench.limit
 
-    def _members(self, waiting: list[Ready]) -> Iterator[Member]:
+    def _members(self, waiting: list[Ready], places: int) -> Iterator[Member]:
         """Those at hand, then one for each place that becomes free; what does not fit waits for a pack of its own."""
         first = waiting[0]
         while waiting:
             yield self._entered(waiting.pop(0))
-        while len(self.aside) < self.places and (other := self.next()) is not None:
+        while len(self.aside) + len(self.apart) < places and (other := self._offered()) is not None:
             if self._fits(first, other):
                 yield self._entered(other)
             else:
                 self.aside.append(other)
 
+    def _offered(self) -> Ready | None:
+        with self._beside():
+            return self.next()
+
     def _entered(self, ready: Ready) -> Member:
-        ready.began = time.monotonic()
+        ready.began = time.monotonic() - ready.before
         self.running[str(ready.trial.number)] = ready
         return ready.member
 
     def _fits(self, one: Ready, other: Ready) -> bool:
-        return any(len(names) > 1 for names in self._packs([one, other]).together)
+        """Whether they can share a pack, for which there is a place."""
+        stages = {"one": one.step.stage, "other": other.step.stage}
+        return bool(type(one.step.stage).packs(stages, 2, math.inf).together)
 
     def judge(self, report: Report) -> bool:
         """Whether a trial of a pack goes on."""
-        ready = self.running[report.trial]
-        if self._late(ready):
+        ready = self.running.get(report.trial)
+        if ready is None or self._late(ready):  # none: it hung, was ended, and goes on after all
             return False
+        self.clock.start()
         figures = {"loss": report.loss}
         if report.validation_loss is not None:
             figures["validation_loss"] = report.validation_loss

@@ -36,9 +36,12 @@ class OneByOne(Runner):
 class Packed(Runner):
     """Trials of one training stage in packs, in this process: adapters of different rank, length, rate and seed share
     one pass of the model below them. What cannot share it is run by itself, and why is said.
+
+    `limit` counts what is done for a trial and in steps of the pack, not what is done for another trial between two.
+    The time of a trial is that of its pack, so `seconds` of the searched stage is refused as an objective.
     """
 
-    places: int = Field(8, ge=2, description="Trials in a pack at the same time.")
+    places: int = Field(8, ge=2, description="Trials in a pack at the same time, or fewer where memory is short.")
 
     def run(self, trials: Trials, bench: Bench) -> None:
         from tilth.search.packed import run

@@ -50,13 +50,16 @@ class Search(Stage):
     candidate too. Nothing here looks at the test split: a stage behind this one scores the winner there, once.
     """
 
-    version: ClassVar[int] = 2  # fewer finished seeds do not win; what lies outside applies first
+    # fewer finished seeds do not win; what lies outside applies first; trials that share no pass are run by themselves
+    version: ClassVar[int] = 3
 
     stage: Annotated[str, Field(min_length=1), AfterValidator(_searched)] = Field(
         description="The stage whose fields are searched, and whose result is left."
     )
     space: dict[str, Space] = Field(min_length=1, description="Dotted path in that stage, or from `stages`: values.")
-    metric: Measure = Field(description="STAGE/FIGURE, or a figure of the searched stage itself.")
+    metric: Measure = Field(
+        description="STAGE/FIGURE, or a figure of the searched stage itself; its time is refused with runner: packed."
+    )
     mode: Literal["min", "max"] = Field("max", description="Whether less of it is better, or more.")
     also: tuple[Objective, ...] = Field((), description="Further objectives; what is left is the best by `metric`.")
     trials: int | None = Field(None, ge=1, description="Trials; null: every point of a grid.")

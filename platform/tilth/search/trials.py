@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -36,7 +37,7 @@ class Trial:
     scores: dict[str, float] = field(default_factory=dict)
     #: (step, figure that the scheduler compares)
     reported: list[tuple[int, float]] = field(default_factory=list)
-    #: the scheduler has said that it is not to go on
+    #: the scheduler has said that it is not to go on, or its figure was no number, as `error` then says
     ended: bool = False
     #: what the scheduler keeps of it
     marks: dict[str, Any] = field(default_factory=dict)
@@ -112,10 +113,10 @@ class Recorded:
         self.journal.write(trial)
 
     def _score(self, trial: Trial, outcome: Outcome) -> None:
-        trial.made, trial.error = outcome.made, outcome.error
+        trial.made, trial.error = outcome.made, outcome.error or (trial.error if outcome.stopped else None)
         trial.curve = list(trial.reported)
-        if outcome.stopped or outcome.error is not None:
-            trial.state = "pruned" if outcome.stopped else "failed"
+        if outcome.stopped or trial.error is not None:
+            trial.state = "pruned" if trial.error is None else "failed"
             return
         try:
             trial.scores = scores(self.search, self.bench, outcome.made)
@@ -168,12 +169,17 @@ class Asked(Recorded):
             return not trial.ended
         last = trial.reported[-1][0] if trial.reported else -1
         new = [(step, named[scheduler.metric]) for step, named in figures if step > last and scheduler.metric in named]
-        for step, value in new:
+        return all(self._note(trial, step, value) for step, value in new)
+
+    def _note(self, trial: Trial, step: int, value: float) -> bool:
+        """A figure on the way, by which the scheduler may end the trial; one that is no number does end it."""
+        if math.isfinite(value):
             trial.reported.append((step, value))
             trial.ended = not self.study.report(trial, step, value)
-            self.journal.write(trial)
-            if trial.ended:
-                break
+        else:
+            metric = self.search.scheduler.metric if self.search.scheduler else "its figure"
+            trial.ended, trial.error = True, f"{metric} is {value} after step {step}"
+        self.journal.write(trial)
         return not trial.ended
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:
@@ -184,7 +190,7 @@ class Asked(Recorded):
         """Record every failed trial as begun and not ended, so that the next search over this journal runs it again."""
         for trial in self.trials:
             if trial.state == "failed":
-                trial.state, trial.error = "running", None
+                trial.state, trial.error, trial.ended = "running", None, False
                 self.journal.write(trial)
 
 
@@ -221,7 +227,7 @@ def curve(search: Search, bench: Bench, made: Mapping[str, str]) -> list[tuple[i
     stage = bench.recipe.stages[search.target]
     told = stage.course(bench.store(search.target, made[search.target]))
     wanted = search.scheduler.metric if search.scheduler else next(iter(stage.tells), "loss")
-    points = [(step, named[wanted]) for step, named in told if wanted in named]
+    points = [(step, named[wanted]) for step, named in told if wanted in named and math.isfinite(named[wanted])]
     return points[:: max(1, -(-len(points) // MOST_POINTS))]
 
 

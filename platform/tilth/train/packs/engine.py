@@ -91,23 +91,27 @@ class Engine:
         self._trunk = Trunk.of(self.backbone)
 
 
+class ApartError(StageError):
+    """A trial cannot share the pass of the others, which shows with its model."""
+
+
 def adapters(backbone: Any) -> dict[str, Any]:
     """PEFT's layers in a backbone, by their paths."""
     return {path: module for path, module in backbone.named_modules() if type(module) in _PACKED}
 
 
 def refuse_others(backbone: Any, below: Any) -> None:
-    """StageError for a member whose backbone is not `below` with adapters that can be packed."""
+    """ApartError for a member whose backbone is not `below` with adapters that can be packed."""
     packed = {id(p) for layer in adapters(backbone).values() for p in layer.parameters() if p.requires_grad}
     shared = {id(parameter) for parameter in below.parameters()}
     for name, parameter in backbone.named_parameters():
         if id(parameter) in shared | packed:
             continue
         what = "is trained" if parameter.requires_grad else "is not that of the other trials"
-        raise StageError(f"packs: {name} {what}, and a pack shares all weights below the head but for adapters")
+        raise ApartError(f"packs: {name} {what}, and a pack shares all weights below the head but for adapters")
     for name, module in backbone.named_modules():
         if rate := _dropout(module):
-            raise StageError(
+            raise ApartError(
                 f"packs: {name or 'the model'} drops {rate:g} of its values at random, which no pass for all trials "
                 "can draw as each of them would alone; only models without dropout are trained together"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from tilth import models
 from tilth.errors import ModelError
 from tilth.train.fitting import ROOM
 from tilth.train.memory import FLOAT32, GIB, activation_bytes, footprint
+from tilth.train.packs.memory import free
 from tilth.trials import Packs
 from tilth.weights import in_folder
 
@@ -29,7 +31,10 @@ KINDS = {
 
 
 def packs(stages: Mapping[str, Sft], places: int, room: float | None) -> Packs:
-    """Groups of at most `places` trials whose memory fits into `room` bytes; why each of the others is alone."""
+    """Groups of at most `places` trials whose memory fits into `room` bytes; why each of the others is alone.
+
+    `room` None: what of the device's memory is free; infinite: memory is not looked at.
+    """
     apart: dict[str, str] = {}
     groups: dict[Hashable, list[str]] = {}
     for name, stage in stages.items():
@@ -38,20 +43,23 @@ def packs(stages: Mapping[str, Sft], places: int, room: float | None) -> Packs:
         else:
             groups.setdefault(key(stage), []).append(name)
     together: list[tuple[str, ...]] = []
+    at_once: list[int] = []
     for names in groups.values():
-        need = None if room is None else Need.of([stages[name] for name in names])
-        most = places if need is None or room is None else need.at_once(places, room)
+        need = None if room == math.inf else Need.of([stages[name] for name in names])
+        there = free(stages[names[0]].scale) if room is None else room
+        most = places if need is None else need.at_once(places, there)
         count = -(-len(names) // most)
         for part in (tuple(names[start::count]) for start in range(count)):
             if len(part) > 1:
                 together.append(part)
+                at_once.append(most)
             elif need is not None and most < 2 <= places:
                 apart[part[0]] = f"two trials need {need.bytes(2) / GIB:.2g} GiB, more than {ROOM:.0%} of what there is"
             elif len(names) > 1:
                 apart[part[0]] = f"the other trials of its kind fill packs of {most}"
             else:
                 apart[part[0]] = "no other trial has its model, number formats and kind of adapter"
-    return Packs(tuple(together), apart)
+    return Packs(tuple(together), apart, tuple(at_once))
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class Need:
 
     def at_once(self, places: int, room: float) -> int:
         """As many trials as fit into ROOM of `room` bytes, at most `places` and at least 1."""
-        return max(1, min(places, int((ROOM * room - self.weights) // self.each)))
+        return max(1, int(min(places, (ROOM * room - self.weights) / self.each)))
 
 
 def _held(stage: Sft, weights: Weights, shape: Mapping[str, Any]) -> float:

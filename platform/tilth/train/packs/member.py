@@ -19,10 +19,9 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from tilth.data.loading import Pretrained
-from tilth.errors import StageError
 from tilth.train.masking import IGNORED
 from tilth.train.packs.base import Base
-from tilth.train.packs.engine import refuse_others
+from tilth.train.packs.engine import ApartError, refuse_others
 from tilth.train.packs.layout import GIVEN, Given
 from tilth.train.packs.turns import Turn
 from tilth.trials import Judge, Report
@@ -60,7 +59,7 @@ class Member:
         return self.base.lend(key, load)
 
     def join(self, trainer: Any) -> None:
-        """Exchange the backbone of the trainer's model; StageError where it cannot be shared."""
+        """Exchange the backbone of the trainer's model; ApartError where it cannot be shared."""
         whole = trainer.model.get_base_model()
         self.trainer, self.backbone = trainer, whole.base_model
         refuse_others(self.backbone, self.base.first.base_model)
@@ -137,12 +136,12 @@ class Reports(TrainerCallback):  # type: ignore[misc]
 
 
 def _given(bound: inspect.BoundArguments) -> Given:
-    """The tensors that a backbone was called with, by name; StageError for one that no pack knows to lay out."""
+    """The tensors that a backbone was called with, by name; ApartError for one that no pack knows to lay out."""
     named = {**bound.arguments, **bound.arguments.get("kwargs", {})}
     named = {name: value for name, value in named.items() if isinstance(value, Tensor)}
     named.pop("num_items_in_batch", None)  # for the loss, which a trial computes itself
     if other := sorted(set(named) - set(GIVEN)):
-        raise StageError(f"packs: the model is given {', '.join(other)}, which trials cannot share a pass with")
+        raise ApartError(f"packs: the model is given {', '.join(other)}, which trials cannot share a pass with")
     cache = {**bound.arguments, **bound.arguments.get("kwargs", {})}.get("past_key_values")
     return named if cache is None else {**named, "past_key_values": cache}
 

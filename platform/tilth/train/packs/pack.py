@@ -6,12 +6,12 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as distributed
 
 from tilth.errors import ClusterError, StageError, StageStopped, StorageError, TilthError
@@ -23,12 +23,13 @@ from tilth.train.checkpoint import StoreLink
 from tilth.train.job import FAILED
 from tilth.train.launch import CHECKPOINTS, collected, finished
 from tilth.train.packs.base import Base, twin
-from tilth.train.packs.engine import Engine
+from tilth.train.packs.engine import ApartError, Engine
 from tilth.train.packs.fit import alone
 from tilth.train.packs.member import Backward, Forward, Member, Stopped
+from tilth.train.packs.memory import exhausted
 from tilth.train.preflight import prepare
 from tilth.train.worker import train
-from tilth.trials import Judge, Outcome, Trial
+from tilth.trials import CrowdedError, Judge, Outcome, TimeOverError, Trial
 
 
 def pack(trials: Iterable[Trial], places: int, judge: Judge) -> Iterator[Outcome]:
@@ -71,17 +72,14 @@ class Pack:
 
     def step(self) -> Iterator[Outcome]:
         """One micro-batch of every trial: the shared pass forward, each trial's loss, the shared pass backward."""
-        engine = self._shared()
         asked = [self._asked.pop(member.name) for member in self.members]
-        try:
+        with _of_all(len(asked)):
+            engine = self._shared()
             found = engine.forward([member.backbone for member in self.members], [one.given for one in asked])
-            for member, outputs in zip(list(self.members), found, strict=True):
-                yield from self._resume(member, outputs)
+        for member, outputs in zip(list(self.members), found, strict=True):
+            yield from self._resume(member, outputs)
+        with _of_all(len(asked)):
             engine.backward()
-        except torch.OutOfMemoryError as error:
-            raise StageError(
-                f"packs: {len(asked)} trials at once do not fit the device's memory; use fewer places"
-            ) from error
         for member in list(self.members):
             yield from self._resume(member)
 
@@ -91,7 +89,11 @@ class Pack:
 
     def _resume(self, member: Member, answer: Any = None) -> Iterator[Outcome]:
         """Let a trial run until it asks for something; one that has ended leaves its place."""
-        asked = member.turn.resume(answer)
+        try:
+            asked = member.turn.resume(answer)
+        except TimeOverError as error:
+            error.trial = member.name
+            raise
         if isinstance(asked, Future):
             self.members.remove(member)
             yield _outcome(member, asked)
@@ -111,11 +113,23 @@ class Pack:
         return self._engine
 
 
+@contextmanager
+def _of_all(trials: int) -> Iterator[None]:
+    """What work for all of them raises is no trial's own: CrowdedError where it is for memory, else StageError."""
+    try:
+        yield
+    except Exception as error:
+        if exhausted(error):
+            what = f"packs: {trials} trials at once do not fit the device's memory; use fewer places"
+            raise CrowdedError(what) from error
+        raise StageError(f"packs: the pass of {trials} trials failed: {type(error).__name__}: {error}") from error
+
+
 def _run(trial: Trial, member: Member) -> Artifact | None:
     """The stage as `Stage.run` would run it in this process, in a pack; the artifact is rank 0's."""
     stage: Any = trial.stage
     if (why := alone(stage)) is not None:
-        raise StageError(f"{trial.name}: {why}")
+        raise ApartError(f"{trial.name}: {why}")
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     # adapters are small: what DeepSpeed would partition of them is not worth it
     whole = stage.model_copy(update={"scale": stage.scale.model_copy(update={"workers": 0, "deepspeed": None})})
@@ -146,11 +160,11 @@ def _outcome(member: Member, ended: Future[Artifact | None]) -> Outcome:
         raise error
     if full(error):
         raise StorageError(f"{member.name}: {error}") from error
-    if isinstance(error, torch.OutOfMemoryError):
+    if exhausted(error):
         what = f"packs: trial {member.name} does not fit the device's memory beside the others; use fewer places"
-        raise StageError(what) from error
+        raise CrowdedError(what) from error
     if isinstance(error, TilthError):
-        return Outcome(member.name, why=str(error))
+        return Outcome(member.name, why=str(error), apart=isinstance(error, ApartError))
     if isinstance(error, Exception):  # of this trial alone: it is told, and the others go on
         return Outcome(member.name, why=f"{type(error).__name__}: {error}")
     raise error

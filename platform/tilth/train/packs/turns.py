@@ -7,9 +7,11 @@ has only one, random numbers and Accelerate's state of gradients, every trial ha
 
 from __future__ import annotations
 
+import ctypes
 import random
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -19,6 +21,8 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 _STATES = (PartialState, AcceleratorState)
+#: seconds in which a trial that is to end gets to where it can
+GRACE = 5.0
 
 
 class Turn:
@@ -27,16 +31,18 @@ class Turn:
     def __init__(self, work: Callable[[], Any]) -> None:
         self._work = work
         self._future: Future[Any] | None = None
+        self._thread: threading.Thread | None = None
         self._answers: SimpleQueue[Any] = SimpleQueue()
         self._asked: SimpleQueue[Any] = SimpleQueue()
 
     def resume(self, answer: Any = None) -> Any:
         """Run on with `answer` until something is asked, which is returned; at the end a Future with the result."""
         if self._future is None:
-            executor = ThreadPoolExecutor(1, "tilth-trial")
-            self._future = executor.submit(self._work)
+            self._future = Future()
             self._future.add_done_callback(self._asked.put)
-            executor.shutdown(wait=False)
+            # a daemon: one that hangs is not waited for when this process ends
+            self._thread = threading.Thread(target=self._perform, daemon=True, name="tilth-trial")
+            self._thread.start()
         else:
             self._answers.put(answer)
         return self._asked.get()
@@ -52,10 +58,24 @@ class Turn:
         return answer
 
     def halt(self, why: BaseException) -> None:
-        """End it where it is held, and wait until it has."""
-        if self._future is not None and not self._future.done():
-            self._answers.put(why)
-            wait([self._future])
+        """End it where it is held, and wait until it has; one that hangs is left alone, and ends once it goes on."""
+        if self._future is None or self._thread is None or self._future.done():
+            return
+        self._answers.put(why)
+        if wait([self._future], GRACE).not_done:
+            place, kind = ctypes.c_ulong(self._thread.ident or 0), ctypes.py_object(type(why))
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(place, kind)
+            wait([self._future], GRACE)
+
+    def _perform(self) -> None:
+        if self._future is None:
+            return
+        try:
+            found = self._work()
+        except BaseException as error:  # noqa: BLE001 - who resumes it is told
+            self._future.set_exception(error)
+        else:
+            self._future.set_result(found)
 
 
 @dataclass(frozen=True)
