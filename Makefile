@@ -31,7 +31,8 @@ test-slow: install
 
 test-cluster: install
 	$(RUN) -m pip install -q --no-deps -r requirements/cluster.txt
-	$(RUN) -m pytest -m "not gpu" tests/test_jobs_on_ray.py tests/test_node_loss.py tests/test_cluster.py
+	$(RUN) -m pytest -m "not gpu" tests/test_jobs_on_ray.py tests/test_node_loss.py tests/test_head_loss.py \
+	  tests/test_cluster.py
 
 check: install
 	.venv/bin/ruff check .

@@ -4,6 +4,7 @@
 # unguarded port runs code.
 #   RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH   the cluster's token, or the file that holds it (mode 0600)
 #   TILTH_BIND                              where the dashboard and job server listen; 127.0.0.1 unless set
+#   TILTH_METRICS_PORT                      where Prometheus finds this node's metrics; 8080 unless set
 set -euo pipefail
 role="${1:-}"
 [ "$role" = head ] || [ "$role" = worker ] || { echo "usage: node.sh head | node.sh worker HEAD:PORT" >&2; exit 2; }
@@ -12,6 +13,7 @@ shift
 export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
 file="${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}"
 bind="${TILTH_BIND:-127.0.0.1}"
+metrics=(--metrics-export-port "${TILTH_METRICS_PORT:-8080}")
 
 if [ "$RAY_AUTH_MODE" != token ]; then
   echo "RAY_AUTH_MODE=$RAY_AUTH_MODE: a node is reached by others and needs a token; unset it, or set it to token" >&2
@@ -34,8 +36,8 @@ fi
 export RAY_task_oom_retries=0 RAY_worker_niceness=0
 if [ "$role" = head ]; then
   exec ray start --head --block --disable-usage-stats --port "${TILTH_PORT:-6379}" --dashboard-host "$bind" \
-    --include-dashboard true "$@"
+    --include-dashboard true "${metrics[@]}" "$@"
 fi
 address="${1:?worker needs the address of the head, HOST:6379}"
 shift
-exec ray start --block --disable-usage-stats --address "$address" "$@"
+exec ray start --block --disable-usage-stats --address "$address" "${metrics[@]}" "$@"

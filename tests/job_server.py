@@ -1,12 +1,15 @@
 """A small server that speaks Ray's Jobs API: it takes packages, runs entry points as processes, and shows their logs.
 
-What a test can do to it: want a token, hang up on all who follow a log (`hang_up`), answer nobody (`away`).
+What a test can do to it: want a token, hang up on all who follow a log (`hang_up`), answer nobody (`away`), stand as
+another that remembers nothing (`replaced`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -61,6 +64,17 @@ class JobApi:
             job["process"].kill()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(10)
+
+    def replaced(self) -> None:
+        """Another Ray stands where this one stood: it has none of its jobs and packages."""
+        gone, self.jobs = self.jobs, {}
+        for job_id, job in gone.items():
+            if job["process"].poll() is None:
+                os.killpg(job["process"].pid, signal.SIGKILL)
+            job["process"].wait()
+            shutil.rmtree(self.folder / f"job-{job_id}")
+        for package in self.folder.glob("*.zip"):
+            package.unlink()
 
     def hang_up(self) -> None:
         """End the connection of everyone who follows a log."""

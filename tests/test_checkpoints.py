@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tilth.storage import Store
-from tilth.train.checkpoint import StoreLink, damage
+from tilth.train.checkpoint import RayLink, StoreLink, damage
 from tilth.train.launch import CHECKPOINTS
 from tilth.train.worker import train
 from training import dataset, job_of, questions, stage_of, tiny_llama
@@ -55,6 +57,34 @@ def test_a_damaged_one_is_passed_over(
     assert found is not None
     assert (found / "shards" / "rank-0").read_text() == "step 6"
     assert "checkpoint step-00000009 is passed over" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["local", "object store"])
+def test_a_damaged_one_of_ray_train_is_passed_over_too(
+    tmp_path: Path, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+    from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
+    from ray.train import Checkpoint
+
+    store = Store.at(tmp_path / "store" if where == "local" else f"memory://{tmp_path.name}/store")
+    filesystem = LocalFileSystem() if where == "local" else PyFileSystem(FSSpecHandler(MemoryFileSystem()))
+    written = StoreLink(store, keep=4)
+    for step in (3, 6, 9, 12):
+        (tmp_path / "local").mkdir()
+        (tmp_path / "local" / "weights").write_bytes(bytes(range(256)) * step)
+        written.commit(tmp_path / "local", step)
+    for damaged in ("step-00000006", "step-00000009"):
+        store.write(f"{damaged}/weights", b"something else")
+    newest: Any = Checkpoint(store.path("step-00000009"), filesystem)
+    link = RayLink.__new__(RayLink)
+    link._train = SimpleNamespace(get_checkpoint=lambda: newest)  # what workers of Ray Train are told
+    found = link.resume()
+    assert found is not None
+    assert (found / "weights").read_bytes() == bytes(range(256)) * 3
+    said = capsys.readouterr().err
+    assert "checkpoint step-00000009 is passed over: weights is not as it was written" in said
+    assert "step-00000012" not in said
 
 
 def test_training_begins_anew_where_none_is_sound(link: StoreLink, tmp_path: Path) -> None:

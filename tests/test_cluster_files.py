@@ -102,6 +102,35 @@ def test_pods_are_confined_and_nothing_comes_in():
             assert container["resources"]["limits"] == container["resources"]["requests"]
 
 
+def test_prometheus_reaches_every_node_and_nobody_else_does():
+    policy = loaded(CLUSTER / "kuberay/raycluster.yaml")["spec"]["networkPolicy"]
+    for role in ("head", "worker"):
+        (rule,) = policy[role]["ingressRules"]
+        assert rule["ports"] == [{"port": 8080, "protocol": "TCP"}]
+        assert rule["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    for path in RAY_UP:
+        data = loaded(path)
+        for command in (*data["head_start_ray_commands"], *data["worker_start_ray_commands"]):
+            assert "--metrics-export-port=8080" in command.split(), path
+
+
+def test_work_that_runs_out_of_memory_is_left_to_the_ledger_everywhere():
+    """Ray alone would run it again without an end."""
+    for name, spec in clusters():
+        for pod in pods(spec):
+            found = {item["name"]: item["value"] for item in pod["containers"][0]["env"]}
+            assert found["RAY_task_oom_retries"] == "0", name
+    for path in RAY_UP:
+        assert "--env RAY_task_oom_retries=0" in loaded(path)["docker"]["run_options"], path
+    assert "export RAY_task_oom_retries=0" in (CLUSTER / "node.sh").read_text()
+
+
+def test_every_test_of_several_nodes_is_among_those_of_a_cluster():
+    recipe = (ROOT / "Makefile").read_text().partition("\ntest-cluster:")[2].partition("\n\n")[0]
+    for name in ("test_jobs_on_ray", "test_node_loss", "test_head_loss", "test_cluster"):
+        assert f"tests/{name}.py" in recipe.split()
+
+
 def test_no_file_holds_a_secret():
     secret = re.compile(r"(?i)(token|password|secret|key)[\"']?\s*[:=]\s*[\"']?(?!/)[A-Za-z0-9+/]{16,}")
     for path in [*CLUSTER.rglob("*"), *(ROOT / "jobs").glob("*")]:
@@ -271,8 +300,9 @@ def test_a_node_does_not_start_without_a_token(tmp_path):
     assert token.stat().st_mode & 0o777 == 0o600
     assert "--dashboard-host 127.0.0.1" in done.stdout
     assert done.stdout.strip().endswith("--num-cpus 2")
-    done = node(tmp_path, "worker", "host:6379", RAY_AUTH_TOKEN="x")
-    assert "--address host:6379" in done.stdout
+    assert "--metrics-export-port 8080" in done.stdout
+    done = node(tmp_path, "worker", "host:6379", RAY_AUTH_TOKEN="x", TILTH_METRICS_PORT="9000")
+    assert "--address host:6379 --metrics-export-port 9000" in done.stdout
     assert node(tmp_path, "worker", RAY_AUTH_TOKEN="x").returncode != 0
     assert node(tmp_path).returncode == 2
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from job_server import JobApi
 from tilth.cli import main
@@ -74,6 +75,20 @@ def test_storage_is_tried_and_left_clean(tmp_path):
     (bad,) = tried("/proc/nowhere")
     assert bad.state == "fault"
     assert bad.mend
+
+
+def test_storage_that_refuses_to_replace_a_file_is_no_sound_one(monkeypatch):
+    put = MemoryFileSystem.pipe_file
+
+    def once(self, path, value, **more):
+        if path.endswith("/replaced") and self.exists(path):
+            raise PermissionError("AccessDenied: objects are locked")
+        put(self, path, value, **more)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", once)
+    (found,) = tried("memory://locked")
+    assert found.state == "fault"
+    assert "objects are locked" in found.what
 
 
 def test_clocks_apart_are_a_fault():

@@ -15,7 +15,7 @@ import pytest
 from job_server import JobApi
 from tilth.cli import main
 from tilth.errors import ClusterError, RecipeError
-from tilth.jobs.spec import load_spec
+from tilth.jobs.spec import JobSpec, load_spec
 
 RECIPE = """\
 name: small
@@ -74,6 +74,12 @@ def found(project, **fields):
         ({"env": {"MODEL": "hf_" + "a" * 34}}, "looks like a secret"),
         ({"env": {"DATABASE": "postgres://me:pass@host/db"}}, "looks like a secret"),
         ({"overrides": ["stages.x.key=sk-" + "a" * 40]}, "looks like a secret"),
+        ({"env": {"OPENAI_APIKEY": "hunter2hunter2"}}, "env.OPENAI_APIKEY: looks like a secret"),
+        ({"env": {"DB_PASS": "hunter2"}}, "env.DB_PASS: looks like a secret"),
+        ({"overrides": ["stages.x.api_key=hunter2hunter2"]}, "overrides.0: looks like a secret"),
+        ({"overrides": ["stages.x={kind: y, generator: {token: hunter2}}"]}, "overrides.0: looks like a secret"),
+        ({"out": "s3://user:pw@bucket/run"}, "out: looks like a secret"),
+        ({"out": "s3://user:p/w@bucket/run"}, "out: looks like a secret"),
         ({"env": {"RAY_DATA_AUTOLOAD_PYEXTENSIONTYPE": "1"}}, "run code that lies in data files"),
         ({"secrets": {"HF_TOKEN": "hf_value"}}, "secrets.HF_TOKEN"),
         ({"overrides": ["stages.data.rows=x"]}, "stages.data.rows"),
@@ -88,6 +94,16 @@ def test_what_is_no_secret_passes(project):
     spec = load_spec(write_spec(project, env=harmless, secrets={"HF_TOKEN": "env", "X": "/run/x"}), ["hours=0.5"])
     assert spec.environment() == harmless | {"TILTH_SECRETS": "HF_TOKEN=env,X=/run/x", "TILTH_TIME_LIMIT": "1800"}
     assert spec.entrypoint == f"python -m tilth run recipe.yaml --out {project / 'run'}"
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["x.generator.api_key_env=OPENAI_API_KEY", "x.sampling.max_tokens=64", "x.columns={key: id}", "x.token=null",
+     "x.base_url=http://host:8000/v1@2", "x.key=name"],
+)  # fmt: skip
+def test_an_override_that_only_names_or_counts_is_no_secret(project, override):
+    spec = JobSpec(name="small", recipe="recipe.yaml", out="s3://bucket/run", packages=(), overrides=(override,))
+    assert spec.check() == []
 
 
 def test_an_upload_that_ray_would_refuse_names_its_largest_files(project):
@@ -208,6 +224,56 @@ def test_what_fails_is_submitted_again_up_to_its_retries(api, project):
     request = Request("worse", {"entrypoint": 'python -c "raise SystemExit(2)"', "metadata": {}}, retries=3)
     assert to_the_end(jobs, request, str) == 2
     assert "worse-2" not in api.jobs
+
+
+def test_what_a_new_head_has_never_heard_of_is_submitted_again_as_a_retry(project, tmp_path_factory, capsys):
+    from tilth.jobs.follow import Request, to_the_end
+
+    heads = JobApi(tmp_path_factory.mktemp("heads"), TOKEN)
+    mark = project / "begun"
+    code = f"import pathlib, time; p = pathlib.Path('{mark}'); n = p.exists(); p.touch(); time.sleep(0 if n else 60)"
+    travels = {"working_dir": str(project)}
+    arguments = {"entrypoint": f'python -c "{code}"', "runtime_env": travels, "metadata": {"tilth": "kept"}}
+
+    def lost():
+        while not mark.exists():
+            time.sleep(0.05)
+        heads.away = True
+        heads.replaced()
+        time.sleep(1)
+        heads.away = False
+
+    try:
+        losing = threading.Thread(target=lost)
+        losing.start()
+        assert to_the_end(server(heads), Request("kept", arguments, retries=1), str) == 0
+        losing.join()
+        assert list(heads.jobs) == ["kept"]
+        assert len(heads.puts) == 2, "what travels is sent to the new one too"
+        assert (
+            "knows no job 'kept'; `tilth jobs list` names them; submitting it again, 1 more" in capsys.readouterr().err
+        )
+        mark.unlink()
+        losing = threading.Thread(target=lost)
+        losing.start()
+        heads.jobs["kept"]["ended"] = 0
+        with pytest.raises(ClusterError, match="knows no job 'kept-2'"):
+            to_the_end(server(heads), Request("kept", arguments, retries=0), str)
+        losing.join()
+    finally:
+        heads.close()
+
+
+def test_a_head_that_is_away_when_a_job_is_to_begin_is_waited_for(api, project, monkeypatch):
+    from tilth.jobs import follow
+
+    monkeypatch.setattr("tilth.jobs.server.LONGEST_PAUSE", 0.0)  # the patience of one request
+    monkeypatch.setattr(follow, "FIRST_PAUSE", 0.2)
+    jobs = server(api)
+    api.away = True
+    threading.Timer(1.0, setattr, (api, "away", False)).start()
+    request = follow.Request("late", {"entrypoint": 'python -c "print(1)"', "metadata": {"tilth": "late"}}, retries=0)
+    assert follow.to_the_end(jobs, request, str) == 0
 
 
 def test_a_token_is_asked_for_and_a_wrong_one_refused(api, project, monkeypatch):

@@ -12,6 +12,8 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,7 @@ from tilth.data.transform import Inputs
 from tilth.errors import ModelError
 from tilth.recipe import load
 from tilth.runs import Run
+from training import stage_of
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -167,6 +170,17 @@ class TestPlanned:
         self.snapshot(tmp_path, "bbb")
         said = elsewhere("models.planned('org/tiny', 'org/tiny@aaa')", tmp_path, HF_HUB_OFFLINE="1")
         assert said.startswith("model 'org/tiny' at revision 'aaa': it is not in the caches of this machine")
+
+    def test_a_worker_whose_node_lacks_the_commit_fetches_it(self, hub, tmp_path, monkeypatch):
+        from tilth.train.launch import _environment
+
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        job: Any = SimpleNamespace(stage=stage_of("sft", "org/tiny", {}))
+        code = f"models.planned('org/tiny', 'org/tiny@{COMMIT}')"
+        found = elsewhere(code, tmp_path, HF_ENDPOINT=hub, **_environment(job))
+        assert found.endswith(f"snapshots/{COMMIT}"), found
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # who runs it wants none of it used
+        assert _environment(job)["HF_HUB_OFFLINE"] == "1"
 
     def test_what_was_fetched_serves_later_runs_offline(self, hub, tmp_path):
         code = f"models.planned('org/tiny', 'org/tiny@{COMMIT}').name, models.identity('org/tiny')"

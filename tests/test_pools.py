@@ -211,6 +211,7 @@ def test_pools_that_cannot_run_beside_one_another_are_refused(monkeypatch: pytes
     there = [{"Resources": {"CPU": 2.0}, "Labels": {}, "NodeID": "a", "Alive": True}]
     monkeypatch.setattr(room, "alive", lambda labels: there)
     monkeypatch.setattr(room, "startable", list)
+    monkeypatch.setattr(room, "secretive", lambda: False)
     pools.refuse_unplaceable([ONE, ONE], 0)
     with pytest.raises(ClusterError, match=r"2 pools .* one worker of each \(CPU 2; CPU 1\): none is left for CPU 1;"):
         pools.refuse_unplaceable([Resources(cpus=2), ONE], 0)

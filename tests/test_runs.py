@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -300,11 +302,84 @@ def test_a_run_that_lost_its_lease_stops_and_leaves_it_to_the_other(monkeypatch:
     assert store.read_json("LOCK")["token"] == "another"
 
 
-def test_a_dead_holders_lease_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("LEASE", 1.0), ("RENEW", 0.2), ("LOOK", 0.05), ("SETTLE", 0.0)):
+        monkeypatch.setattr(f"tilth.lock.{name}_SECONDS", seconds)
+
+
+@pytest.mark.parametrize("ahead", [-1000, 0, 1000])  # of its holder's clock, seen from here
+def test_a_dead_holders_lease_is_taken_over(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
+    """The next run waits for that, as it does when it is tried again just after its predecessor was killed."""
+    hasty(monkeypatch)
     store = Store.at("memory://locks/dead")
-    store.write_json("LOCK", {"token": "dead", "renewed": time.time() - 1000})
+    store.write_json("LOCK", {"token": "dead", "renewed": time.time() + ahead})
+    start = time.monotonic()
     with exclusive(store), pytest.raises(RunLocked), exclusive(store):
-        pass
+        assert time.monotonic() - start >= 1.0
+    assert not store.exists("LOCK")
+
+
+@pytest.mark.parametrize("ahead", [-1000, 0, 1000])
+def test_a_living_holders_lease_is_not_taken_whatever_its_clock_says(
+    monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    hasty(monkeypatch)
+    store, over = Store.at("memory://locks/living"), threading.Event()
+
+    def renewing() -> None:
+        while not over.wait(0.2):
+            store.write_json("LOCK", {"token": "living", "pid": 77, "renewed": time.time() + ahead})
+
+    store.write_json("LOCK", {"token": "living", "renewed": time.time() + ahead})
+    holder = threading.Thread(target=renewing)
+    holder.start()
+    try:
+        with pytest.raises(RunLocked, match="in use by pid 77"), exclusive(store):
+            pass
+    finally:
+        over.set()
+        holder.join()
+    assert store.read_json("LOCK")["token"] == "living"
+    store.remove("LOCK")
+
+
+def test_what_was_written_anew_is_fetched_anew_and_one_copy_of_it_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the weights of a stage that was deleted and run again with the same fingerprint."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    store, kept = Store.at("memory://fetched/stage"), tmp_path / f"tilth-{os.getuid()}"
+    for data in (b"first", b"again"):
+        store.remove("model")
+        store.write("model/weights", data)
+        assert (store.fetch("model") / "weights").read_bytes() == data
+        assert store.fetch("model") == store.fetch("model")
+    assert len(list(kept.iterdir())) == 2
+
+    def raced(self: Any, path: str, local: str, **more: Any) -> None:
+        loser(self, path, local, **more)
+        shutil.copytree(Path(local), kept / store.sub("model")._state())
+
+    loser = MemoryFileSystem.get
+    monkeypatch.setattr(MemoryFileSystem, "get", raced)
+    store.write("model/weights", b"third")
+    assert store.fetch("model").is_dir()
+    assert len(list(kept.iterdir())) == 3, "who comes second keeps no copy of its own"
+
+
+def test_a_lease_whose_creation_was_not_confirmed_is_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer to the PUT is lost, and the client's second try finds that something is there."""
+    sent = MemoryFileSystem.pipe_file
+
+    def twice(self: Any, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
+        sent(self, path, value, mode=mode, **more)
+        if mode == "create":
+            sent(self, path, value, mode=mode, **more)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", twice)
+    store = Store.at("memory://locks/unconfirmed")
+    with exclusive(store):
+        assert store.exists("LOCK")
     assert not store.exists("LOCK")
 
 
@@ -411,6 +486,9 @@ def test_a_store_on_s3_sees_what_others_write(bucket: str) -> None:
     put(bucket, "shared/begun", b"longer")
     with store.open("begun") as handle:
         assert handle.read() == b"longer"
+    for weights in (b"first", b"again"):
+        put(bucket, "shared/model/weights", weights)
+        assert (store.fetch("model") / "weights").read_bytes() == weights
 
 
 class _Plain(MemoryFileSystem):

@@ -1,7 +1,10 @@
 """One run of a directory at a time: the second refuses and names the first.
 
 On a local disk the kernel holds the lock (flock), so that it is gone the instant its holder dies, however it
-dies. On an object store it is a lease: a file created only if absent and renewed while the run lives.
+dies. On an object store it is a lease: a file created only if absent and renewed while the run lives. Whether its
+holder lives is seen by watching it, never by comparing the clocks of two machines: who finds a lease waits until it is
+renewed, and refuses, or until it has not been for as long as a lease lasts, and takes it over. A run that is started
+again after it was killed so waits for what its predecessor has left.
 """
 
 from __future__ import annotations
@@ -30,6 +33,10 @@ LOCK = "LOCK"
 RENEW_SECONDS = 20.0
 LEASE_SECONDS = 90.0
 WAIT_SECONDS = 0.5
+#: between two looks at another's lease, and after taking one over, for another who did too
+LOOK_SECONDS, SETTLE_SECONDS = 1.0, 2.0
+#: the tokens of leases that this process holds
+_ours: set[Any] = set()
 
 
 @contextmanager
@@ -70,10 +77,12 @@ def _user() -> str:
 
 
 def _refuse(store: Store, owner: dict[str, Any]) -> RunLocked:
+    return RunLocked(f"{_in_use(store, owner)}; wait for it, stop it, or choose another --out")
+
+
+def _in_use(store: Store, owner: dict[str, Any]) -> str:
     who = f"pid {owner.get('pid', '?')} of {owner.get('user', '?')} on {owner.get('host', '?')}"
-    return RunLocked(
-        f"{store.url} is in use by {who} since {owner.get('since', '?')}; wait for it, stop it, or choose another --out"
-    )
+    return f"{store.url} is in use by {who} since {owner.get('since', '?')}"
 
 
 @contextmanager
@@ -101,6 +110,7 @@ def _flock(store: Store) -> Iterator[None]:
 def _lease(store: Store) -> Iterator[None]:
     mine = _owner()
     _acquire(store, mine)
+    _ours.add(mine["token"])
     stop = threading.Event()
     renewal = threading.Thread(target=_renew, args=(store, mine, stop), daemon=True, name="tilth-lease")
     renewal.start()
@@ -109,29 +119,58 @@ def _lease(store: Store) -> Iterator[None]:
     finally:
         stop.set()
         renewal.join()
+        _ours.discard(mine["token"])
         if _holder(store).get("token") == mine["token"]:
             store.remove(LOCK)
 
 
 def _holder(store: Store) -> dict[str, Any]:
     """Who holds the lease; empty where nobody does."""
+    return _parsed(_content(store) or b"")
+
+
+def _content(store: Store) -> bytes | None:
     try:
-        return _parsed(store.read(LOCK))
+        return store.read(LOCK)
     except FileNotFoundError:
-        return {}
+        return None
 
 
 def _acquire(store: Store, mine: dict[str, Any]) -> None:
-    if store.create(LOCK, _renewed(mine)):
-        return
-    holder = _holder(store)
-    if not holder and store.create(LOCK, _renewed(mine)):  # given back between the two looks
-        return
-    if time.time() - float(holder.get("renewed", time.time())) < LEASE_SECONDS:
-        raise _refuse(store, holder)
-    # the holder stopped renewing: it is dead. Two successors may race for it; the last write wins, the other leaves.
+    while not store.create(LOCK, _renewed(mine)):
+        holder = _holder(store)
+        if holder.get("token") == mine["token"]:  # created, and the answer was lost: the second try found the first
+            return
+        if holder.get("token") in _ours:
+            raise _refuse(store, holder)
+        if _dead(store):
+            _take_over(store, mine)
+            return
+
+
+def _dead(store: Store) -> bool:
+    """Watch another's lease: True where it is not renewed any more, False where it was given back.
+
+    RunLocked as soon as it is renewed.
+    """
+    before, since, said = _content(store), time.monotonic(), False
+    while before is not None and time.monotonic() - since < LEASE_SECONDS:
+        time.sleep(LOOK_SECONDS)
+        now = _content(store)
+        if now is None:
+            return False
+        if now != before:
+            raise _refuse(store, _parsed(now))
+        if not said and time.monotonic() - since > RENEW_SECONDS:
+            said = True
+            ui.reporter().say(f"{_in_use(store, _parsed(now))}, which seems dead; waiting until its lease is over")
+    return before is not None
+
+
+def _take_over(store: Store, mine: dict[str, Any]) -> None:
+    """Two successors may race for a dead holder's lease; the last write wins, the other leaves."""
     store.write(LOCK, _renewed(mine))
-    time.sleep(2.0)
+    time.sleep(SETTLE_SECONDS)
     winner = _holder(store)
     if winner.get("token") != mine["token"]:
         raise _refuse(store, winner)

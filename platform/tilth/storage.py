@@ -30,6 +30,8 @@ Built = TypeVar("Built")
 PARTIAL = ".partial-"
 #: how the name of a file that is being written ends; it begins with a dot
 UNFINISHED = ".tmp"
+#: by which object stores mark what a file holds or when it was written, the surest first
+MARKS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "LastModified", "mtime", "updated", "created")
 
 
 @dataclass(frozen=True)
@@ -208,20 +210,31 @@ class Store:
             raise StorageError(f"cannot write to {self.at_url(name)}: {error}") from error
 
     def fetch(self, name: str) -> Path:
-        """A local directory with the content of `name`: itself, or a copy cached by URL for this node."""
+        """A local directory with the content of `name`: itself, or this node's copy of what lies there now."""
         if self.is_local:
             return self.local(name)
-        digest = hashlib.sha256(self.at_url(name).encode()).hexdigest()[:24]
-        target = Path(tempfile.gettempdir()) / f"tilth-{os.getuid()}" / digest
+        target = Path(tempfile.gettempdir()) / f"tilth-{os.getuid()}" / self.sub(name)._state()
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = tempfile.mkdtemp(dir=target.parent)
-            with reaching(self.at_url(name)):
-                self.fs.get(self.path(name), partial, recursive=True)
-            inner = Path(partial) / posixpath.basename(name)
-            with contextlib.suppress(OSError):  # another worker of this node was first: its copy is as good
-                (inner if inner.is_dir() else Path(partial)).rename(target)
+            partial = Path(tempfile.mkdtemp(dir=target.parent))
+            try:
+                with reaching(self.at_url(name)):
+                    self.fs.get(self.path(name), str(partial), recursive=True)
+                inner = partial / posixpath.basename(name)
+                with contextlib.suppress(OSError):  # another worker of this node was first: its copy is as good
+                    (inner if inner.is_dir() else partial).rename(target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
         return target
+
+    def _state(self) -> str:
+        """A name for what lies here on an object store: another as soon as a file is written anew."""
+        with reaching(self.url):
+            self.fs.invalidate_cache(self.path())
+            found = self.fs.find(self.path(), detail=True)
+        marks = {name: next((info[mark] for mark in MARKS if info.get(mark)), "") for name, info in found.items()}
+        files = [f"{name} {found[name]['size']} {mark}" for name, mark in sorted(marks.items())]
+        return hashlib.sha256("\n".join([self.url, *files]).encode()).hexdigest()[:24]
 
     def remove(self, name: str = "") -> None:
         """Remove a file or a whole directory, without a name this one; nothing happens where there is none."""

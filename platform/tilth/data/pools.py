@@ -161,7 +161,7 @@ def _lacking(pools: Sequence[Resources], placed: Sequence[Sequence[Node]]) -> st
         return None
     asked = "; ".join(room.written(pool.each) for pool in pools)
     return (
-        f"a stage has {len(pools)} pools of workers that run at the same time, and this cluster can never hold one "
-        f"worker of each ({asked}): none is left for {room.written(left[0].each)}; ask for less "
+        f"a stage has {len(pools)} pools of workers that run at the same time, and this cluster {room.cannot()} hold "
+        f"one worker of each ({asked}): none is left for {room.written(left[0].each)}; ask for less "
         "(resources of the stage or of its steps), let steps share the stage's workers, or give the cluster more nodes"
     )

@@ -10,7 +10,7 @@ from tilth import cluster
 from tilth.doctor import machine
 from tilth.doctor.finding import FAULT, OK, Finding
 
-#: clocks further apart than this confuse leases and logs, in seconds
+#: clocks further apart than this confuse logs, in seconds
 SKEW_SECONDS, WAIT_SECONDS = 2.0, 60.0
 
 

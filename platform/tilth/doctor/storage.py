@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 from tilth.doctor.finding import FAULT, OK, Finding
 from tilth.errors import TilthError
@@ -50,10 +50,10 @@ def _replaced(store: Store) -> tuple[bool, str]:
         for turn in range(TIMES):
             store.write("replaced", versions[turn % 2])
 
-    writer = threading.Thread(target=replace)
-    writer.start()
     whole = True
-    while writer.is_alive():
-        whole = whole and store.read("replaced") in versions
-    writer.join()
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(replace)
+        while not writing.done():
+            whole = whole and store.read("replaced") in versions
+    writing.result()  # raises what the writer met
     return whole, "files are replaced whole" if whole else "a reader saw a part of a file while it was replaced"

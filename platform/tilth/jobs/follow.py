@@ -13,7 +13,7 @@ import aiohttp
 
 from tilth import ui
 from tilth.errors import ClusterError, RecipeError, TimeLimitError
-from tilth.jobs.server import FIRST_PAUSE, LONGEST_PAUSE, PATIENCE_SECONDS, Job, JobServer, Unreachable
+from tilth.jobs.server import FIRST_PAUSE, LONGEST_PAUSE, PATIENCE_SECONDS, Job, JobServer, NoSuchJob, Unreachable
 
 #: exit codes that another attempt would only repeat: done, a bad recipe, the time limit
 _FINAL = {0, RecipeError.exit_code, TimeLimitError.exit_code}
@@ -92,18 +92,44 @@ def submit_next(server: JobServer, request: Request, made: list[Job]) -> str:
 
 
 def to_the_end(server: JobServer, request: Request, write: Write) -> int:
-    """Begin a job and follow it, and what failed is submitted again, up to its retries; the exit code of the last."""
+    """Begin a job and follow it, and what failed is submitted again, up to its retries; the exit code of the last.
+
+    So is what the server knows no more, as where another Ray without its memory took the place of the head.
+    """
     for left in range(request.retries, -1, -1):
-        job = follow(server, begin(server, request), write)
+        job_id = _begun(server, request)
+        try:
+            job = follow(server, job_id, write)
+        except NoSuchJob as gone:
+            if left == 0:
+                raise
+            _say_again(job_id, f"is gone: {gone}", left)
+            continue
         code = exit_code(job)
         if left == 0 or job.status == "STOPPED" or code in _FINAL:
             break
-        ui.reporter().say(
-            f"{job.id} failed ({_why(job)}); submitting it again, {left} more times at most: it goes on from what is "
-            "finished", event="again", id=job.id
-        )  # fmt: skip
+        _say_again(job_id, f"failed ({_why(job)})", left)
     ended(job)
     return code
+
+
+def _begun(server: JobServer, request: Request) -> str:
+    """Begin, as patient with a server that is out of reach as who follows a job."""
+    pause, lost = FIRST_PAUSE, None
+    while True:
+        try:
+            return begin(server, request)
+        except Unreachable as error:
+            lost = _lost(request.id, lost, error)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _say_again(job_id: str, how: str, left: int) -> None:
+    ui.reporter().say(
+        f"{job_id} {how}; submitting it again, {left} more times at most: it goes on from what is finished",
+        event="again", id=job_id,
+    )  # fmt: skip
 
 
 def ended(job: Job) -> None:
@@ -134,7 +160,7 @@ def _why(job: Job) -> str:
 def follow(server: JobServer, job_id: str, write: Write) -> Job:
     """Write a job's log as it comes, until it is over; Ctrl-C raises Detached.
 
-    ClusterError when the server is silent for half an hour.
+    ClusterError when the server is silent for half an hour, NoSuchJob when it does not know the job.
     """
     try:
         return _followed(server, job_id, write)
@@ -171,7 +197,7 @@ def _followed(server: JobServer, job_id: str, write: Write) -> Job:
 def _lost(job_id: str, since: float | None, error: BaseException) -> float:
     """Since when the server is out of reach; says so once, and gives up in the end."""
     if since is None:
-        ui.reporter().say(f"connection lost ({error}); the job goes on, trying again")
+        ui.reporter().say(f"connection lost ({error}); what runs goes on, trying again")
         return time.monotonic()
     if time.monotonic() - since > PATIENCE_SECONDS:
         raise ClusterError(

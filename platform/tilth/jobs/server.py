@@ -69,6 +69,10 @@ class Job:
         )
 
 
+class NoSuchJob(ClusterError):  # noqa: N818 - states the condition, as FileNotFoundError does
+    """The job server answers, and knows no job of that id."""
+
+
 class _Client(JobSubmissionClient):  # type: ignore[misc]
     """Ray's client waits for ever for an answer and for an upload; this one does not."""
 
@@ -88,7 +92,7 @@ class _Client(JobSubmissionClient):  # type: ignore[misc]
                 "dashboard_agent.log on the head"
             )
         if response.status_code == 404 and "/api/jobs/" in endpoint:
-            raise ClusterError(f"{self._address} knows no job {endpoint.split('/')[3]!r}; `tilth jobs list` names them")
+            raise NoSuchJob(f"{self._address} knows no job {endpoint.split('/')[3]!r}; `tilth jobs list` names them")
         return response
 
 
@@ -132,7 +136,7 @@ class JobServer:
         return sorted(found, key=lambda job: (job.started or 0.0, job.id))
 
     def job(self, job_id: str) -> Job:
-        """One job. Unreachable at the first silence, ClusterError where there is no such job."""
+        """One job. Unreachable at the first silence, NoSuchJob where there is none of that id."""
         return Job.of(_plain(lambda: self.client.get_job_info(job_id)))
 
     def log(self, job_id: str) -> str:

@@ -24,12 +24,13 @@ from tilth.overrides import overridden
 from tilth.problems import problems
 from tilth.recipe import load
 
-#: of a variable's name, the words that say it holds a secret
-_SECRET_WORDS = {"KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS"}
+#: how a word of a variable's name ends that says it holds a secret, as KEY, APIKEY, or in full
+_SECRET_ENDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS")
+_SECRET_WORDS = {"PASS", "PWD", "AUTHORIZATION"}
 #: values that are secrets by their form: hub, OpenAI, AWS, GitHub, Slack, Google, PEM, a URL with a password
 _SECRET_VALUE = re.compile(
     r"\bhf_\w{20,}|\bsk-[\w-]{20,}|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_\w{30,}|\bxox[a-z]-[\w-]{10,}"
-    r"|\bAIza[\w-]{30,}|-----BEGIN|://[^/\s:@]+:[^/\s@]+@"
+    r"|\bAIza[\w-]{30,}|-----BEGIN|://[^/\s:@]+:(?!\d+/)[^\s@]+@"
 )
 #: Ray settings that run code out of data files (CVE-2026-41486)
 _UNSAFE = "RAY_DATA_AUTOLOAD_"
@@ -72,17 +73,14 @@ class JobSpec(Component):
     def check(self) -> list[Problem]:
         return [
             *self._places(),
-            *(_secret(f"env.{name}", name, value) for name, value in self.env.items() if _is_secret(name, value)),
+            *(_secret(f"env.{name}", name) for name, value in self.env.items() if _is_secret(name, value)),
             *(
                 Problem(f"env.{name}", "makes Ray run code that lies in data files", "leave it out")
                 for name in self.env
                 if name.startswith(_UNSAFE)
             ),
-            *(
-                _secret(f"overrides.{index}", text.partition("=")[0], text)
-                for index, text in enumerate(self.overrides)
-                if _SECRET_VALUE.search(text)
-            ),
+            *(_told(f"overrides.{index}") for index, text in enumerate(self.overrides) if _tells(text)),
+            *(_told(name) for name in ("recipe", "out") if _SECRET_VALUE.search(getattr(self, name))),
         ]
 
     def _places(self) -> Iterator[Problem]:
@@ -148,15 +146,47 @@ def _named(path: str | Path, found: Sequence[Problem]) -> list[Problem]:
 
 def _is_secret(name: str, value: str) -> bool:
     """By the name's words or the value's form; a path or an empty text is none."""
-    words = not _SECRET_WORDS.isdisjoint(name.upper().split("_"))
+    words = any(_means_secret(word) for word in name.upper().split("_"))
     return bool(_SECRET_VALUE.search(value)) or (words and bool(value) and not value.startswith("/"))
 
 
-def _secret(where: str, name: str, value: str) -> Problem:
+def _means_secret(word: str) -> bool:
+    return word in _SECRET_WORDS or word.endswith(_SECRET_ENDS)
+
+
+def _tells(override: str) -> bool:
+    """Whether an override sets a secret; `api_key_env` names a variable, and what is `key` alone may be a column."""
+    path, _, value = override.partition("=")
+    return bool(_SECRET_VALUE.search(override)) or _holds(path.strip().rpartition(".")[2], yaml12.scalar(value))
+
+
+def _holds(name: str, value: object) -> bool:
+    if isinstance(value, dict):
+        return any(_holds(str(key), item) for key, item in value.items())
+    if isinstance(value, list):
+        return any(_holds(name, item) for item in value)
+    last = name.upper().replace("-", "_").rpartition("_")[2]
+    bare = name.lower() == "key"
+    return isinstance(value, str) and not bare and _means_secret(last) and bool(value) and not value.startswith("/")
+
+
+_SHOWN = "looks like a secret, and everyone who may list jobs can read it"
+
+
+def _secret(where: str, name: str) -> Problem:
     return Problem(
         where,
-        "looks like a secret, and everyone who may list jobs can read it",
+        _SHOWN,
         f"write `secrets: {{{name}: env}}` where the cluster's processes have it, or name a file that holds it there",
+    )
+
+
+def _told(where: str) -> Problem:
+    return Problem(
+        where,
+        _SHOWN,
+        "leave it out, and give it under `secrets:` as the variable from which it is read, such as the one that "
+        "api_key_env names, or AWS_SECRET_ACCESS_KEY",
     )
 
 

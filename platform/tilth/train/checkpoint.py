@@ -12,14 +12,13 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from tilth import ui
 from tilth.content import sha256
-from tilth.errors import StorageError
 from tilth.storage import Store
 
 LATEST = "latest.json"
@@ -64,15 +63,7 @@ class RayLink:
 
     def resume(self) -> Path | None:
         checkpoint: Any = self._train.get_checkpoint()
-        if checkpoint is None:
-            return None
-        if checkpoint.filesystem.type_name == "local":
-            newest = Path(checkpoint.path)
-            return _newest_sound(folder for folder in _steps(newest.parent) if folder.name <= newest.name)
-        folder = Path(checkpoint.to_directory())
-        if (fault := damage(folder)) is not None:
-            raise StorageError(f"checkpoint {checkpoint.path}: {fault}; remove it and run again")
-        return folder
+        return None if checkpoint is None else _newest_sound(_up_to(checkpoint))
 
     def commit(self, folder: Path, step: int) -> None:
         self.settle()
@@ -109,7 +100,7 @@ class StoreLink:
         if latest is None:
             return None
         names = [name for name in self._names() if name <= latest["name"]]
-        return _newest_sound(self.store.fetch(name) for name in reversed(names))
+        return _newest_sound((name, self.store.fetch(name)) for name in reversed(names))
 
     def _names(self) -> list[str]:
         return sorted(name for name in self.store.list() if name.startswith("step-"))
@@ -154,17 +145,29 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def _steps(folder: Path) -> list[Path]:
-    """The checkpoints in a directory, the newest first."""
-    return sorted((item for item in folder.iterdir() if item.name.startswith("step-")), reverse=True)
+def _up_to(checkpoint: Any) -> Iterator[tuple[str, Path]]:
+    """The names of a checkpoint of Ray Train and of those before it, the newest first, each in a local directory."""
+    from pyarrow.fs import FileSelector
+
+    newest = PurePosixPath(checkpoint.path)
+    there = checkpoint.filesystem.get_file_info(FileSelector(str(newest.parent)))
+    names = (item.base_name for item in there)
+    for name in sorted((name for name in names if name.startswith("step-") and name <= newest.name), reverse=True):
+        path = newest.parent / name
+        if checkpoint.filesystem.type_name == "local":
+            yield name, Path(path)
+        else:  # of the very one that all ranks were told, those of a node share their copy
+            older = name != newest.name
+            one = type(checkpoint)(str(path), checkpoint.filesystem) if older else checkpoint
+            yield name, Path(one.to_directory())
 
 
-def _newest_sound(folders: Iterable[Path]) -> Path | None:
+def _newest_sound(found: Iterable[tuple[str, Path]]) -> Path | None:
     """The first checkpoint that holds what was handed over; says which do not."""
-    for folder in folders:
+    for name, folder in found:
         if (fault := damage(folder)) is None:
             return folder
-        ui.reporter().say(f"checkpoint {folder.name} is passed over: {fault}")
+        ui.reporter().say(f"checkpoint {name} is passed over: {fault}")
     return None
 
 

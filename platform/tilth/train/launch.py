@@ -179,13 +179,13 @@ def _run_config(job: Job) -> Any:
 
 
 def _environment(job: Job) -> dict[str, str]:
+    """What workers find: the hub too, unless this process may not use it, since their nodes may lack a model."""
     scale = job.stage.scale
-    variables = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    variables = {"TOKENIZERS_PARALLELISM": "false"}
     if not scale.gpus:
         variables |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, int(scale.cpus)))}
-    if "TILTH_CACHE" in os.environ:
-        variables["TILTH_CACHE"] = os.environ["TILTH_CACHE"]
-    return variables
+    handed_on = ("TILTH_CACHE", "HF_HUB_OFFLINE")
+    return variables | {name: os.environ[name] for name in handed_on if name in os.environ}
 
 
 @contextmanager

@@ -1,0 +1,84 @@
+"""Whether a cluster has room: what may still be started, and what a job's own driver keeps."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tilth import room
+from tilth.data import pools
+from tilth.data.transform import Resources
+from tilth.errors import ClusterError
+
+HEAD = "aa11"
+GPU = {"CPU": 1.0, "GPU": 1.0}
+#: what the GCS keeps, by key, as each kind of monitor leaves it
+V2 = {"__autoscaler_v2_enabled": b"1"}
+
+
+def reported(*types: str) -> dict[str, bytes]:
+    report = {"active_nodes": {}, "node_type_mapping": {f"node of {kind}": kind for kind in types}}
+    return {"__autoscaling_status": json.dumps({"autoscaler_report": report}).encode()}
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Ray as it answers in a cluster whose head has two CPUs: its nodes, and what its tables hold."""
+    import ray
+    from ray._private.state import state
+    from ray.experimental import internal_kv
+
+    def at_rest(held: dict[str, bytes], **labels: str) -> None:
+        head = {"NodeID": HEAD, "Alive": True, "Resources": {"CPU": 2.0}, "Labels": labels}
+        monkeypatch.setattr(ray, "nodes", lambda: [head])
+        monkeypatch.setattr(state, "get_cluster_config", lambda: None)
+        monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda key, namespace=None: held.get(key))
+
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    return at_rest
+
+
+@pytest.mark.parametrize(
+    ("held", "labels", "starts"),
+    [
+        (V2, {"ray.io/node-group": "headgroup"}, True),  # KubeRay and `ray up`
+        (V2, {}, False),  # `ray start --head` alone: its monitor only watches
+        (reported("head"), {}, True),
+        (reported(f"node_{HEAD}"), {}, False),
+        ({}, {}, False),
+    ],
+)
+def test_what_an_autoscaler_may_start_is_waited_for(
+    cluster: Any, capsys: pytest.CaptureFixture[str], held: dict[str, bytes], labels: dict[str, str], starts: bool
+) -> None:
+    cluster(held, **labels)
+
+    def tried() -> None:
+        room.refuse_unplaceable(GPU, 2, join_seconds=0.01)
+        room.refuse_beyond({"GPU": 2.0}, join_seconds=0.01)
+        pools.refuse_unplaceable([Resources(gpus=1), Resources()], 0.01)
+
+    if not starts:
+        with pytest.raises(ClusterError, match="this cluster can never hold them: no node has, or can be started with"):
+            tried()
+        return
+    tried()
+    assert "waits for nodes: a stage asks for 2 workers of CPU 1, GPU 1, and this cluster cannot yet" in (
+        said := capsys.readouterr().err
+    )
+    assert "in all its workers" in said
+    with pytest.raises(ClusterError, match=r"cannot yet, for its autoscaler .* hold them: no node has GPU 1"):
+        room.refuse_unplaceable(GPU, 2, join_seconds=0)  # as it is said every minute
+
+
+def test_what_the_driver_of_a_job_holds_is_not_counted(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = {"entrypoint_num_cpus": 1.0, "entrypoint_memory": None, "driver_node_id": HEAD}
+    cluster({"_ray_internal_job_info_sft-1": json.dumps(job).encode()})
+    room.refuse_unplaceable({"CPU": 1.0}, 2, join_seconds=0)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "sft-1"}}))
+    room.refuse_unplaceable({"CPU": 1.0}, 1, join_seconds=0)
+    assert Resources().count(room.held({})) == 1
+    with pytest.raises(ClusterError, match="its nodes have room for 1: CPU 1"):
+        room.refuse_unplaceable({"CPU": 1.0}, 2, join_seconds=0)
