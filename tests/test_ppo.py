@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -239,7 +240,10 @@ def test_the_stage_leaves_the_best_policy_and_says_what_it_did(tmp_path: Path, l
     assert len(section.pictures) == 1
     won = f"answers win {seen[-1]['win_rate']:.0%} of {seen[-1]['judged']}"
     compared = f"Judged against those from before training, {won}."
-    assert f"over 4 prompts. {compared} Reward and gold do not part" in section.words[0]
+    kept = "" if top is seen[-1] else f" Kept is the policy after step {top['step']}, of which gold changed by"
+    assert f"over 4 prompts.{kept}" in section.words[0]
+    assert f"{compared} Reward and gold do not part" in section.words[0]
+    assert re.match(r"A step takes [\d.e-]+ s in the median: sync [\d.e-]+, generate ", section.words[1])
     assert [len(table.rows) for table in section.tables] == [3, 2]
     lines = figures(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]

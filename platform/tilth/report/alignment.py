@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from tilth.report.svg import BAD, SERIES, Picture, Pictures, drawing
 from tilth.runs import Artifact
+from tilth.train import trace
 from tilth.train.ppo import looks
 
 LOOKS = "looks"
@@ -46,17 +48,29 @@ def pictures_of(pictures: Pictures, found: Sequence[Look], stage: str) -> Iterat
     yield pictures.of(figure, f"Reward and gold on held-out prompts: {stage}", said)
 
 
-def words(found: Sequence[Look]) -> str:
-    """One sentence: by how much gold rose, and whether reward and gold part."""
+def words(artifact: Artifact, found: Sequence[Look]) -> Iterator[str]:
+    """By how much gold rose, whether reward and gold part, and where a step spent its time."""
     first, last = found[0], found[-1]
-    gain, low, high = looks.gain(first["golds"], last["golds"])
-    said = f"Gold changed by {gain:.3g} (95 % interval {low:.3g} to {high:.3g}) over {len(last['golds']):,} prompts."
+    kept = next((look for look in found if look["step"] == artifact.metrics.get("best_step")), last)
+    said = f"Gold changed by {_changed(first, last)} over {len(last['golds']):,} prompts."
+    if kept is not last:
+        said += f" Kept is the policy after step {kept['step']:,}, of which gold changed by {_changed(first, kept)}."
     if "win_rate" in last:
         said += f" Judged against those from before training, answers win {last['win_rate']:.0%} of {last['judged']}."
     part = looks.parting(found)
-    if part is None:
-        return f"{said} Reward and gold do not part."
-    return f"{said} From step {part:,} on reward rises and gold falls: what is learnt there serves the reward alone."
+    yield said + (
+        " Reward and gold do not part." if part is None
+        else f" From step {part:,} on reward rises and gold falls: what is learnt there serves the reward alone."
+    )  # fmt: skip
+    if lines := trace.read(artifact.store):
+        parts = {name: median(line["times"].get(name, 0.0) for line in lines) for name in lines[-1]["times"]}
+        each = ", ".join(f"{name} {seconds:.3g}" for name, seconds in parts.items())
+        yield f"A step takes {median(line['seconds'] for line in lines):.3g} s in the median: {each}."
+
+
+def _changed(before: Look, after: Look) -> str:
+    gain, low, high = looks.gain(before["golds"], after["golds"])
+    return f"{gain:.3g} (95 % interval {low:.3g} to {high:.3g})"
 
 
 def table(found: Sequence[Look]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:

@@ -136,17 +136,19 @@ def _training(pictures: Pictures, artifacts: Mapping[str, Artifact]) -> Iterator
     yield from (_reward(pictures, name, pairs) for name, pairs in told.items())
     for name, artifact in models.items():
         if found := alignment.looked(artifact):
-            yield _feedback(pictures, name, found)
+            yield _feedback(pictures, name, artifact, found)
 
 
-def _feedback(pictures: Pictures, name: str, found: Sequence[alignment.Look]) -> Section:
+def _feedback(pictures: Pictures, name: str, artifact: Artifact, found: Sequence[alignment.Look]) -> Section:
     """What became of held-out prompts while a policy learnt from feedback."""
     tables = [Table("Every look at held-out prompts", *alignment.table(found), folded=True)]
     head, rows = alignment.side_by_side(found)
     if rows:
         tables.append(Table("Answers to the same prompts", head, rows, folded=True))
     drawn = tuple(alignment.pictures_of(pictures, found, name))
-    return Section(f"feedback-{name}", f"Reward and gold: {name}", (alignment.words(found),), drawn, tables)
+    return Section(
+        f"feedback-{name}", f"Reward and gold: {name}", tuple(alignment.words(artifact, found)), drawn, tables
+    )
 
 
 def _reward(pictures: Pictures, name: str, pairs: Mapping[str, Any]) -> Section:
@@ -259,4 +261,4 @@ def _other(artifact: Artifact) -> Section:
 
 
 def _numbers(caption: str, metrics: Mapping[str, Any]) -> Table:
-    return Table(caption, ("metric", "value"), list(metrics.items()))
+    return Table(caption, ("metric", "value"), [item for item in metrics.items() if item[1] is not None])

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
+from tilth.data.loading import load_pretrained
 from tilth.data.positions import positions
 from tilth.data.schema import row_seed
 from tilth.errors import StageError
@@ -39,7 +40,8 @@ class Served:
         import_quietly()
         self.config, self.policy = config, home.policy
         self.ends = ends(home.policy.model, home.tokenizer)
-        base = Weights.at(home.source.folder).whole()
+        self.folder = scratch()
+        base = _below(home, self.folder / "below")
         known = positions(AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True))
         context = min(home.max_length, known or home.max_length)
         wanted = Vllm(
@@ -56,7 +58,6 @@ class Served:
         if not self.policy.adapted:
             how["worker_extension_cls"] = EXTENSION
         self.engine: Any = shared_engine(how, config.engine.restarts)
-        self.folder = scratch()
         self.version, self.count, self.adapter = -1, 0, None
         #: the engine that was sent to sleep, if it has not been woken since
         self.asleep: Any = None
@@ -140,3 +141,18 @@ class Served:
     def close(self) -> None:
         self.engine = None
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _below(home: Home, folder: Path) -> Path:
+    """A directory of the weights that the policy begins with, as its learner holds them.
+
+    What was an adapter on a base is merged here in the learner's own number format: merged in that of the base, as it
+    is served elsewhere, it would answer a little otherwise.
+    """
+    weights = Weights.at(home.source.folder)
+    if weights.adapter is None:
+        return weights.base
+    merged = load_pretrained(home.source.folder, "language_model", dtype=home.source.config.dtype).model
+    merged.save_pretrained(folder, max_shard_size=SHARD)
+    home.tokenizer.save_pretrained(folder)
+    return folder
