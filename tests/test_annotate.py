@@ -417,6 +417,8 @@ def test_behind_a_proxy_links_and_cookies_are_its_own(tmp_path: Path) -> None:
         ("serving: {public_url: judge.example.org}", r"public_url.*https://judge\.example\.org"),
         ("serving: {public_url: 'https://example.org/judge'}", "public_url.*path"),
         ("serving: {proxies: ['*']}", "'\\*' is no address"),
+        ("serving: {proxies: ['0.0.0.0/0'], public_url: 'https://x.org'}", "'0.0.0.0/0' is no address"),
+        ("serving: {proxies: ['10.0.0.7']}", "do not know their own address"),
     ],
 )
 def test_a_faulty_campaign_is_refused_before_it_starts(tmp_path: Path, written: str, said: str) -> None:

@@ -50,7 +50,9 @@ class Serving(Component):
     plain_http: bool = Field(False, description="Beyond this machine without TLS, as behind a proxy that has it.")
     names: tuple[str, ...] = Field((), description="Host names under which it is reached, besides its address.")
     public_url: str | None = Field(
-        None, description="Where people reach it through a proxy, as https://judge.example.org: links begin with it."
+        None,
+        description="Where people reach it through a proxy, as https://judge.example.org: links begin with it. The "
+        "proxy passes this host on, or `names` has the one that it sends instead.",
     )
     proxies: tuple[str, ...] = Field(
         (), description="Addresses or networks of proxies, whose word is taken for whose request it is."
@@ -94,9 +96,13 @@ class Serving(Component):
         if self.public_url is not None and (wrong := _no_origin(self.public_url)):
             yield Problem("public_url", wrong, "write where it is reached, such as https://judge.example.org")
         for proxy in self.proxies:
-            if not _is_network(proxy):
+            if not _names_some(proxy):
                 mend = "name those that pass requests on, such as 10.0.0.7 or 10.0.0.0/24"
                 yield Problem("proxies", f"{proxy!r} is no address of a proxy or a network of them", mend)
+
+        if self.proxies and self.public_url is None:
+            what = "proxies pass requests on to here, so that pages do not know their own address"
+            yield Problem("public_url", what, "write where it is reached, such as https://judge.example.org")
 
     def _locally(self) -> list[Problem]:
         found = []
@@ -127,9 +133,10 @@ def _no_origin(url: str) -> str | None:
     return None
 
 
-def _is_network(text: str) -> bool:
+def _names_some(text: str) -> bool:
+    """Whether it is an address or a network, and not all there are."""
     try:
-        return bool(ipaddress.ip_network(text))
+        return ipaddress.ip_network(text).prefixlen > 0
     except ValueError:
         return False
 

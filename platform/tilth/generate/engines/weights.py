@@ -10,7 +10,7 @@ from typing import Any
 
 from tilth import models
 from tilth.content import cache_dir, file_hash
-from tilth.data.loading import UNMERGEABLE, Card, adapted, base_folder, load_tokenizer, load_whole
+from tilth.data.loading import UNMERGEABLE, Card, adapted, base_folder, load_pretrained, load_tokenizer, load_whole
 from tilth.errors import ModelError
 
 ADAPTER = "adapter_config.json"
@@ -62,9 +62,10 @@ class Weights:
         import transformers
 
         transformers.logging.disable_progress_bar()
-        model = load_whole(self.base, self.objective, dtype=dtype)
-        if self.adapter is not None:
-            model = adapted(model, self.adapter)
+        if self.adapter is None:
+            model = load_whole(self.base, self.objective, dtype=dtype)
+        else:  # which may hold what its base lacks
+            model = adapted(load_pretrained(self.base, self.objective, dtype=dtype).model, self.adapter)
         return model.to(device).eval(), load_tokenizer(self.tokenizer)
 
     def whole(self) -> Path:
@@ -109,7 +110,7 @@ def _merged(folder: Path) -> Path:
     pin = hashlib.sha256("\n".join([models.identity(str(weights.base)), *own]).encode()).hexdigest()[:16]
 
     def make(new: Path) -> None:
-        below = load_whole(weights.base, weights.objective)
+        below = load_pretrained(weights.base, weights.objective).model
         beside = adapted(below, folder)
         try:
             whole = beside.merge_and_unload()
