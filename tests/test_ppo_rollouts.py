@@ -13,9 +13,11 @@ import torch
 
 import feedback
 from tilth.config import ModelName
+from tilth.data.loading import Card, load_tokenizer
 from tilth.data.schema import original
 from tilth.data.transform import Inputs
 from tilth.errors import StageError
+from tilth.models import identity, resolve
 from tilth.train.config import ModelConfig, Optimisation
 from tilth.train.ppo.learner import Learner, Settings
 from tilth.train.ppo.policy import Policy
@@ -68,21 +70,38 @@ def test_a_dead_actors_prompts_are_drawn_again_to_the_same_samples(tmp_path: Pat
         assert [sample.ask for sample in found] == wanted
 
 
+def fine_tuned(folder: Path) -> str:
+    """An adapter on SmolLM2, whose weights no number of 16 bits holds."""
+    model = Source(Inputs(), ModelConfig.model_validate({"name": SMOLLM, "lora": {"rank": 4}})).model("cpu")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in (weight for weight in model.parameters() if weight.requires_grad):
+            weight.add_(0.01 * torch.randn_like(weight))
+    model.save_pretrained(folder)
+    base = str(resolve(SMOLLM))
+    Card(base=base, peft="lora", base_identity=identity(base)).write(folder)
+    load_tokenizer(base).save_pretrained(folder)
+    return str(folder)
+
+
 @VLLM
 @pytest.mark.parametrize(
-    "peft",
+    ("peft", "below"),
     [
-        {"lora": {"rank": 8}},
-        {},
-        {"freeze": {"blocks": [0, 20], "embeddings": True}},
-        {"lora": {"rank": 8, "scaling": "rank_stabilized"}},
+        ({"lora": {"rank": 8}}, None),
+        ({}, None),
+        ({"freeze": {"blocks": [0, 20], "embeddings": True}}, None),
+        ({"lora": {"rank": 8, "scaling": "rank_stabilized"}}, None),
+        ({"lora": {"rank": 8}}, fine_tuned),
+        ({}, fine_tuned),
     ],
-    ids=["lora", "full", "freeze", "rsLoRA"],
+    ids=["lora", "full", "freeze", "rsLoRA", "lora on an adapter", "full on an adapter"],
 )
-def test_vllm_holds_the_learners_weights_after_every_update(peft: dict[str, Any]) -> None:
+def test_vllm_holds_the_learners_weights_after_every_update(peft: dict[str, Any], below: Any, tmp_path: Path) -> None:
     """Log-probabilities of the same sequences are equal; where an update is held back, that is found out."""
     engine = {"kv_cache_gib": 0.5, "max_num_seqs": 16}
-    policy, tokenizer, served = opened(SMOLLM, peft, {"kind": "vllm", "max_tokens": 8, "engine": engine})
+    model = below(tmp_path) if below else SMOLLM
+    policy, tokenizer, served = opened(model, peft, {"kind": "vllm", "max_tokens": 8, "engine": engine})
     try:
         rows = [
             original(f"r{i}", "train", {"prompt": f"The capital of {name} is"})
