@@ -152,6 +152,19 @@ class Loose(Range):
             yield Outcome(trial.name, why="its model draws at random", apart=True)
 
 
+class Slow(Range):
+    """Each trial is set up for a second as it enters the pack."""
+
+    @classmethod
+    def pack(cls, trials: Iterable[Trial], places: int, judge: Judge) -> Iterator[Outcome]:
+        def entering() -> Iterator[Trial]:
+            for trial in trials:
+                time.sleep(1)
+                yield trial
+
+        yield from super().pack(entering(), places, judge)
+
+
 class Cramped(Range):
     """Memory holds two at once."""
 
@@ -226,6 +239,14 @@ class Lazy(Number):
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
         if self.value > 2:
             time.sleep(3600)
+        return super().run(out, inputs)
+
+
+class Tardy(Number):
+    """A number that takes its time."""
+
+    def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
+        time.sleep(1.5)
         return super().run(out, inputs)
 
 

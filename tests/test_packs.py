@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
 import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,20 +17,25 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from torch.nn.modules.module import register_module_forward_hook
 from transformers import AutoModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from tilth.data.loading import load_tokenizer
 from tilth.data.schema import original
 from tilth.errors import StageError, StorageError
+from tilth.models import resolve
 from tilth.recipe import Stage
 from tilth.runs import Artifact
 from tilth.search.one_by_one import limited
+from tilth.search.rows import as_seen, tokens
 from tilth.storage import Store
 from tilth.train import trace as traces
 from tilth.train.fitting import MICRO, ROOM
-from tilth.train.packs import turns
+from tilth.train.memory import GIB
+from tilth.train.packs import fit, turns
 from tilth.train.packs.fit import Need
 from tilth.train.sft import Sft
 from tilth.trials import CrowdedError, Outcome, Report, TimeOverError, Trial
@@ -322,7 +329,7 @@ def test_a_trial_that_hangs_is_named_and_not_waited_for(root: Path, monkeypatch:
         return True
 
     stages = {f"h{n}": sft(root, {"kind": "lora", "rank": 2 + n}, steps=3) for n in range(2)}
-    with pytest.raises(TimeOverError) as ended, limited(8):
+    with pytest.raises(TimeOverError) as ended, limited(15):
         packed(root, "hanging", stages, judge=hanging)
     assert ended.value.trial == "h1"
 
@@ -393,3 +400,81 @@ def test_trials_are_packed_by_kind_and_memory_and_others_are_told_why(root: Path
     assert Sft.packs(lora, 8, room=1.01 * room).at_once == (2,)
     small = {name: sft(root, {"kind": "lora"}, fields={"scale": {"memory_gib": 1e-4}}) for name in lora}
     assert all("two trials need" in why for why in Sft.packs(small, 8).apart.values()), "of what the device has"
+
+
+SMOL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def test_packs_are_sized_by_the_rows_that_there_are(tmp_path: Path, shared: Path) -> None:
+    with open(shared / "data/banking77/train.csv", newline="", encoding="utf-8") as handle:
+        rows = [{"text": row["text"], "label": row["category"]} for row in csv.DictReader(handle)]
+    kept = dataset(tmp_path, [original(f"b{n}", "train", row) for n, row in enumerate(rows)])
+    data = {"@data": Artifact("data", "data", "dataset", "0" * 64, kept.store, {})}
+    settings = {"global_batch": 8, "steps": 5}
+    fields = {"max_length": 512, "scale": {"micro_batch": 8, "workers": 0}}
+    stages = {
+        str(rank): stage_of("sft", {"name": str(resolve(SMOL)), "lora": {"rank": rank}}, settings, **fields)
+        for rank in range(1, 9)
+    }
+    seen = {name: as_seen(stage, data) for name, stage in stages.items()}
+    one: Any = seen["1"]
+    tokenizer = load_tokenizer(resolve(SMOL))
+    longest = max(len(ids) for ids in tokenizer([row["text"] for row in rows])["input_ids"])
+    assert (one.objective, one.max_length < 2 * longest) == ("classification", True)
+    assert longest <= one.max_length
+    assert Sft.packs(seen, 8, room=24 * GIB * 0.75).at_once == (8,)
+    assert all(most < 8 for most in Sft.packs(stages, 8, room=24 * GIB * 0.75).at_once), "with rows of full length"
+
+
+def test_rows_are_reckoned_no_shorter_than_they_are() -> None:
+    tokenizer = load_tokenizer(resolve(SMOL))
+    texts = (
+        "a", "Where is my card?", "Überweisung nach Zürich, 12.345,67 €", "3.14159265358979", "моя карта не пришла",
+        "我的卡在哪里?", "मेरा कार्ड कहाँ है", "https://example.org/a?b=c&d=%20", "\n\n\tx = y[0] ** 2  # fine",
+    )  # fmt: skip
+    for text in texts:
+        assert len(tokenizer(text)["input_ids"]) <= tokens([text]), text
+    turns_of = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), texts[1:3], strict=True)]
+    assert len(tokenizer.apply_chat_template(turns_of)["input_ids"]) <= tokens([turns_of])
+
+
+def test_what_tells_no_lengths_is_taken_as_it_is(root: Path) -> None:
+    given = {"@data": trial(root, "rows", "lora", sft(root, {"kind": "lora"})).inputs["@data"]}
+    for fields in ({"packing": {}}, {"max_length": 8}):
+        stage: Any = sft(root, {"kind": "lora"}, fields=fields)
+        assert as_seen(stage, given).model_dump() == {**stage.model_dump(), "objective": "language_model"}
+    assert as_seen(stage, {}) is stage
+    lost = Artifact("data", "data", "dataset", "0" * 64, Store.at(root / "nothing"), {})
+    assert as_seen(stage, {"@data": lost}) is stage
+
+
+def test_the_size_of_a_trial_on_an_adapter_is_that_of_the_model_below(root: Path) -> None:
+    def of(folder: Path) -> dict[str, Stage]:
+        return {name: sft(root, {"kind": "lora"}, model=folder.name, fields={"scale": {"workers": 0}}) for name in "ab"}
+
+    for name, below in (("above", root / "llama"), ("astray", root / "gone")):
+        (root / name).mkdir()
+        LoraConfig(base_model_name_or_path=str(below)).save_pretrained(root / name)
+        save_file({"a": torch.zeros(1)}, root / name / "adapter_model.safetensors")
+    direct, above = (Need.of(list(of(root / name).values())) for name in ("llama", "above"))  # type: ignore[arg-type]
+    assert direct is not None
+    assert above is not None
+    assert (above.weights, above.each) == (direct.weights + 4, pytest.approx(direct.each, rel=0.01))
+    assert Sft.packs(of(root / "astray"), 8, room=1.0).at_once == (8,), "not known, so all places"
+
+
+def test_memory_that_nothing_holds_any_more_is_swept_up_before_a_pack_is_small(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Held:
+        """A pack that refers to itself."""
+
+        def __init__(self) -> None:
+            self.own = self
+
+    stages = {name: sft(root, {"kind": "lora"}) for name in "abc"}
+    held = Held()
+    alive = weakref.ref(held)
+    del held
+    monkeypatch.setattr(fit, "free", lambda scale: 1e5 if alive() else 1e12)
+    assert Sft.packs(stages, 3).at_once == (3,)

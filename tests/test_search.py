@@ -34,6 +34,7 @@ from tilth.search.space import Simplex
 from tilth.search.study import Study
 from tilth.search.trials import Asked, Journal, Trial
 from tilth.storage import Store
+from tilth.train.sft import Sft
 
 HERE = Path(__file__).parent
 XS, WIDTHS = (-0.5, 0.0, 0.25, 0.5), (2, 8, 32)
@@ -329,6 +330,19 @@ def test_nothing_is_chosen_by_test_rows_misspelt_figures_or_the_time_of_others(n
         load(data)
 
 
+class Own(Sft):
+    """A training stage of one's own, with a figure whose name is nearly that of one of ours."""
+
+
+def test_figures_of_a_training_stage_of_ones_own_are_its_own() -> None:
+    data = sft(**RANKS)
+    data["stages"]["search"]["metric"] = "training_loss"
+    with pytest.raises(RecipeError, match="measures no 'training_loss'"):
+        load(data)
+    data["stages"]["sft"]["kind"] = "test_search:Own"
+    load(data)
+
+
 def test_shares_are_of_tasks_that_there_are() -> None:
     weights = {"kind": "simplex", "names": ["cards", "rates"]}
     data = sft(**{"tasks.weighting.weights": weights})
@@ -337,6 +351,13 @@ def test_shares_are_of_tasks_that_there_are() -> None:
     stages["other"] = dict(stages["data"])
     stages["sft"].update(data="@mixture", tasks={"weighting": {"kind": "fixed", "weights": {"cards": 1.0}}})
     stages["search"]["searcher"], stages["search"]["trials"] = {"kind": "random"}, 2
+    load(data)
+    weights["names"] = ["cards", "rates"]
+    split = {"validation": stages["other"]["source"], "test": stages["other"]["source"]}
+    stages["other"] = {"kind": "data", "row": "labelled", "sources": split}
+    with pytest.raises(RecipeError, match="does not fit: no task is called 'rates'"):
+        load(data)
+    stages["other"]["sources"]["train"] = split["test"]
     load(data)
     weights["names"] = ["card", "rates"]
     with pytest.raises(RecipeError, match="does not fit: no task is called 'card'; did you mean \"cards\""):
@@ -539,17 +560,17 @@ def test_packs_are_as_large_as_memory_allows(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["Stuck", "Stalled"])
 def test_a_pass_that_hangs_is_ended_and_who_hangs_alone_has_failed(tmp_path: Path, kind: str) -> None:
     hill = {"kind": f"searched:{kind}", "steps": 2, "hangs": 0.4}
-    told = trials(searched(tmp_path, hill, **xs(0.1, 0.5, 0.2), limit=0.5))
-    assert [trial["error"] for trial in told] == [None, "it took longer than its limit of 0.5 s", None]
+    told = trials(searched(tmp_path, hill, **xs(0.1, 0.5, 0.2), limit=3))
+    assert [trial["error"] for trial in told] == [None, "it took longer than its limit of 3 s", None]
 
 
 def test_the_limit_holds_before_a_pack_and_behind_it(tmp_path: Path) -> None:
-    data = data_of({"kind": "searched:Range", "steps": 2, "x": -1.0}, **xs(0.1, -0.5, 0.2), limit=0.5)
+    data = data_of({"kind": "searched:Range", "steps": 2, "x": -1.0}, **xs(0.1, -0.5, 0.2), limit=3)
     data["stages"]["look"]["hangs"] = 0.5
     told = trials(Run(tmp_path / "behind").execute(load(data))["search"])
-    late = "it took longer than its limit of 0.5 s"
+    late = "it took longer than its limit of 3 s"
     assert [trial["error"] for trial in told] == [late, None, late]
-    data = data_of({"kind": "searched:Range", "steps": 2}, **xs(0.1), limit=0.5)
+    data = data_of({"kind": "searched:Range", "steps": 2}, **xs(0.1), limit=3)
     data["stages"]["data"]["kind"] = "searched:Lazy"
     data["stages"]["search"]["space"]["stages.data.value"] = {"kind": "choice", "values": [1, 2, 3]}
     told = trials(Run(tmp_path / "before").execute(load(data))["search"])
@@ -557,10 +578,25 @@ def test_the_limit_holds_before_a_pack_and_behind_it(tmp_path: Path) -> None:
 
 
 def test_what_is_done_for_one_trial_is_no_time_of_the_others(tmp_path: Path) -> None:
-    data = data_of({"kind": "searched:Range", "steps": 2}, **xs(0.1, -0.5, 0.2, 0.3), limit=2)
-    data["stages"]["look"]["takes"] = 0.8
+    data = data_of({"kind": "searched:Range", "steps": 2}, **xs(0.1, -0.5, 0.2, 0.3), limit=4)
+    data["stages"]["look"]["takes"] = 1.2
     told = trials(Run(tmp_path).execute(load(data))["search"])
     assert [trial["error"] for trial in told] == [None] * 4
+
+
+def test_each_trial_pays_for_its_own_set_up_alone(tmp_path: Path) -> None:
+    told = trials(searched(tmp_path, {"kind": "searched:Slow", "steps": 2}, **xs(0.1, -0.5, 0.2, 0.3), limit=3))
+    assert [trial["error"] for trial in told] == [None] * 4
+
+
+def test_a_stage_in_a_pack_took_its_own_seconds(tmp_path: Path) -> None:
+    data = data_of({"kind": "searched:Range", "steps": 2}, **xs(0.1, 0.2))
+    data["stages"]["data"]["kind"] = "searched:Tardy"
+    data["stages"]["search"]["space"]["stages.data.value"] = {"kind": "choice", "values": [2, 3]}
+    assert [trial["error"] for trial in trials(Run(tmp_path).execute(load(data))["search"])] == [None] * 4
+    seconds = [json.loads(file.read_text())["seconds"] for file in tmp_path.glob("stages/hill/*/artifact.json")]
+    assert len(seconds) == 5
+    assert max(seconds) < 1.5, seconds
 
 
 def test_twins_of_a_pack_are_trained_once_and_what_is_damaged_is_trained_anew(tmp_path: Path) -> None:

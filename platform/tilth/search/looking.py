@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tilth.data.mix import Mix
+from tilth.data.stage import Data
 from tilth.errors import Problem
+from tilth.kinds import KINDS
 from tilth.problems import nearest
 from tilth.search.measures import home
 from tilth.search.runners import Packed
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from tilth.recipe import Recipe, Stage
     from tilth.search.stage import Search
 
+Kind = TypeVar("Kind", Mix, Data)
 TEST = "test"
 #: figures of time, which in a pack is that of all its trials
 TIMES = ("seconds", "training_seconds", "tokens_per_second")
@@ -82,6 +85,8 @@ def _misspelt(where: str, name: str, figure: str, stage: Any) -> Iterator[Proble
     """A figure that a training stage does not measure, whose name is nearly that of one that it does."""
     if "optimisation" not in type(stage).model_fields or figure in TRAINED:
         return
+    if stage.kind not in KINDS["stage"]:
+        return  # whose figures are its own
     if figure.partition("/")[0] in ("loss", "weight", "rows") or figure.endswith(" change"):
         return  # of a task, or of a probe
     if difflib.get_close_matches(figure, TRAINED, n=1, cutoff=ALIKE):
@@ -102,12 +107,27 @@ def unknown_tasks(stage: Any, recipe: Recipe) -> Iterator[Problem]:
 
 def _tasks(stage: Any, recipe: Recipe) -> set[str] | None:
     """The tasks that are trained on, where a mixture of the recipe names them; other stages keep them as they are."""
+    mix = _behind(stage, recipe, Mix)
+    if mix is None:
+        return None
+    tasks = {task for task, ref in mix.data.items() if not _lacks(str(ref), getattr(stage, "split", "train"), recipe)}
+    return tasks - set(mix.clusters)
+
+
+def _lacks(ref: str, split: str, recipe: Recipe) -> bool:
+    """Whether a dataset has no rows of a split, as its recipe alone tells: its sources are split, and none is it."""
+    data = _behind(ref, recipe, Data)
+    return data is not None and bool(data.sources) and split not in data.sources
+
+
+def _behind(stage: Any, recipe: Recipe, kind: type[Kind]) -> Kind | None:
+    """The stage of this kind that a stage, or "@stage", has its rows from, whatever changed them in between."""
     seen: set[str] = set()
-    while not isinstance(stage, Mix):
-        ref = getattr(stage, "data", None)
+    while not isinstance(stage, kind):
+        ref = stage if isinstance(stage, str) else getattr(stage, "data", None)
         name = ref.removeprefix("@") if isinstance(ref, str) else ""
         if name not in recipe.stages or name in seen:
             return None
         seen.add(name)
         stage = recipe.stages[name]
-    return set(stage.data) - set(stage.clusters)
+    return stage

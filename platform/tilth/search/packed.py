@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,13 +19,13 @@ from tilth.errors import StageError
 from tilth.search import one_by_one
 from tilth.search.bench import Bench, Outcome, over
 from tilth.search.one_by_one import Clock, limited
+from tilth.search.ready import Ready
 from tilth.trials import CrowdedError, Packs, Report, TimeOverError
 from tilth.trials import Outcome as Ended
-from tilth.trials import Trial as Member
 
 if TYPE_CHECKING:
-    from tilth.runs import Artifact, Step
     from tilth.search.trials import Trial, Trials
+    from tilth.trials import Trial as Member
 
 Given = TypeVar("Given")
 #: seconds
@@ -40,22 +39,6 @@ def run(trials: Trials, bench: Bench, places: int) -> None:
         desk.run(batch)
     for trial in desk.later:
         trials.tell(trial, one_by_one.one(trials, trial, bench))
-
-
-@dataclass
-class Ready:
-    """A trial whose searched stage is about to run."""
-
-    trial: Trial
-    step: Step
-    inputs: dict[str, Artifact]
-    #: seconds that what comes before that stage took
-    before: float
-    began: float = 0.0
-
-    @property
-    def member(self) -> Member:
-        return Member(str(self.trial.number), self.step.stage, self.step.out, self.inputs)
 
 
 class Desk:
@@ -74,6 +57,8 @@ class Desk:
         self.later: list[Trial] = []
         #: of the pack at hand: its time is over where nothing is heard of any trial for as long as one may take
         self.clock = Clock(None)
+        #: entered the pack last, and since when: what the pack does until it is heard of again is to set that up
+        self.entering: tuple[Ready, float] | None = None
 
     def batch(self) -> list[Ready]:
         """Trials until they fill a pack, those first that were put aside; at most twice as many as it holds."""
@@ -83,13 +68,13 @@ class Desk:
         return found
 
     def _full(self, batch: list[Ready]) -> bool:
-        if not batch or self.places < 2:
-            return bool(batch)
+        if len(batch) < 2 or self.places < 2:  # no pack, and there is no telling yet or nothing to wait for
+            return len(batch) >= self.places
         packs = self._packs(batch)
         return any(len(names) >= most for names, most in self._sized(packs))
 
     def _packs(self, batch: list[Ready]) -> Packs:
-        stages = {str(ready.trial.number): ready.step.stage for ready in batch}
+        stages = {str(ready.trial.number): ready.seen for ready in batch}
         if self.places < 2:
             return Packs(apart=dict.fromkeys(stages, "no two trials fitted the device's memory at once"))
         return type(batch[0].step.stage).packs(stages, self.places)
@@ -176,6 +161,7 @@ class Desk:
     def _together(self, waiting: list[Ready], places: int) -> None:
         """Run a pack, and tell what comes of its trials as it comes."""
         kind = type(waiting[0].step.stage)
+        self.entering = None
         with limited(self.bench.limit) as self.clock:
             outcomes = kind.pack(self._members(waiting, places), places, self.judge)
             try:
@@ -192,13 +178,27 @@ class Desk:
     def _beside(self) -> Iterator[None]:
         """What is done for one trial while the pack waits: it is no part of the time of the others."""
         self.clock.stop()
+        self._set_up()
         began = time.monotonic()
         try:
             yield
         finally:
-            for ready in self.running.values():
-                ready.began += time.monotonic() - began
+            self._spare(began)
             self.clock.start()
+
+    def _set_up(self) -> None:
+        """The trial that entered last is set up, which is its own time alone."""
+        if self.entering is not None:
+            ready, began = self.entering
+            self.entering = None
+            self._spare(began, ready)
+
+    def _spare(self, began: float, own: Ready | None = None) -> None:
+        """What was done since is no time of those that run, but for that whose own work it was."""
+        passed = time.monotonic() - began
+        for ready in self.running.values():
+            if ready is not own:
+                ready.entered += passed
 
     def _ended(self, ended: Ended) -> None:
         ready = self.running.pop(ended.trial)
@@ -207,7 +207,7 @@ class Desk:
             self.apart.append(ready)
             return
         if ended.artifact is not None:
-            self.bench.run.finish(ready.step, ended.artifact, time.monotonic() - ready.began)
+            self.bench.run.finish(ready.step, ended.artifact, ready.seconds)
         self.trials.tell(ready.trial, self._outcome(ready, ended.why, ended.stopped))
 
     def _crowded(self, error: CrowdedError) -> None:
@@ -248,10 +248,10 @@ class Desk:
         limit = self.bench.limit
         if limit is None:
             return None
-        return max(min(MOMENT, limit), limit - (time.monotonic() - ready.began))
+        return max(min(MOMENT, limit), limit - ready.taken)
 
     def _late(self, ready: Ready) -> bool:
-        return self.bench.limit is not None and time.monotonic() - ready.began > self.bench.limit
+        return self.bench.limit is not None and ready.taken > self.bench.limit
 
     def _members(self, waiting: list[Ready], places: int) -> Iterator[Member]:
         """Those at hand, then one for each place that becomes free; what does not fit waits for a pack of its own."""
@@ -269,17 +269,22 @@ class Desk:
             return self.next()
 
     def _entered(self, ready: Ready) -> Member:
-        ready.began = time.monotonic() - ready.before
+        """The trial as a member of the pack, which begins to set it up: it has its whole time for that."""
+        self._set_up()
+        ready.entered = time.monotonic()
         self.running[str(ready.trial.number)] = ready
+        self.entering = (ready, ready.entered)
+        self.clock.start()
         return ready.member
 
     def _fits(self, one: Ready, other: Ready) -> bool:
         """Whether they can share a pack, for which there is a place."""
-        stages = {"one": one.step.stage, "other": other.step.stage}
+        stages = {"one": one.seen, "other": other.seen}
         return bool(type(one.step.stage).packs(stages, 2, math.inf).together)
 
     def judge(self, report: Report) -> bool:
         """Whether a trial of a pack goes on."""
+        self._set_up()
         ready = self.running.get(report.trial)
         if ready is None or self._late(ready):  # none: it hung, was ended, and goes on after all
             return False

@@ -12,11 +12,14 @@ from tilth import models
 from tilth.errors import ModelError
 from tilth.train.fitting import ROOM
 from tilth.train.memory import FLOAT32, GIB, activation_bytes, footprint
-from tilth.train.packs.memory import free
+from tilth.train.packs.memory import free, sweep
 from tilth.trials import Packs
 from tilth.weights import in_folder
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tilth.train.config import Scale
     from tilth.train.sft import Sft
     from tilth.weights import Weights
 
@@ -46,8 +49,7 @@ def packs(stages: Mapping[str, Sft], places: int, room: float | None) -> Packs:
     at_once: list[int] = []
     for names in groups.values():
         need = None if room == math.inf else Need.of([stages[name] for name in names])
-        there = free(stages[names[0]].scale) if room is None else room
-        most = places if need is None else need.at_once(places, there)
+        most = places if need is None else _most(need, places, stages[names[0]].scale, room)
         count = -(-len(names) // most)
         for part in (tuple(names[start::count]) for start in range(count)):
             if len(part) > 1:
@@ -62,6 +64,16 @@ def packs(stages: Mapping[str, Sft], places: int, room: float | None) -> Packs:
     return Packs(tuple(together), apart, tuple(at_once))
 
 
+def _most(need: Need, places: int, scale: Scale, room: float | None) -> int:
+    """How many trials fit into `room`, or what is free: swept up, which takes a moment, only where that is little."""
+    if room is not None:
+        return need.at_once(places, room)
+    if (most := need.at_once(places, free(scale))) == places:
+        return most
+    sweep()
+    return need.at_once(places, free(scale))
+
+
 @dataclass(frozen=True)
 class Need:
     """Bytes of the weights that a pack shares, and of what comes with the largest of its trials."""
@@ -72,14 +84,11 @@ class Need:
     @staticmethod
     def of(stages: list[Sft]) -> Need | None:
         """None where the model's files do not tell, such as those of a stage that has not run."""
-        try:
-            folder = models.at_hand(str(stages[0].model.name))
-        except ModelError:
+        folder = _at_hand(str(stages[0].model.name))
+        shape = None if folder is None else _shape(folder)
+        weights = None if folder is None or shape is None else in_folder(folder)
+        if shape is None or weights is None:
             return None
-        weights = None if folder is None else in_folder(folder)
-        if folder is None or weights is None:
-            return None
-        shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         shared = float(weights.parameters * (2 if stages[0].model.dtype == "bfloat16" else FLOAT32))
         return Need(shared, max(_held(stage, weights, shape) - shared for stage in stages))
 
@@ -91,13 +100,35 @@ class Need:
         return max(1, int(min(places, (ROOM * room - self.weights) / self.each)))
 
 
+def _at_hand(model: str) -> Path | None:
+    try:
+        return models.at_hand(model)
+    except ModelError:
+        return None
+
+
+def _shape(folder: Path) -> dict[str, Any] | None:
+    """The model's config, of an adapter that of the model below; None where neither is at hand."""
+    shape, settings = _read(folder / "config.json"), _read(folder / "adapter_config.json")
+    if shape is not None or settings is None:
+        return shape
+    below = _at_hand(str(settings.get("base_model_name_or_path")))
+    return None if below is None else _read(below / "config.json")
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return found
+
+
 def _held(stage: Sft, weights: Weights, shape: Mapping[str, Any]) -> float:
     """Bytes of one trial: as it would hold alone, and its adapter and gradients once more in the shared pass."""
     scale = stage.scale.model_copy(update={"workers": 0, "deepspeed": None})
     batches = scale.batches(stage.optimisation.global_batch)
     held = footprint(weights, stage.model, stage.optimisation, scale)
-    tokens = (batches.micro if batches else 1) * (stage.pack_length or stage.max_length)
-    objective = "classification" if stage.objective == "classification" else "language_model"
+    virtual = int(getattr(stage.model.peft, "length", 0))  # of a learnt prompt, before every row
+    tokens = (batches.micro if batches else 1) * ((stage.pack_length or stage.max_length) + virtual)
+    objective = "language_model" if stage.objective == "auto" else stage.objective
     kept = activation_bytes(shape, tokens, stage.optimisation, scale, objective)
     return held.bytes + 2 * FLOAT32 * held.trained + kept
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,14 @@ if TYPE_CHECKING:
 _FULL = re.compile(r"DefaultCPUAllocator|not enough memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
 #: where Linux tells what a container may take
 _GROUP = Path("/sys/fs/cgroup")
+
+
+def sweep() -> None:
+    """Give back what nothing holds any more, such as the last pack, whose parts refer to one another."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def free(scale: Scale) -> float:
