@@ -9,7 +9,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -185,22 +185,31 @@ def test_asha_ends_trials_that_do_worse_at_a_rung(tmp_path: Path, monkeypatch: p
     assert all(len(trial["curve"]) < 8 for trial in trials(artifact) if trial["state"] == "pruned")
 
 
-def test_what_the_scheduler_said_outlives_the_process_it_said_it_in(tmp_path: Path) -> None:
-    """The search is lost between the scheduler's word and the trial's end."""
+def two_of_a_scheduler(root: Path) -> tuple[Asked, Journal, Callable[[], Asked]]:
+    """Two trials under a scheduler, their record, and the same search gone on from it."""
     held = recipe(
         {"steps": 8}, space={"x": {"kind": "choice", "values": [0.3, -1.0]}}, searcher={"kind": "grid"},
         scheduler={"kind": "asha", "metric": "error", "factor": 2, "grace": 2},
     )  # fmt: skip
     search: Any = held.stages["search"]
-    bench, journal = Bench.of(search, held, Run(tmp_path / "run")), Journal(Store.at(tmp_path / "trials"))
-    asked = Asked(search, bench, journal, Study(search))
+    bench, journal = Bench.of(search, held, Run(root / "run")), Journal(Store.at(root / "trials"))
+
+    def begin() -> Asked:
+        return Asked(search, bench, journal, Study(search))
+
+    return begin(), journal, begin
+
+
+def test_what_the_scheduler_said_outlives_the_process_it_said_it_in(tmp_path: Path) -> None:
+    """The search is lost between the scheduler's word and the trial's end."""
+    asked, journal, resume = two_of_a_scheduler(tmp_path)
     good, poor = asked.next(), asked.next()
     assert good is not None
     assert poor is not None
     assert asked.report(good, [(2, {"error": 1.0})])
     assert not asked.report(poor, [(2, {"error": 3.0})])
     assert not asked.report(poor, [(2, {"error": 3.0}), (3, {"error": 0.1})]), "nor is it asked again"
-    resumed = Asked(search, bench, journal, Study(search))
+    resumed = resume()
     again = resumed.next()
     assert again is not None
     assert (again.number, resumed.next()) == (good.number, None)
@@ -212,25 +221,19 @@ def test_what_the_scheduler_said_outlives_the_process_it_said_it_in(tmp_path: Pa
 
 def test_a_figure_that_is_no_number_ends_its_trial_alone(tmp_path: Path) -> None:
     """It has failed, also for a search that goes on from the record."""
-    held = recipe(
-        {"steps": 8}, space={"x": {"kind": "choice", "values": [0.3, -1.0]}}, searcher={"kind": "grid"},
-        scheduler={"kind": "asha", "metric": "error", "factor": 2, "grace": 2},
-    )  # fmt: skip
-    search: Any = held.stages["search"]
-    bench, journal = Bench.of(search, held, Run(tmp_path / "run")), Journal(Store.at(tmp_path / "trials"))
-    asked = Asked(search, bench, journal, Study(search))
+    asked, journal, resume = two_of_a_scheduler(tmp_path)
     first, second = asked.next(), asked.next()
     assert first is not None
     assert second is not None
     assert not asked.report(first, [(1, {"error": 1.0}), (2, {"error": math.nan}), (3, {"error": 1.0})])
     asked.tell(first, Outcome(stopped=True))
     assert not asked.report(second, [(1, {"error": math.inf})])
-    resumed = Asked(search, bench, journal, Study(search))
+    resumed = resume()
     assert resumed.next() is None, "the second was ended already"
     told = [(trial.state, trial.error, trial.reported) for trial in journal.read()]
     assert told == [("failed", "error is nan after step 2", [[1, 1.0]]), ("failed", "error is inf after step 1", [])]
     resumed.take_back()
-    again = Asked(search, bench, journal, Study(search))
+    again = resume()
     assert [trial.number for trial in (again.next(), again.next()) if trial is not None] == [0, 1]
 
 
