@@ -30,18 +30,16 @@ class Turn:
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self._work = work
-        self._future: Future[Any] | None = None
-        self._thread: threading.Thread | None = None
         self._answers: SimpleQueue[Any] = SimpleQueue()
         self._asked: SimpleQueue[Any] = SimpleQueue()
+        self._future: Future[Any] = Future()
+        self._future.add_done_callback(self._asked.put)
+        # a daemon: one that hangs is not waited for when this process ends
+        self._thread = threading.Thread(target=self._perform, daemon=True, name="tilth-trial")
 
     def resume(self, answer: Any = None) -> Any:
         """Run on with `answer` until something is asked, which is returned; at the end a Future with the result."""
-        if self._future is None:
-            self._future = Future()
-            self._future.add_done_callback(self._asked.put)
-            # a daemon: one that hangs is not waited for when this process ends
-            self._thread = threading.Thread(target=self._perform, daemon=True, name="tilth-trial")
+        if self._thread.ident is None:
             self._thread.start()
         else:
             self._answers.put(answer)
@@ -59,20 +57,22 @@ class Turn:
 
     def halt(self, why: BaseException) -> None:
         """End it where it is held, and wait until it has; one that hangs is left alone, and ends once it goes on."""
-        if self._future is None or self._thread is None or self._future.done():
+        if self._thread.ident is None or self._future.done():
             return
         self._answers.put(why)
         if wait([self._future], GRACE).not_done:
-            place, kind = ctypes.c_ulong(self._thread.ident or 0), ctypes.py_object(type(why))
+            place, kind = ctypes.c_ulong(self._thread.ident), ctypes.py_object(type(why))
             ctypes.pythonapi.PyThreadState_SetAsyncExc(place, kind)
             wait([self._future], GRACE)
 
     def _perform(self) -> None:
-        if self._future is None:
-            return
+        """Work; whatever ends it, an interrupt too, is raised by the Future, in the thread of who resumes it.
+
+        Nothing may be let go by: the pack would wait for an answer for ever.
+        """
         try:
             found = self._work()
-        except BaseException as error:  # noqa: BLE001 - who resumes it is told
+        except BaseException as error:  # noqa: BLE001 - raised again where the Future is asked
             self._future.set_exception(error)
         else:
             self._future.set_result(found)
