@@ -96,6 +96,7 @@ def test_families_that_keep_rows_apart(config: Any) -> None:
     model = AutoModelForCausalLM.from_config(config)
     assert leak(model) < 1e-5
     demand_independence(model, "it")
+    demand_independence(model.bfloat16(), "it, coarsely computed,")
 
 
 @pytest.mark.parametrize(
@@ -109,8 +110,10 @@ def test_families_that_keep_rows_apart(config: Any) -> None:
 )
 def test_families_that_do_not_are_refused(config: Any) -> None:
     torch.manual_seed(0)
-    with pytest.raises(StageError, match="does not keep packed rows apart; set packing: null"):
-        demand_independence(AutoModelForCausalLM.from_config(config), "it")
+    model = AutoModelForCausalLM.from_config(config)
+    for made in (model, model.bfloat16()):
+        with pytest.raises(StageError, match="does not keep packed rows apart; set packing: null"):
+            demand_independence(made, "it")
 
 
 def test_an_adapter_of_virtual_tokens_is_refused() -> None:

@@ -189,6 +189,19 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_rows(
     assert not list(own.glob("tilth-*")), "what was prepared on the node's own disk is left behind"
 
 
+@pytest.mark.parametrize("every", [1, None])
+def test_a_held_out_loss_that_is_no_number_stops_the_run_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int | None
+) -> None:
+    monkeypatch.setattr("tilth.train.validating.measurements", lambda state: [(state.global_step, float("nan"))])
+    held_out = [{**row, "split": "validation"} if number % 4 == 0 else row for number, row in enumerate(questions(24))]
+    dataset(tmp_path, held_out)
+    stage = stage_of("sft", MINILM, {"steps": 2}, validation={"split": "validation", "every_steps": every})
+    with pytest.raises(StageError, match=r"train: the loss on held-out rows is nan after step \d, .*learning_rate"):
+        run_stage(tmp_path, stage)
+    assert not (tmp_path / "train" / "result.json").exists()
+
+
 # language models
 
 

@@ -8,6 +8,9 @@ score with a classifier of the same size, whose head is untrained: what is measu
 policy, reference, critic and reward each with all their weights. "LoRA" on our side is an adapter whose base is the
 reference, and a critic on the policy's own layers; TRL with LoRA still needs a critic of full size.
 
+Products are of bfloat16 on both sides, as TRL has it unless told otherwise, or of float32. With LoRA in bfloat16 our
+base is held in it, too: nothing trains it.
+
 Packed and padded experience are compared on prompts of 8 to 64 tokens, ours alone: no peer is needed for that.
 """
 
@@ -37,6 +40,8 @@ class Shape:
 
     #: LoRA and a shared trunk, instead of all weights and a second trunk
     adapter: bool
+    #: products of bfloat16, instead of float32
+    half: bool = True
     packed: bool = True
     #: whether prompts have from 8 tokens to PROMPT, instead of PROMPT all of them
     varied: bool = False
@@ -71,11 +76,12 @@ def ours(folder: Path, batch: int, shape: Shape) -> Callable[[], None]:
     from tilth.train.rewards import RewardModel
 
     name = ModelName(str(folder / "policy"))
-    config = ModelConfig.model_validate({"name": name, **({"lora": {"rank": 16}} if shape.adapter else {})})
+    adapter = {"lora": {"rank": 16}, "dtype": "bfloat16" if shape.half else "float32"} if shape.adapter else {}
+    config = ModelConfig.model_validate({"name": name, **adapter})
     source = Source(Inputs(), config)
     critic = CriticConfig(trunk="shared" if shape.adapter else "separate")
     second = None if shape.adapter else Critic(source.model("cpu"))
-    policy = Policy(source.model("cpu"), valued=shape.adapter, critic=second)
+    policy = Policy(source.model("cpu"), valued=shape.adapter, critic=second, half=shape.half)
     rollouts = HuggingFaceRollouts(max_tokens=ROOM)
     decoder = Decoder(rollouts, Home(policy, source.tokenizer(), source, PROMPT + ROOM))
     algorithm = Algorithm(advantage=Gae(value=critic), epochs=PASSES, minibatches=MINIBATCHES, packing=shape.packed)
@@ -107,7 +113,7 @@ def trl(folder: Path, batch: int, shape: Shape) -> Callable[[], None]:
         per_device_train_batch_size=min(8, batch), gradient_accumulation_steps=batch // min(8, batch),
         num_ppo_epochs=PASSES, num_mini_batches=MINIBATCHES, total_episodes=batch, response_length=ROOM,
         local_rollout_forward_batch_size=min(8, batch), learning_rate=RATE, temperature=1.0, disable_tqdm=True,
-        bf16=False, gradient_checkpointing=False,
+        bf16=shape.half, gradient_checkpointing=False,
     )  # fmt: skip
     reference = None if shape.adapter else AutoModelForCausalLM.from_pretrained(folder / "policy")
     trainer = PPOTrainer(
@@ -128,11 +134,14 @@ def _noted(line: dict[str, Any]) -> None:
 
 
 SIDES: dict[str, tuple[Side, Shape]] = {
-    "ours, equal structure": (ours, Shape(adapter=False)),
     "ours, LoRA": (ours, Shape(adapter=True)),
+    "ours, equal structure": (ours, Shape(adapter=False)),
+    "ours, LoRA, float32": (ours, Shape(adapter=True, half=False)),
+    "ours, equal structure, float32": (ours, Shape(adapter=False, half=False)),
     "ours, LoRA, packed": (ours, Shape(adapter=True, varied=True)),
     "ours, LoRA, padded": (ours, Shape(adapter=True, varied=True, packed=False)),
     "TRL": (trl, Shape(adapter=False)),
+    "TRL, float32": (trl, Shape(adapter=False, half=False)),
     "TRL, LoRA": (trl, Shape(adapter=True)),
 }
 #: ours, the other, what is aimed at
@@ -140,6 +149,8 @@ PAIRS = (
     ("ours, LoRA, packed", "ours, LoRA, padded", None),
     ("ours, LoRA", "TRL", 3.0),
     ("ours, equal structure", "TRL", 1.5),
+    ("ours, LoRA, float32", "TRL, float32", 3.0),
+    ("ours, equal structure, float32", "TRL, float32", 1.5),
     ("ours, LoRA", "TRL, LoRA", None),
 )
 

@@ -66,6 +66,9 @@ class Validating(TrainerCallback):  # type: ignore[misc]
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         answers = self.answering(self.trainer.model) if self.answering and self.watch.link.rank == 0 else None
         self.watch.validated(measurements(state), state.max_steps, answers)
+        if self.watch.diverged is not None:
+            control.should_training_stop, control.should_save = True, False
+            return
         found = self.standing()
         if self.settings.keeps_best and not found.waited:
             folder = Path(args.output_dir) / BEST

@@ -28,6 +28,11 @@ TOKENS = "row_tokens"
 PROGRESS_SECONDS = 0.5
 #: how often Ray is asked whether a node is about to go; clouds give notice of half a minute and more
 NOTICE_SECONDS = 5.0
+#: why training ended at a (step, loss on held-out rows)
+NO_NUMBER = (
+    "the loss on held-out rows is {1} after step {0}, while that of training is a number: lower "
+    "optimisation.learning_rate, look for held-out rows that the rows of training are nothing like, or measure in float32"
+)
 #: what TRL says of preferences: the mean difference of rewards, and how often the better answer has the higher one
 EXTRA = {
     "rewards/margins": "reward_margin", "rewards/accuracies": "reward_accuracy",
@@ -46,7 +51,7 @@ class Watch:
     lines: list[dict[str, Any]] = field(default_factory=list)
     #: the line of the last step that is done
     last: dict[str, Any] | None = None
-    #: the line of the step whose loss or gradient was not finite
+    #: the line of the step whose loss or gradient was not finite, or why the loss on held-out rows ended training
     diverged: dict[str, Any] | None = None
     #: whether the driver wants training to end before its time
     stopped: bool = False
@@ -111,8 +116,11 @@ class Watch:
 
     def validated(self, measured: list[tuple[int, float]], total: int, answers: dict[str, Any] | None = None) -> None:
         """Note (step, loss on held-out rows) of every measurement so far, the last of which is new, and the answers
-        to these rows where they were asked for.
+        to these rows where they were asked for. One that is no number ends training: no weights are the best by it.
         """
+        if not math.isfinite(measured[-1][1]):
+            self.diverged = {"step": measured[-1][0], "why": NO_NUMBER.format(*measured[-1])}
+            return
         self.measured = measured
         if self.lines:
             self.lines[-1] |= {"validation_loss": measured[-1][1], **({"answers": answers} if answers else {})}

@@ -75,16 +75,13 @@ def _train(job: Job, link: Link, folder: Path, company: Company | None) -> Any:
         company.join(trainer)
     with _memory(job, batches, company):
         trainer.train(resume_from_checkpoint=_path(resumed))
-    if watch.diverged is not None:
+    measured = {} if watch.diverged or watch.stopped else _validate(job, trainer)
+    if watch.diverged:
         if link.rank == 0:
-            line = {
-                **watch.diverged,
-                "loss": str(watch.diverged["loss"]),
-                "grad_norm": str(watch.diverged["grad_norm"]),
-            }
-            job.out.write_json(FAILED, {"fingerprint": job.fingerprint, **line})
+            # what is not finite is no JSON
+            figures = {name: str(watch.diverged[name]) for name in ("loss", "grad_norm") if name in watch.diverged}
+            job.out.write_json(FAILED, {"fingerprint": job.fingerprint, **watch.diverged, **figures})
     elif not watch.stopped:
-        measured = _validate(job, trainer)
         if trainer.average:
             trainer.average.apply()
         watch.flush(trainer.state.global_step)

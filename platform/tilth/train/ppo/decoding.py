@@ -91,10 +91,13 @@ class Decoding:
 
     def _forward(self) -> Tensor:
         """Logits [rows, V] of the next token."""
-        at = maths.positions(self.attention)[:, -self.following.shape[1] :]
+        width = self.following.shape[1]
+        at = maths.positions(self.attention)[:, -width:]
+        # by its number: a slice of one place makes the head's product a batch of them, each with its copy of the head
+        last = torch.tensor([width - 1], device=self.following.device)
         said = self.model(
             input_ids=self.following, attention_mask=self.attention, position_ids=at, past_key_values=self.cache,
-            use_cache=True, logits_to_keep=1,
+            use_cache=True, logits_to_keep=last,
         )  # fmt: skip
         logits: Tensor = said.logits[:, -1]
         return logits

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 Estimator = Literal["k1", "k2", "k3"]
 
@@ -22,7 +23,8 @@ def positions(attention: Tensor) -> Tensor:
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
     """log p of each token [B, C]; `logits` [B, C, V] are those of the place before it, divided by `temperature`."""
     scaled = logits.float() / temperature if temperature != 1.0 else logits.float()
-    return scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
+    # in one pass over the vocabulary, and one back
+    return -functional.cross_entropy(scaled.flatten(0, -2), tokens.flatten(), reduction="none").view(tokens.shape)
 
 
 def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:

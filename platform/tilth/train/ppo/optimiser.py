@@ -35,7 +35,7 @@ def adamw(policy: Policy, optimisation: Optimisation) -> Any:
         {"params": [w for w in weights if w.ndim > 1], "weight_decay": optimisation.weight_decay},
         {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in decays if group["params"]], lr=0.0, eps=EPSILON)
+    return torch.optim.AdamW([group for group in decays if group["params"]], lr=0.0, eps=EPSILON, fused=True)
 
 
 class Stepping(Protocol):
