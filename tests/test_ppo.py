@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import statistics
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
 import feedback
@@ -33,10 +35,10 @@ from tilth.train.ppo.detecting import alarms
 from tilth.train.ppo.learner import Learner, Settings
 from tilth.train.ppo.loop import Loop, Plan
 from tilth.train.ppo.placement import Scoring
-from tilth.train.ppo.policy import Policy
+from tilth.train.ppo.policy import Critic, Policy
 from tilth.train.ppo.probes import probes
 from tilth.train.ppo.prompts import prompts_of, taken
-from tilth.train.ppo.rollouts import Ask, Home, HuggingFaceRollouts, Rollouts
+from tilth.train.ppo.rollouts import Ask, Home, HuggingFaceRollouts, Rollouts, Sample
 from tilth.train.ppo.scorers import Scorers, opened
 from tilth.train.ppo.served import Served
 from tilth.train.ppo.settings import Algorithm, Kl, Shaping, Watchers
@@ -107,6 +109,63 @@ def test_the_optimum_of_a_bandit_is_reached(llama: Path, advantage: dict[str, An
         assert line["sync_ratio"] == pytest.approx(1, abs=1e-4)
     assert wanted - before > 0.3
     assert share() == pytest.approx(wanted, abs=0.06)
+
+
+def test_updates_end_where_the_policy_is_far_enough_from_where_the_step_began(llama: Path) -> None:
+    prompts, _ = prompts_of([{**row, "prompt": "say"} for row in asked(16)], load_tokenizer(llama), 60)
+
+    def told(limit: float | None) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        found = learner(llama, {"kind": "gae"})
+        found.updater.algorithm = found.algorithm.model_copy(update={"epochs": 6, "stop_at_kl": limit})
+        line = found.step(0, 10, prompts)
+        return line, {name: weight.detach().clone() for name, weight in found.policy.learnt().items()}
+
+    whole, _ = told(None)
+    assert whole["updates"] == 6
+    cut, weights = told(1e-4)
+    assert cut["updates"] == 1, "the second pass sees how far the first has gone, and is dropped"
+    once = learner(llama, {"kind": "gae"})
+    once.updater.algorithm = once.algorithm.model_copy(update={"epochs": 1})
+    once.step(0, 10, prompts)
+    assert all(torch.equal(weights[name], weight) for name, weight in once.policy.learnt().items())
+
+
+def test_what_is_learnt_of_a_score(llama: Path) -> None:
+    found = learner(llama, {"kind": "rloo", "size": 2})
+    samples = [Sample(Ask("r", (5,), 1), (6,), (0.0,), ended) for ended in (True, False, True, False)]
+
+    def shaped(scores: list[float], **shaping: Any) -> list[float]:
+        found.algorithm = found.algorithm.model_copy(update={"shaping": Shaping(**shaping)})
+        return [round(value, 4) for value in found._shaped(torch.tensor(scores), samples).tolist()]
+
+    scores = [1.0, 2.0, 30.0, -40.0]
+    assert shaped(scores, clip=None, missing_end=0.0) == scores
+    assert shaped(scores, clip=10.0, missing_end=0.5) == [1.0, 1.5, 10.0, -10.5]
+    deviation = statistics.pstdev(scores)
+    assert shaped(scores, normalise=True, clip=None, missing_end=0.0) == [round(s / deviation, 4) for s in scores]
+    again = statistics.pstdev([*scores, *[0.0] * 4])
+    assert shaped([0.0, 0.0, 0.0, 0.0], normalise=True, clip=None, missing_end=again) == [0.0, -round(again, 4)] * 2
+
+
+def test_entropy_is_worth_something_where_it_is_asked_for(llama: Path) -> None:
+    prompts, _ = prompts_of([{**row, "prompt": "say"} for row in asked(16)], load_tokenizer(llama), 60)
+
+    def entropies(worth: float) -> list[float]:
+        found = learner(llama, {"kind": "gae"}, temperature=0.1)
+        found.scorers = Scorers(lambda prompts, completions, rows: [0.0] * len(prompts))
+        found.updater.algorithm = found.algorithm.model_copy(update={"entropy": worth})
+        found.optimiser.optimisation = found.optimiser.optimisation.model_copy(update={"learning_rate": 1e-3})
+        return [found.step(step, 10, prompts)["entropy"] for step in range(4)]
+
+    assert entropies(1.0)[-1] > entropies(0.0)[-1] + 1e-3
+
+
+def test_a_critic_that_cannot_foretell_is_refused(llama: Path) -> None:
+    assert Critic(AutoModelForCausalLM.from_pretrained(llama)).causal()
+    config = transformers.BertConfig(
+        vocab_size=260, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    assert not Critic(transformers.BertLMHeadModel(config)).causal()
 
 
 def test_a_sample_is_the_same_in_whatever_batch_it_is_drawn(llama: Path) -> None:
@@ -627,12 +686,13 @@ def test_alarms_are_acted_on(tmp_path: Path, llama: Path) -> None:
     assert [item["kl_coefficient"] for item in run("dear", "raise_kl")] == [0.1, 0.2, 0.4]
     with pytest.raises(StageError, match=r"at step 1 kl is .*limit -1; lower"):
         run("stopped", "stop")
-    # the last step is the first beyond this limit: what is left is the policy of the checkpoint before it
+    # the last step is the first beyond this limit: what is left is the policy of a checkpoint before the step before
+    # it, for what a step sees is what the update before it has done
     kls = [item["kl"] for item in quiet]
-    last = next(number for number in range(2, 12) if kls[number] > max(kls[:number]))
+    last = next(number for number in range(3, 12) if kls[number] > max(kls[:number]))
     back = run("back", "roll_back", (max(kls[:last]) + kls[last]) / 2, steps=last + 1)
     assert ["alarms" in item for item in back] == [False] * last + [True]
-    run("good", "log", 99.0, steps=last // 2 * 2)
+    run("good", "log", 99.0, steps=(last - 1) // 2 * 2)
     left, wanted = (load_trained(tmp_path / name / "train/model", device="cpu").model for name in ("back", "good"))
     assert all(torch.equal(value, wanted.state_dict()[name]) for name, value in left.state_dict().items())
 
@@ -648,12 +708,25 @@ def test_where_reward_and_gold_part_is_said() -> None:
     hacked = look(20, [0.1, 0.2, 0.0, 0.3], [3.0, 3.1, 3.0, 3.2], 30.0)
     assert looks.parting([first, better]) is None
     assert looks.parting([first, better, hacked]) == 10
+    middling = look(30, [0.9, 1.1, 1.0, 1.0], [1.1, 1.2, 1.0, 1.1], 3.0)
+    assert looks.parting([first, better, hacked, middling]) == 10, "that it came back later takes nothing away"
     assert looks.best([first, better, hacked], None) is better
     assert looks.best([first, better, hacked], 1.0) is first
     mean, low, high = looks.gain(first["golds"], better["golds"])
     assert (mean, low > 0.9, high < 1.2) == (pytest.approx(1.025), True, True)
     assert looks.waited([first, better, hacked], 1, 0.0)
     assert not looks.waited([first, better], 1, 0.0)
+
+
+def test_a_gain_without_the_luck_of_the_choice() -> None:
+    # two looks that are as good as the first but by luck, each on another half of the prompts
+    noise = [0.3, -0.3, 0.2, -0.2, 0.4, -0.4]
+    found = [look(0, [0.0] * 6, [0.0] * 6), look(5, noise, noise), look(10, [-n for n in noise], noise)]
+    assert looks.crossed(found, None)[0] == pytest.approx(-0.3)
+    assert looks.gain(found[0]["golds"], looks.best(found, None)["golds"])[0] == 0.0
+    # where one look is the best whichever half is asked, there was no luck
+    sure = [found[0], look(5, [1.0, 1.1, 0.9, 1.0, 1.2, 1.0], noise), found[2]]
+    assert looks.crossed(sure, None) == pytest.approx(looks.gain(sure[0]["golds"], sure[1]["golds"]))
 
 
 def test_probes_see_what_is_repeated_and_refused() -> None:

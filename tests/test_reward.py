@@ -155,8 +155,12 @@ def test_heads_are_an_ensemble_whose_members_learn_from_other_pairs(tmp_path: Pa
     given = ([row["prompt"] for row in rows], [row["chosen"] for row in rows], rows)
     each = np.array([score(loaded, row["prompt"] + row["chosen"]).tolist() for row in rows])
     assert each.shape == (18, 3)
-    assert disagreement(reward, *given) == pytest.approx(each.std(axis=1), abs=2e-4)
-    assert reward(*given) == pytest.approx(each.mean(axis=1) - 2 * each.std(axis=1), abs=5e-4)
+    answers = [
+        score(loaded, row["prompt"] + row[name]).tolist() for row in rows[12:] for name in ("chosen", "rejected")
+    ]
+    apart = (each - np.mean(answers, axis=0)).std(axis=1)
+    assert disagreement(reward, *given) == pytest.approx(apart, abs=2e-4)
+    assert reward(*given) == pytest.approx(each.mean(axis=1) - 2 * apart, abs=5e-4)
     assert made.metrics["disagreement"] > 0
     assert len(made.detail["pairs"]["members"]["accuracy"]) == 3
     held_out = torch.stack(leads(loaded, rows[12:]))
@@ -292,7 +296,12 @@ def test_figures_agree_with_a_plain_loop() -> None:
     assert told["metrics"]["length_correlation"] == pytest.approx(flat)
     inside = np.corrcoef((scores[:, 0] - scores[:, 1]).mean(axis=1), lengths[:, 0] - lengths[:, 1])[0, 1]
     assert told["metrics"]["length_correlation_in_pairs"] == pytest.approx(inside)
-    assert told["metrics"]["disagreement"] == pytest.approx(np.mean([np.std(s) for row in scores for s in row]))
+    means = [np.mean(scores[:, :, member]) for member in range(3)]
+    assert told["metrics"]["disagreement"] == pytest.approx(np.mean([np.std(s - means) for row in scores for s in row]))
+    # scores of pairs have no zero: what a member adds to all of them is no disagreement
+    assert tell(judged(scores + np.array([0, 5, -3]), lengths, ties))["metrics"]["disagreement"] == pytest.approx(
+        told["metrics"]["disagreement"]
+    )
     signs = np.sign(scores[10:, 0] - scores[10:, 1])
     assert told["members"]["split"] == pytest.approx(np.mean([len(set(row)) > 1 for row in signs]))
     assert (told["pairs"], told["ties"]) == (60, 10)

@@ -50,6 +50,8 @@ class Card:
     #: of a reward model: what is taken off a score for each character of the answer beyond their mean number
     length_slope: float = 0.0
     length_mean: float = 0.0
+    #: of an ensemble of reward models: what each member gives an answer on average, for scores of pairs have no zero
+    member_means: tuple[float, ...] = ()
 
     @staticmethod
     def read(folder: Path) -> Card:
@@ -58,7 +60,8 @@ class Card:
             data = json.loads((folder / CARD).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return Card("seq2seq") if _encodes(folder) else Card()
-        return Card(**{**data, "labels": tuple(data["labels"])})
+        lists = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
+        return Card(**{**data, **lists})
 
     def write(self, folder: Path) -> None:
         (folder / CARD).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False), encoding="utf-8")

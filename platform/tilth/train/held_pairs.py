@@ -34,6 +34,12 @@ class JudgedPairs:
         return both[:, 0] - both[:, 1]
 
     @property
+    def means(self) -> Floats:
+        """What each member gives an answer on average, [members]."""
+        found: Floats = self.scores.mean(axis=(0, 1))
+        return found
+
+    @property
     def longer(self) -> Floats:
         """By how many characters chosen is longer, [pairs]."""
         return self.lengths[:, 0] - self.lengths[:, 1]
@@ -70,10 +76,13 @@ def figures(job: Job, folder: Path) -> dict[str, Any]:
         return {}
     judged = _judged(job, stage, folder, stage.validation.split)
     told = tell(judged)
+    # what length explains is 0 on average, so that the members' means stay what they are without it
+    means = tuple(map(float, judged.means)) if judged.scores.shape[2] > 1 else ()
+    card = replace(Card.read(folder), member_means=means)
     if stage.length_bias == "regress_out":
-        card = replace(Card.read(folder), length_slope=judged.slope, length_mean=float(judged.lengths.mean()))
-        card.write(folder)
+        card = replace(card, length_slope=judged.slope, length_mean=float(judged.lengths.mean()))
         told = {**tell(judged.without_length()), "with_length": told["metrics"]}
+    card.write(folder)
     return {"pairs": told}
 
 
@@ -102,7 +111,7 @@ def tell(judged: JudgedPairs) -> dict[str, Any]:
     both = judged.scores.mean(axis=2)
     told |= {"mean": float(both.mean()), "std": float(both.std()), "slope": judged.slope, **_longer(judged)}
     if judged.scores.shape[2] > 1:
-        metrics["disagreement"] = float(judged.scores.std(axis=2).mean())
+        metrics["disagreement"] = float((judged.scores - judged.means).std(axis=2).mean())
         told["members"] = _members(judged, right)
     return {"metrics": metrics, **told}
 

@@ -33,6 +33,13 @@ def merge(store: Store, last: int) -> None:
     _write(store, TRACE, [found[step] for step in sorted(found) if step <= last])
 
 
+def forget(store: Store, last: int) -> None:
+    """Remove the segments that were written after step `last`, by a run that ended there or is taken up from there."""
+    for name in store.list(SEGMENTS):
+        if int(name.partition(".")[0]) > last:
+            store.remove(f"{SEGMENTS}/{name}")
+
+
 def read(store: Store) -> list[Line]:
     """All lines of a finished trace, in order."""
     return _read(store, TRACE)

@@ -30,8 +30,8 @@ PROGRESS_SECONDS = 0.5
 NOTICE_SECONDS = 5.0
 #: why training ended at a (step, loss on held-out rows)
 NO_NUMBER = (
-    "the loss on held-out rows is {1} after step {0}, while that of training is a number: lower "
-    "optimisation.learning_rate, look for held-out rows that the rows of training are nothing like, or measure in float32"
+    "the loss on held-out rows is {1} after step {0}, while that of training is a number: look for held-out rows that "
+    "are nothing like those of training, lower optimisation.learning_rate, or compute in float32"
 )
 #: what TRL says of preferences: the mean difference of rewards, and how often the better answer has the higher one
 EXTRA = {

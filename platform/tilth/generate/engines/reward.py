@@ -25,6 +25,8 @@ class Scored:
 
     members: tuple[float, ...]
     cut: bool = False
+    #: what each member says on average, as far as it was measured on held-out pairs
+    usual: tuple[float, ...] = ()
 
     @property
     def score(self) -> float:
@@ -33,8 +35,9 @@ class Scored:
 
     @property
     def disagreement(self) -> float:
-        """The standard deviation over the members."""
-        return pstdev(self.members)
+        """The standard deviation over the members of what they say beyond what they usually do."""
+        usual = self.usual or (0.0,) * len(self.members)
+        return pstdev(value - mean for value, mean in zip(self.members, usual, strict=True))
 
 
 class RewardScorer:
@@ -66,7 +69,8 @@ class RewardScorer:
             tokens, cut = encode(self.tokenizer, texts, self.limit, special)
             scores = in_batches(tokens, self._forward, size=self.batch_tokens, length=len)
         found = zip(pairs, scores, cut, strict=True)
-        return [Scored(self._corrected(members, answer), short) for (_, answer), members, short in found]
+        usual = self.card.member_means
+        return [Scored(self._corrected(members, answer), short, usual) for (_, answer), members, short in found]
 
     def _corrected(self, members: Sequence[float], answer: str) -> tuple[float, ...]:
         """Without what the length of the answer explains, where the stage regressed it out."""

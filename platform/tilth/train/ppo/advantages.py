@@ -97,7 +97,11 @@ class Grouped(Advantage, family="advantage"):
 
 
 class Grpo(Grouped):
-    """Group-relative advantages (Shao et al. 2024, arXiv:2402.03300); they want the KL in the loss."""
+    """Group-relative advantages (Shao et al. 2024, arXiv:2402.03300); they want the KL in the loss.
+
+    Losses are averaged over the tokens of a minibatch, as in DAPO (Yu et al. 2025, arXiv:2503.14476), so that a long
+    completion counts for more than a short one; in the paper each counts alike.
+    """
 
     scale: Literal["deviation", "none"] = Field(
         "deviation", description="Divide by the group's deviation, or not (Dr. GRPO, arXiv:2503.20783)."

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: what a coefficient of 0 is raised from
+LEAST = 0.01
+
 
 @dataclass
 class Controller:
@@ -25,8 +28,8 @@ class Controller:
         self.coefficient *= 1 + error * samples / self.horizon
 
     def raise_by(self, factor: float) -> None:
-        """Make departures dearer at once."""
-        self.coefficient *= factor
+        """Make departures dearer at once, also where they cost nothing so far."""
+        self.coefficient = max(self.coefficient, LEAST) * factor
 
 
 @dataclass

@@ -33,7 +33,7 @@ class HeldOut:
         `before` is the look at the policy before training, None if this is it; rank 0 has the judge compare with it.
         """
         wanted = asks(self.prompts, 1, self.seed, "held out")
-        learner.generating.sync()
+        learner.sync()
         mine = learner.generating.generate(learner.ranks.share(wanted))
         by_row = {prompt.row["id"]: prompt for prompt in self.prompts}
         rewards = learner.scored(mine, by_row, learner.scorers.reward)
@@ -45,6 +45,7 @@ class HeldOut:
         texts = [learner.text(sample) for sample in samples]
         found: dict[str, Any] = {
             "step": step,
+            **learner.gap(seen),
             "reward": _mean([reward for _, reward, *_ in told]),
             "gold": _mean([gold for _, _, gold, _ in told]),
             "kl": float(seen.kl.mean()),

@@ -73,7 +73,9 @@ class Learner:
         self.updater = Updater(self.batches, self.optimiser, self.algorithm)
         #: samples drawn ahead, by the step that is to learn from them
         self.ahead: dict[int, list[Sample]] = {}
+        #: seconds by what they went to, and bytes handed to the generator, since the last line of the trace
         self.times: dict[str, float] = {}
+        self.moved = 0
         self._beside = ThreadPoolExecutor(3, "tilth-beside")
 
     # one step
@@ -84,29 +86,32 @@ class Learner:
         `later` are the prompts of the next step, which are asked now where rollouts may be one step old.
         StageError where the generator does not hold the learner's weights.
         """
-        self.times = {}
         fresh = number not in self.ahead
-        moved = self._synced() if fresh else 0
+        if fresh:
+            self.sync()
         samples = self._together(self._draw(self._wanted(number, prompts))) if fresh else self.ahead.pop(number)
         drawing = self._drawing(number + 1, later)
         scoring = self._scoring(samples, prompts)
         with self._timed("examine"):
             seen = self.seen(samples)
         experience = self._credited(seen, self._scores(scoring))
-        gap = self._gap(experience, fresh)
+        gap = self.gap(experience, fresh=fresh)
         with self._timed("learn"), self.policy.learning():
             done = self.updater.learn(experience, number, steps, self.controller.coefficient)
         kl = float(experience.kl.mean())
         line = self._line(experience, done, number, steps)
-        line |= {"kl": kl, "kl_coefficient": self.controller.coefficient, **gap, "moved_bytes": moved}
+        line |= {"kl": kl, "kl_coefficient": self.controller.coefficient, **gap}
         self.controller.update(kl, len(samples))
         if drawing is not None:
             self.ahead[number + 1] = self._together(drawing)
-        return {**line, "times": {name: round(value, 4) for name, value in self.times.items()}}
+        times, moved = {name: round(value, 4) for name, value in self.times.items()}, self.moved
+        self.times, self.moved = {}, 0
+        return {**line, "moved_bytes": moved, "times": times}
 
-    def _synced(self) -> int:
+    def sync(self) -> None:
+        """Hand the weights as they are now to the generator, where it does not have them yet."""
         with self._timed("sync"):
-            return self.generating.sync()
+            self.moved += self.generating.sync()
 
     def _wanted(self, number: int, prompts: Sequence[Prompt]) -> list[Ask]:
         """This rank's share of what a step asks."""
@@ -130,7 +135,7 @@ class Learner:
         """Samples for a later step by the weights as they are now: drawn beside the updates, or at once."""
         if not prompts:
             return None
-        self._synced()
+        self.sync()
         return self._draw(self._wanted(number, prompts), beside=self.generating.concurrent)
 
     def _together(self, drawn: Future[list[Sample]]) -> list[Sample]:
@@ -223,12 +228,15 @@ class Learner:
         missing = torch.tensor([0.0 if sample.ended else shaping.missing_end for sample in samples])
         return scores - missing
 
-    def _gap(self, experience: Experience, fresh: bool) -> dict[str, float]:
-        """How far learner and generator are apart on the same tokens: what the first minibatch's ratios start from."""
-        difference = experience.old - experience.behaviour
-        mean = maths.scalar(maths.masked_mean(difference.abs(), experience.mask))
-        ratio = maths.scalar(maths.masked_mean(difference.exp(), experience.mask))
-        largest = float((difference.abs() * experience.mask).max())
+    def gap(self, seen: Seen, *, fresh: bool = True) -> dict[str, float]:
+        """How far learner and generator are apart on the same tokens: what the first minibatch's ratios start from.
+
+        StageError where samples are `fresh`, of the weights as they are now, and the two are too far apart.
+        """
+        difference = seen.old - seen.behaviour
+        mean = maths.scalar(maths.masked_mean(difference.abs(), seen.mask))
+        ratio = maths.scalar(maths.masked_mean(difference.exp(), seen.mask))
+        largest = float((difference.abs() * seen.mask).max())
         if fresh and not mean <= self.settings.tolerance:
             raise StageError(
                 f"ppo: learner and generator differ by {mean:.3g} nats a token on the same samples, beyond "
@@ -251,13 +259,9 @@ class Learner:
             "length": sum(lengths) / len(lengths), "ended": sum(sample.ended for sample in samples) / len(samples),
             "ratio_max": updates.ratio, "updates": updates.steps, **updates.means(),
         }  # fmt: skip
-        line["loss"] = line["policy_loss"]
-        if (critic := self.algorithm.advantage.critic) and experience.values is not None:
-            line["loss"] += critic.coefficient * line["value_loss"]
-            if experience.returns is not None:
-                line["explained_variance"] = maths.explained_variance(
-                    experience.values, experience.returns, experience.mask
-                )
+        if experience.values is not None and experience.returns is not None:
+            told = (experience.values, experience.returns, experience.mask)
+            line["explained_variance"] = maths.explained_variance(*told)
         return line
 
     @contextmanager

@@ -28,17 +28,34 @@ def best(looks: Sequence[Look], max_kl: float | None) -> Look:
     return max(allowed, key=lambda look: look["gold"])
 
 
+def crossed(looks: Sequence[Look], max_kl: float | None) -> tuple[float, float, float]:
+    """The gain in gold of choosing the best look, without the luck of having chosen it: as `gain`.
+
+    Each half of the prompts is measured at the look that is the best on the other half (cross-validation, Stone 1974).
+    """
+    before: list[float] = []
+    after: list[float] = []
+    for half in (0, 1):
+        others = [{**look, "gold": sum(look["golds"][1 - half :: 2])} for look in looks]
+        before += looks[0]["golds"][half::2]
+        after += best(others, max_kl)["golds"][half::2]
+    return gain(before, after)
+
+
 def parting(looks: Sequence[Look]) -> int | None:
-    """The step of the highest gold, if after it reward rose and gold fell, both beyond chance; else None.
+    """The step of the highest gold, if at a look after it reward rose and gold fell, both beyond chance; else None.
 
     That is where optimising the one no longer serves the other (Gao et al. 2023, arXiv:2210.10760).
     """
     top = max(looks, key=lambda look: look["gold"], default=None)
-    if top is None or looks[-1] is top:
+    if top is None:
         return None
-    rose = gain(top["rewards"], looks[-1]["rewards"])[1] > 0
-    fell = gain(top["golds"], looks[-1]["golds"])[2] < 0
-    return int(top["step"]) if rose and fell else None
+    for look in looks[looks.index(top) + 1 :]:
+        rose = gain(top["rewards"], look["rewards"])[1] > 0
+        fell = gain(top["golds"], look["golds"])[2] < 0
+        if rose and fell:
+            return int(top["step"])
+    return None
 
 
 def waited(looks: Sequence[Look], patience: int, min_delta: float) -> bool:

@@ -32,11 +32,17 @@ from tilth.train.trackers import Scalars
 
 LOOKS = "looks"
 STATE = "state.json"
+#: in a checkpoint: the state that a detector may go back to, which is an earlier one
+GOOD = "good"
 PROGRESS_SECONDS = 0.5
 
 
 class DivergedError(StageError):
-    """A detector whose action is to stop has spoken."""
+    """A detector whose action is to stop has spoken, at a step."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Loop:
     plan: Plan
     store: Store
     link: Link
-    #: where this rank keeps the state of the last checkpoint
+    #: where this rank keeps the state that a detector may go back to
     good: Path
     #: told the figures of every step, if anyone is
     scalars: Scalars | None = None
@@ -80,14 +86,17 @@ class Loop:
 
     def run(self) -> None:
         """Go on from where `resume` left it to the end. DivergedError where a detector stops it."""
-        if self.step == 0 and self.held_out:
+        if self.step == 0:
+            self._keep(self.good)
             self._look()
-        while self.step < self.plan.steps and not self._waited():
-            self._one()
-            warned = self.link.preempted()
-            if (warned or self._due(self.plan.checkpointing.every_steps)) and self.step < self.plan.steps:
-                self._commit()
-        self._flush()
+        try:
+            while self.step < self.plan.steps and not self._waited():
+                self._one()
+                warned = self.link.preempted()
+                if (warned or self._due(self.plan.checkpointing.every_steps)) and self.step < self.plan.steps:
+                    self._commit()
+        finally:  # what a detector saw is to be read, above all where it ended the run
+            self._flush()
         self.link.settle()
 
     def _one(self) -> None:
@@ -135,16 +144,23 @@ class Loop:
             raise self._diverged([alarm for alarm in spoken if alarm.action == "stop"])
         if "roll_back" in actions:
             self.roll_backs += 1
-            if self.roll_backs > self.plan.watchers.roll_backs or not self.good.exists():
+            if self.roll_backs > self.plan.watchers.roll_backs:
                 raise self._diverged([alarm for alarm in spoken if alarm.action == "roll_back"])
+            shutil.rmtree(self._unproved, ignore_errors=True)
             self.learner.load(self.good)
             self.learner.ahead.clear()
+        elif self._unproved.exists():
+            # a step sees what the update before it has done: with this one the state it began from has proved good
+            shutil.rmtree(self.good)
+            self._unproved.rename(self.good)
         if "raise_kl" in actions:
             self.learner.controller.raise_by(2.0)
 
     def _diverged(self, spoken: Sequence[Alarm]) -> DivergedError:
         why = "; ".join(map(str, spoken))
-        return DivergedError(f"at step {self.step} {why}; lower optimisation.learning_rate or algorithm.epochs")
+        return DivergedError(
+            f"at step {self.step} {why}; lower optimisation.learning_rate or algorithm.epochs", self.step
+        )
 
     # looks
 
@@ -176,10 +192,12 @@ class Loop:
         if self.link.rank == 0:
             own = {"step": self.step, "roll_backs": self.roll_backs, "value_losses": self.value_losses}
             (folder / STATE).write_text(json.dumps(own), encoding="utf-8")
+            if self.plan.watchers.rolls_back:
+                shutil.copytree(self.good, folder / GOOD)
         self.link.commit(folder, self.step)
         self._forget_bests()
         self._show(always=True)
-        self._note_good()
+        self._keep(self._unproved)
 
     def _forget_bests(self) -> None:
         """Remove weights that were the best, and that no checkpoint asks for any more."""
@@ -192,20 +210,31 @@ class Loop:
         """The step that is the best so far."""
         return int(looks.best(self.found, self.plan.gold.max_kl)["step"])
 
-    def _note_good(self) -> None:
+    @property
+    def _unproved(self) -> Path:
+        """The state of a checkpoint after which no step was made yet."""
+        return self.good.with_suffix(".unproved")
+
+    def _keep(self, folder: Path) -> None:
         """Keep the present state at hand on every rank, where a detector may ask for it."""
         if self.plan.watchers.rolls_back:
-            shutil.rmtree(self.good, ignore_errors=True)
-            self.good.mkdir(parents=True)
-            self.learner.save(self.good)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            self.learner.save(folder)
 
     def resume(self) -> None:
         """Take up the newest checkpoint, if there is one."""
         folder = self.link.resume()
+        if self.link.rank == 0:
+            trace.forget(self.store, 0 if folder is None else json.loads((folder / STATE).read_text())["step"])
         if folder is None:
             return
         self.learner.load(folder)
-        self._note_good()
+        if (folder / GOOD).exists():
+            shutil.copytree(folder / GOOD, self.good)
+            self._keep(self._unproved)
+        else:
+            self._keep(self.good)
         own = json.loads((folder / STATE).read_text(encoding="utf-8"))
         self.step, self.roll_backs, self.value_losses = own["step"], own["roll_backs"], own["value_losses"]
         names = [name for name in self.store.list(LOOKS) if int(Path(name).stem) <= self.step]

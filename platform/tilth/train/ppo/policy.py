@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -46,6 +47,8 @@ class Policy(nn.Module):  # type: ignore[misc]
         self.model = model.eval()
         self.temperature, self.half = temperature, half
         self.adapted = hasattr(model, "disable_adapter")
+        if half:
+            _as_they_come(model)
         self.critic = critic
         width = model.get_input_embeddings().weight.shape[1]
         self.value_head = value_head(width).to(model.device) if valued else None
@@ -59,7 +62,8 @@ class Policy(nn.Module):  # type: ignore[misc]
 
     def recompute(self) -> None:
         """From now on recompute activations while weights are learnt, instead of keeping them."""
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for model in self.readers():
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     @contextmanager
     def learning(self) -> Iterator[None]:
@@ -138,6 +142,14 @@ class Critic(nn.Module):  # type: ignore[misc]
         self._trunk = [inner.base_model]
         self.value_head = value_head(model.get_input_embeddings().weight.shape[1]).to(model.device)
 
+    def causal(self) -> bool:
+        """Whether the value of a place is the same whatever comes after it."""
+        ids = torch.arange(1, 9, device=self.model.device).repeat(2, 1)
+        ids[1, -1] += 1
+        with torch.no_grad():
+            first, second = self._trunk[0](input_ids=ids, use_cache=False).last_hidden_state[:, :-1].float()
+        return bool(torch.allclose(first, second, rtol=0, atol=1e-4 * float(first.abs().max())))
+
     def forward(self, batch: Batch) -> Tensor:
         """Values [B, C] of the places before each token."""
         states = self._trunk[0](**batch.inputs).last_hidden_state
@@ -175,6 +187,13 @@ def _read(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     finally:
         hook.remove()
     return logits[0], states[0]
+
+
+def _as_they_come(model: Any) -> None:
+    """Adapters do not widen what they read to the format of their own weights: autocast narrows it again at once."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False
 
 
 def _frozen_copy(model: Any) -> Any:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from tilth.data.schema import Row, row_seed
+from tilth.generate.judges import transcript
 from tilth.train.ppo.rollouts import Ask
 
 
@@ -38,8 +39,7 @@ def _prompt(row: Row, tokenizer: Any) -> Prompt:
     turns = list(row["messages"])
     asked = turns[:-1] if turns[-1]["role"] == "assistant" else turns
     asking = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
-    text = "\n\n".join(turn["content"] for turn in asked)
-    return Prompt(row, text, tuple(tokenizer(asking, add_special_tokens=False)["input_ids"]))
+    return Prompt(row, transcript(asked), tuple(tokenizer(asking, add_special_tokens=False)["input_ids"]))
 
 
 def taken(step: int, size: int, count: int, seed: int) -> list[int]:

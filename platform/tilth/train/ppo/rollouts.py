@@ -146,6 +146,9 @@ class VllmRollouts(Rollouts):
         return []
 
     def unfit(self, peft: Peft | None) -> list[Problem]:
+        if peft is not None and peft.quantized:
+            what = "vLLM would serve the base as it is, and the learner reads it in 4 bits"
+            return [Problem("rollouts", what, "use kind: hf, or an adapter on the base as it is")]
         if peft is None or (isinstance(peft, Lora) and peft.plain):
             return []
         what = f"vLLM takes full weights and plain LoRA anew, not {peft.kind} as it is set"

@@ -19,10 +19,13 @@ class Kl(Component):
     """The price of a departure from the reference, the policy as it was before training.
 
     place: reward takes it from the reward at each token (Ziegler et al. 2019, arXiv:1909.08593), loss adds it to
-    the loss (Shao et al. 2024, arXiv:2402.03300), where only k3 has a useful gradient.
+    the loss (Shao et al. 2024, arXiv:2402.03300), where the gradient of k1 is zero on average; on the policy's own
+    samples that of k2 is the gradient of the KL itself.
     """
 
-    coefficient: float = Field(0.05, ge=0, description="What a nat costs, in units of the shaped reward.")
+    coefficient: float = Field(
+        0.05, ge=0, description="What a nat costs, in units of the shaped reward; 0: nothing, until a detector asks."
+    )
     target: float | None = Field(
         None, gt=0, description="KL of a completion, in nats, to steer the coefficient to; null: it stays fixed."
     )
@@ -34,6 +37,9 @@ class Kl(Component):
         if self.place == "loss" and self.estimator == "k1":
             what = "the gradient of k1 is zero on average, so that it would cost nothing"
             return [Problem("estimator", what, "use k3, or place: reward")]
+        if self.target is not None and not self.coefficient:
+            what = "steers the coefficient by factors, and it is 0"
+            return [Problem("target", what, "set coefficient to more than 0, or leave target out")]
         return []
 
 
@@ -83,14 +89,18 @@ class Detector(Component):
 
     limit: float = Field(description="Beyond it the detector speaks.")
     action: Action = Field(
-        "log", description="log; raise_kl: double the KL coefficient; roll_back: to the last checkpoint; stop."
+        "log",
+        description="log; raise_kl: double the KL coefficient; roll_back: to the last checkpoint after which a step "
+        "went well; stop.",
     )
 
 
 class Watchers(Component):
     """What goes wrong in reinforcement learning, each with a limit and an action. Null: not looked for."""
 
-    non_finite: Action = Field("stop", description="A loss, gradient or score that is no finite number.")
+    non_finite: Action = Field(
+        "stop", description="A loss or gradient that is no finite number; such a score ends the stage."
+    )
     kl: Detector | None = Field(
         Detector(limit=50.0, action="raise_kl"), description="KL of a completion from the reference, in nats."
     )
@@ -103,10 +113,11 @@ class Watchers(Component):
     ratio: Detector | None = Field(
         Detector(limit=20.0, action="log"), description="Largest ratio of a token's probability, new by old."
     )
-    sync: float = Field(
-        0.05,
+    sync: float | None = Field(
+        None,
         gt=0,
-        description="Mean difference of learner and generator on the same samples, in nats a token, at which to stop.",
+        description="Mean difference of learner and generator on the same samples, in nats a token, at which to stop; "
+        "null: 0.005, or 0.05 where anything is computed in 16 bits or less.",
     )
     roll_backs: int = Field(3, ge=0, description="Times that a run may be rolled back before it stops.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -34,6 +34,8 @@ class Ppo(Training):
     best policy by it is kept. `max_length` bounds prompt and completion together; a longer prompt is not asked, and
     counted. The reference is the model as it begins: with an adapter the same weights and the adapter off.
     """
+
+    version: ClassVar[int] = 2  # a detector goes back to a state that a step has proved
 
     reward: Reward = Field(description="What completions are worth.")
     scoring: Scoring = Field(Scoring(), json_schema_extra=EXECUTION, description="Where rewards are computed.")
@@ -81,6 +83,15 @@ class Ppo(Training):
         """Whether matrix products are in bfloat16."""
         return self.optimisation.precision == "bfloat16"
 
+    @property
+    def tolerance(self) -> float:
+        """How far learner and generator may be apart, in nats a token."""
+        if self.watchers.sync is not None:
+            return self.watchers.sync
+        peft = self.model.peft
+        coarse = self.half or self.model.dtype != "float32" or (peft is not None and peft.quantized)
+        return 0.05 if coarse else 0.005
+
     def _placed(self) -> dict[str, Placed]:
         """The parts that may have actors of their own, by field."""
         return {"rollouts": self.rollouts, "scoring": self.scoring}
@@ -101,6 +112,9 @@ class Ppo(Training):
             "gold_gain",
             "gold_gain_low",
             "gold_gain_high",
+            "gold_gain_crossed",
+            "gold_gain_crossed_low",
+            "gold_gain_crossed_high",
             "reward_gain",
             "win_rate",
             "held_out_kl",

@@ -17,7 +17,7 @@ from tilth.train.ppo.optimiser import Stepping, rate
 from tilth.train.ppo.settings import Algorithm
 
 #: sums over tokens that an update is described by
-SUMS = ("policy_loss", "value_loss", "approx_kl", "clip_fraction")
+SUMS = ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "loss")
 
 
 @dataclass
@@ -110,6 +110,8 @@ class Updater:
         ratio = (said.logprobs - part.old).detach().exp()
         clipped = (ratio < 1 - algorithm.clip) | (ratio > 1 + algorithm.high)
         away = maths.kl(part.old, said.logprobs.detach(), "k3")
-        told = torch.stack([maths.masked_sum(item.detach().float(), mask) for item in (policy, value, away, clipped)])
+        told = torch.stack(
+            [maths.masked_sum(item.detach().float(), mask) for item in (policy, value, away, clipped, losses)]
+        )
         largest = (ratio * mask).max().reshape(1)
         return maths.masked_sum(losses, mask) / tokens, told, largest

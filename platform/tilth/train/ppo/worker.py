@@ -59,7 +59,7 @@ def train(job: Job, link: Link) -> None:
         stack.callback(scorers.close)
         learner = Learner(
             policy, tokenizer, generating, scorers,
-            Settings(stage.algorithm, stage.rollouts, stage.optimisation, stage.watchers.sync),
+            Settings(stage.algorithm, stage.rollouts, stage.optimisation, stage.tolerance),
             ranks, _optimiser(stage, policy, ranks),
         )  # fmt: skip
         stack.callback(learner.close)
@@ -67,6 +67,7 @@ def train(job: Job, link: Link) -> None:
             _learn(job, link, learner, folder, start)
         except DivergedError as error:
             if link.rank == 0:
+                trace.merge(job.out, error.step)
                 job.out.write_json(FAILED, {"fingerprint": job.fingerprint, "why": str(error)})
 
 
@@ -79,9 +80,11 @@ def _learn(job: Job, link: Link, learner: Learner, folder: Path, start: float) -
     loop.resume()
     if link.rank == 0 and "tensorboard" in stage.trackers:
         loop.scalars = Scalars(job.out, folder, loop.step)
-    loop.run()
-    if loop.scalars:
-        loop.scalars.close()
+    try:
+        loop.run()
+    finally:
+        if loop.scalars:
+            loop.scalars.close()
     seconds = time.monotonic() - start
     _leave(job, loop, {"seconds": seconds, "prompts_too_long": skipped, "packed": learner.batches.packed})
 
@@ -102,7 +105,12 @@ def _policy(stage: Ppo, source: Source) -> Policy:
     second = None
     if critic is not None and separate:
         below = source.config.model_copy(update={"name": critic.model or source.config.name})
-        second = Critic(Source(source.inputs, below, source.seed).model(device))
+        other = Source(source.inputs, below, source.seed)
+        second = Critic(other.model(device))
+        if other.tokenizer().get_vocab() != source.tokenizer().get_vocab():
+            raise StageError(f"ppo: the critic {below.name} has other tokens than {source.config.name}; name its kin")
+        if not second.causal():
+            raise StageError(f"ppo: the critic {below.name} reads what comes after a token; name a causal model")
     policy = Policy(
         source.model(device), valued=critic is not None and not separate, critic=second,
         temperature=stage.rollouts.temperature, half=stage.half, reference=_referee(stage, source) is None,
@@ -199,10 +207,14 @@ def _leave(job: Job, loop: Loop, measured: dict[str, Any]) -> None:
     job.out.write_json(RESULT, result)
 
 
+def _chooses(loop: Loop) -> bool:
+    """Whether the weights that are left are those of the best look."""
+    return bool(loop.found) and loop.plan.validation is not None and loop.plan.validation.keeps_best
+
+
 def _kept(loop: Loop) -> int:
     """The step whose weights are left."""
-    validation = loop.plan.validation
-    if not loop.found or validation is None or not validation.keeps_best:
+    if not _chooses(loop):
         return loop.step
     return int(looks.best(loop.found, loop.plan.gold.max_kl)["step"])
 
@@ -214,9 +226,11 @@ def _gains(loop: Loop, kept: int) -> dict[str, Any]:
     first = loop.found[0]
     last = next(look for look in loop.found if look["step"] == kept)
     gold, low, high = looks.gain(first["golds"], last["golds"])
+    crossed = looks.crossed(loop.found, loop.plan.gold.max_kl) if _chooses(loop) else (gold, low, high)
     reward = looks.gain(first["rewards"], last["rewards"])[0]
     return {
         "gold": last["gold"], "gold_gain": gold, "gold_gain_low": low, "gold_gain_high": high,
+        "gold_gain_crossed": crossed[0], "gold_gain_crossed_low": crossed[1], "gold_gain_crossed_high": crossed[2],
         "reward_gain": reward, "held_out_kl": last["kl"], "best_step": kept, "parting": looks.parting(loop.found),
         **({"win_rate": last["win_rate"]} if "win_rate" in last else {}),
     }  # fmt: skip
