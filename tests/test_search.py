@@ -632,3 +632,35 @@ def test_a_trial_that_is_ended_leaves_its_place_in_the_pack(tmp_path: Path) -> N
     states = [trial["state"] for trial in trials(artifact)]
     assert (states[0], states[1:4]) == ("complete", ["pruned"] * 3)
     assert [len(trial["curve"]) for trial in trials(artifact)[1:4]] == [2, 2, 2], "each at the first rung"
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"kind": "median", "startup": 1, "grace": 1},
+        {"kind": "hyperband", "grace": 1, "most": 6, "factor": 2},
+        {"kind": "asha", "grace": 4, "factor": 2},
+    ],
+    ids=lambda item: str(item["kind"]),
+)
+def test_schedulers_end_what_is_worse_and_nothing_that_is_trained(tmp_path: Path, scheduler: dict[str, Any]) -> None:
+    values = [0.3, 0.31, -1.0, -0.9, -0.8, -0.7, 0.3001, -0.95]
+    artifact = searched(
+        tmp_path,
+        {"kind": "searched:Range", "steps": 4 if scheduler["kind"] == "asha" else 6},
+        space={"x": {"kind": "choice", "values": values}},
+        searcher={"kind": "grid"},
+        scheduler=scheduler,
+        runner={"kind": "packed", "places": 2},
+    )
+    told = trials(artifact)
+    states = dict(zip(values, [trial["state"] for trial in told], strict=True))
+    if scheduler["kind"] == "asha":  # its only rung is the last step: there all of them are trained
+        assert set(states.values()) == {"complete"}
+        return
+    assert states[0.3] == states[0.31] == "complete"
+    ended = [value for value, state in states.items() if state == "pruned"]
+    assert len(ended) >= 2
+    assert all(value < 0 for value in ended)
+    assert all(1 <= len(trial["curve"]) < 6 for trial in told if trial["state"] == "pruned")
+    assert len(list(artifact.store.local("tensorboard").glob("trial-*"))) == len(values)

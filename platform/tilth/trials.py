@@ -6,6 +6,8 @@ A search asks a stage's class which of its trials may share a pack (`Stage.packs
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -65,6 +67,14 @@ class Outcome:
     stopped: bool = False
     #: it cannot share the pass of the others, as `why` says: nothing of it has run, and it is to run by itself
     apart: bool = False
+
+
+def sweep() -> None:
+    """Give back what nothing holds any more, such as the last pack, whose parts refer to one another."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 class CrowdedError(StageError):

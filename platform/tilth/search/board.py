@@ -22,11 +22,11 @@ FOLDER = "tensorboard"
 
 
 def write(store: Store, trials: Sequence[Trial]) -> None:
-    """Write the complete trials under `store`, with the curve of each."""
+    """Write the trials under `store`, with the curve of each, instead of what was written before."""
     folder = store.scratch()
     for trial in trials:
-        if trial.state == "complete":
-            _write(folder / f"trial-{trial.number:05d}", trial)
+        _write(folder / f"trial-{trial.number:05d}", trial)
+    store.remove(FOLDER)
     for file in sorted(folder.glob("trial-*/*")):
         store.adopt(f"{FOLDER}/{file.relative_to(folder).as_posix()}", file)
     shutil.rmtree(folder)

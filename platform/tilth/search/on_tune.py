@@ -50,7 +50,9 @@ def run(trials: Trials, bench: Bench, at_once: int | None) -> None:
     """Run every trial; StorageError where the disk failed one of them, which then stays open."""
     ray = ray_ready()
     desk = Desk(trials)
-    place = Store.at(bench.url).sub(f"tune/{uuid.uuid4().hex[:8]}")
+    kept = Store.at(bench.url).sub("tune")
+    kept.remove()  # what a killed search has left; nobody else works here
+    place = kept.sub(uuid.uuid4().hex[:8])
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(perform, bench=bench), NEXT_TO_NOTHING),

@@ -20,7 +20,7 @@ from tilth.search import one_by_one
 from tilth.search.bench import Bench, Outcome, over
 from tilth.search.one_by_one import Clock, limited
 from tilth.search.ready import Ready
-from tilth.trials import CrowdedError, Packs, Report, TimeOverError
+from tilth.trials import CrowdedError, Packs, Report, TimeOverError, sweep
 from tilth.trials import Outcome as Ended
 
 if TYPE_CHECKING:
@@ -289,10 +289,13 @@ class Desk:
         if ready is None or self._late(ready):  # none: it hung, was ended, and goes on after all
             return False
         self.clock.start()
+        if report.step >= report.steps:  # it is trained already: its score says what it is worth
+            return True
         figures = {"loss": report.loss}
         if report.validation_loss is not None:
             figures["validation_loss"] = report.validation_loss
         return self.trials.report(ready.trial, [(report.step, figures)])
 
     def _alone(self, ready: Ready) -> None:
+        sweep()  # it may be another process that trains it, on the device that the last pack was on
         self.trials.tell(ready.trial, one_by_one.one(self.trials, ready.trial, self.bench))

@@ -24,7 +24,8 @@ class Runner(Component, family="runner"):
 class OneByOne(Runner):
     """One trial after another from this process, whose stages run where the recipe puts them.
 
-    The same seed gives the same trials, also where the search was interrupted.
+    The same seed gives the same trials, also where the search was interrupted. Which of them a scheduler ends depends
+    on when it looks, twice a second.
     """
 
     def run(self, trials: Trials, bench: Bench) -> None:

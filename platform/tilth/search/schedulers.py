@@ -46,7 +46,10 @@ class Median(Scheduler):
 
 
 class Hyperband(Scheduler):
-    """Successive halving with several first rungs at once (Li et al. 2018, arXiv:1603.06560); with `tpe`, as BOHB."""
+    """Successive halving with several first rungs at once (Li et al. 2018, arXiv:1603.06560).
+
+    With `tpe` it is near to BOHB, which models each budget apart where tpe models all trials together.
+    """
 
     grace: int = Field(1, ge=1, description="Steps of the lowest first rung.")
     most: int = Field(ge=2, description="Steps of a whole trial.")

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from tilth import models
 from tilth.errors import ModelError
+from tilth.nodes import Nodes
 from tilth.train.fitting import ROOM
 from tilth.train.memory import FLOAT32, GIB, activation_bytes, footprint
-from tilth.train.packs.memory import free, sweep
-from tilth.trials import Packs
+from tilth.train.packs.memory import free
+from tilth.trials import Packs, sweep
 from tilth.weights import in_folder
 
 if TYPE_CHECKING:
@@ -159,8 +160,20 @@ def _reasons(stage: Sft) -> Iterator[str]:
         yield "activations of a shared pass are not offloaded; set scale.activation_offload: false"
     if stage.scale.workers > 1:
         yield f"it is trained by {stage.scale.workers} workers, and a pack by one; set scale.workers: 1"
+    if stage.scale.gpus and not _sees_gpu():
+        yield "it asks for a GPU, and this process, which trains packs, sees none"
+    if stage.scale.workers and stage.scale.nodes != Nodes():
+        yield "scale.nodes says where its worker is to run, and packs are trained in this process; leave it out"
+    if (zero := stage.scale.zero) and (zero.stage == 3 or zero.offload):
+        yield "ZeRO stage 3 and offload divide the model that all share; set scale.deepspeed: null"
     for tracker in set(stage.trackers) - {"tensorboard"}:
         yield f"{tracker} follows one training of a process; leave it out of trackers"
+
+
+def _sees_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 def key(stage: Sft) -> Hashable:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,14 +17,6 @@ _FULL = re.compile(r"DefaultCPUAllocator|not enough memory|out of memory|ALLOC_F
 _GROUP = Path("/sys/fs/cgroup")
 
 
-def sweep() -> None:
-    """Give back what nothing holds any more, such as the last pack, whose parts refer to one another."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-
-
 def free(scale: Scale) -> float:
     """Bytes that are free for a pack: of the first GPU, or of this machine; no more than the recipe says there is."""
     found = _of_gpu() if scale.gpus else _of_machine()
@@ -36,7 +26,7 @@ def free(scale: Scale) -> float:
 def _of_gpu() -> float:
     import torch
 
-    if not torch.cuda.is_available():  # what needs a GPU says so itself
+    if not torch.cuda.is_available():  # such a trial is run by itself
         return float("inf")
     kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     return float(torch.cuda.mem_get_info()[0] + kept)
