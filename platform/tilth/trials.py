@@ -51,6 +51,12 @@ class Report:
     seconds: float
     validation_loss: float | None = None
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """What trials may be compared by, under the names of `Stage.tells`."""
+        told = {"loss": self.loss, "validation_loss": self.validation_loss}
+        return {name: value for name, value in told.items() if value is not None}
+
 
 #: Asked after every step of every trial: whether the trial goes on. One that does not leaves its place to another.
 Judge = Callable[[Report], bool]

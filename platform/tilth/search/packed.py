@@ -291,10 +291,7 @@ class Desk:
         self.clock.start()
         if report.step >= report.steps:  # it is trained already: its score says what it is worth
             return True
-        figures = {"loss": report.loss}
-        if report.validation_loss is not None:
-            figures["validation_loss"] = report.validation_loss
-        return self.trials.report(ready.trial, [(report.step, figures)])
+        return self.trials.report(ready.trial, [(report.step, report.figures)])
 
     def _alone(self, ready: Ready) -> None:
         sweep()  # it may be another process that trains it, on the device that the last pack was on

@@ -93,8 +93,8 @@ class Decoding:
         """Logits [rows, V] of the next token."""
         width = self.following.shape[1]
         at = maths.positions(self.attention)[:, -width:]
-        # by its number: a slice of one place makes the head's product a batch of them, each with its copy of the head
-        last = torch.tensor([width - 1], device=self.following.device)
+        # by its number: a slice out of many makes the head's product a batch of them, each with its copy of the head
+        last = 1 if width == 1 else torch.tensor([width - 1], device=self.following.device)
         said = self.model(
             input_ids=self.following, attention_mask=self.attention, position_ids=at, past_key_values=self.cache,
             use_cache=True, logits_to_keep=last,

@@ -225,8 +225,9 @@ class Loop:
     def resume(self) -> None:
         """Take up the newest checkpoint, if there is one."""
         folder = self.link.resume()
+        own: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8")) if folder else {"step": 0}
         if self.link.rank == 0:
-            trace.forget(self.store, 0 if folder is None else json.loads((folder / STATE).read_text())["step"])
+            trace.forget(self.store, own["step"])
         if folder is None:
             return
         self.learner.load(folder)
@@ -235,7 +236,6 @@ class Loop:
             self._keep(self._unproved)
         else:
             self._keep(self.good)
-        own = json.loads((folder / STATE).read_text(encoding="utf-8"))
         self.step, self.roll_backs, self.value_losses = own["step"], own["roll_backs"], own["value_losses"]
         names = [name for name in self.store.list(LOOKS) if int(Path(name).stem) <= self.step]
         self.found = [self.store.read_json(f"{LOOKS}/{name}") for name in names]

@@ -28,8 +28,8 @@ class MicroBatches:
     @staticmethod
     def of(policy: Policy, pad: int, ranks: Ranks, algorithm: Algorithm) -> MicroBatches:
         """Packed as the algorithm wishes; StageError where it must be and a model does not keep samples apart."""
-        models = policy.readers() if algorithm.packing is not False else []
-        packed = bool(models) and all(independent(model, half=policy.half) for model in models)
+        apart = (independent(model, half=policy.half) for model in policy.readers())
+        packed = algorithm.packing is not False and all(apart)
         # all learners have to count alike, and one on another device may round otherwise
         packed = all(ranks.together([packed]))
         if algorithm.packing is True and not packed:

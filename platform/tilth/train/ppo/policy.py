@@ -47,9 +47,10 @@ class Policy(nn.Module):  # type: ignore[misc]
         self.model = model.eval()
         self.temperature, self.half = temperature, half
         self.adapted = hasattr(model, "disable_adapter")
-        if half:
-            _as_they_come(model)
         self.critic = critic
+        if half:
+            for reader in self.readers():
+                _as_they_come(reader)
         width = model.get_input_embeddings().weight.shape[1]
         self.value_head = value_head(width).to(model.device) if valued else None
         # not registered as a submodule: it is never trained nor saved

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,15 +103,7 @@ def _policy(stage: Ppo, source: Source) -> Policy:
     device = "cuda" if stage.scale.gpus else "cpu"
     critic = stage.algorithm.advantage.critic
     separate = critic is not None and critic.trunk == "separate"
-    second = None
-    if critic is not None and separate:
-        below = source.config.model_copy(update={"name": critic.model or source.config.name})
-        other = Source(source.inputs, below, source.seed)
-        second = Critic(other.model(device))
-        if other.tokenizer().get_vocab() != source.tokenizer().get_vocab():
-            raise StageError(f"ppo: the critic {below.name} has other tokens than {source.config.name}; name its kin")
-        if not second.causal():
-            raise StageError(f"ppo: the critic {below.name} reads what comes after a token; name a causal model")
+    second = _critic(critic.model or source.config.name, source, device) if critic and separate else None
     policy = Policy(
         source.model(device), valued=critic is not None and not separate, critic=second,
         temperature=stage.rollouts.temperature, half=stage.half, reference=_referee(stage, source) is None,
@@ -118,6 +111,17 @@ def _policy(stage: Ppo, source: Source) -> Policy:
     if stage.scale.gradient_checkpointing:
         policy.recompute()
     return policy
+
+
+def _critic(name: str, source: Source, device: str) -> Critic:
+    """A model of its own that foretells values; StageError where it could not do that for the policy's tokens."""
+    other = replace(source, config=source.config.model_copy(update={"name": name}))
+    if name != source.config.name and other.tokenizer().get_vocab() != source.tokenizer().get_vocab():
+        raise StageError(f"ppo: the critic {name} has other tokens than {source.config.name}; name its kin")
+    found = Critic(other.model(device))
+    if not found.causal():
+        raise StageError(f"ppo: the critic {name} reads what comes after a token; name a causal model")
+    return found
 
 
 def _rewards(stage: Ppo) -> dict[str, Reward]:
