@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -44,6 +44,8 @@ class RewardTraining(Training):
     length. Dropout is off. Where pairs are missing to a whole batch, a step is that much weaker; its figures are of
     the pairs that it has.
     """
+
+    version: ClassVar[int] = 2  # members of an ensemble agree up to a constant
 
     margin: str | None = Field(
         None, description="Path of the number by which chosen is to lead, such as meta.margin (arXiv:2307.09288)."
