@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 import tilth
 from faulty_server import FaultyServer
@@ -28,6 +29,8 @@ from tilth.evaluate.tasks.generation import Answers, Ask
 from tilth.evaluate.tasks.prompting import Questions, Shots
 from tilth.generate.hf import HuggingFace
 from tilth.generate.render import render
+from tilth.report import write_report
+from tilth.runs import Run
 from tiny import model_folder, tokenizer
 
 HUMAN_EVAL = "{{ prompt }}{{ answer }}"
@@ -435,6 +438,31 @@ def test_choices_are_ranked_as_a_plain_loop_ranks_them(tmp_path: Path):
         assert row["meta"]["prediction"] == best
         right.append(best == row["label"])
     assert artifact.metrics["m/accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_what_ranks_all_labels_is_asked_for_where_earlier_answers_lack_it(tmp_path: Path):
+    base = Path(model_folder(tmp_path / "tiny", "bert"))
+    torch.manual_seed(1)
+    labels = ("fruit", "tool", "verb", "noun")
+    load_pretrained(base, "classification", labels).model.save_pretrained(tmp_path / "m")
+    load_tokenizer(base).save_pretrained(tmp_path / "m")
+    Card("classification", labels, max_length=32).write(tmp_path / "m")
+    rows = [{"text": f"word {number}", "label": labels[number % 3]} for number in range(24)]
+
+    def evaluated(*kinds: str) -> Any:
+        task = {"kind": "forward", "metrics": [{"kind": kind} for kind in kinds]}
+        found = recipe(tmp_path, rows, "labelled", task, models={"m": str(tmp_path / "m")})
+        return tilth.run(found, tmp_path / "out")["evaluate"]
+
+    assert "m/auc_ovr" not in evaluated("classification").metrics
+    artifact = evaluated("classification", "auc_ovr")
+    told = list(Dataset.open(artifact.store.sub("predictions/m")).rows())
+    shares = np.array([[row["meta"]["probabilities"][label] for label in labels] for row in told])
+    truth = np.array([row["label"] for row in told])
+    areas = [roc_auc_score(truth == label, shares[:, place]) for place, label in enumerate(labels[:3])]
+    assert artifact.metrics["m/auc_ovr"] == pytest.approx(np.mean(areas), abs=1e-12)
+    write_report(Run(tmp_path / "out"))
+    assert "mean over the 3 labels that rows have; no row has noun." in (tmp_path / "out/report.html").read_text()
 
 
 def test_each_question_that_is_shown_lists_the_choices_of_its_own_row():

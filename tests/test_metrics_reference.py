@@ -21,7 +21,7 @@ from tilth.data.transform import Inputs
 from tilth.errors import StageError
 from tilth.evaluate.measures.answers import ExactAnswer, ExactMatch, Squad
 from tilth.evaluate.measures.base import Measure, Metric
-from tilth.evaluate.measures.classes import Auc, Calibration, Classification
+from tilth.evaluate.measures.classes import Auc, AucOvr, Calibration, Classification
 from tilth.evaluate.measures.entities import Entities
 from tilth.evaluate.measures.meaning import Diversity, Similarity
 from tilth.evaluate.measures.programs import PassAtK, pass_at_k
@@ -222,6 +222,60 @@ def test_the_area_under_the_curve_is_scikit_learns_also_with_ties_and_repeated_r
     weights = np.bincount(rng.integers(0, 300, 300), minlength=300).astype(float)
     theirs = sk.roc_auc_score(truth, sure, sample_weight=weights)
     assert statistic.of(weights[None])[0] == pytest.approx(theirs, abs=1e-12)
+
+
+def spread(seed, names, held, rows=240):
+    """Rows of the labels `held`, with the probabilities that a model gives to `names`, many of them equal."""
+    rng = np.random.default_rng(seed)
+    truth = [held[place] for place in rng.integers(0, len(held), rows)]
+    logits = rng.normal(size=(rows, len(names))).round(1) + 1.2 * (np.array(truth)[:, None] == np.array(names))
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    made = []
+    for number, (label, each) in enumerate(zip(truth, shares, strict=True)):
+        meta = {"probabilities": dict(zip(names, each.tolist(), strict=True)), "prediction": names[int(each.argmax())]}
+        row = original(f"m{number}", "test", {"text": "x", "label": label})
+        made.append({**row, "meta": {**meta, "truncated": False}})
+    return made, truth, shares
+
+
+def test_the_area_of_several_labels_is_scikit_learns_mean_of_one_against_the_rest():
+    names = ["a", "b", "c", "d"]
+    rows, truth, shares = spread(5, names, names)
+    theirs = {"multi_class": "ovr", "average": "macro"}
+    other = [{**row, "meta": {**row["meta"], "probabilities": dict.fromkeys(names, 0.25)}} for row in rows]
+    found = AucOvr().statistics({"other": other, "m": rows})
+    statistic = found["m"]["auc_ovr"]
+    assert statistic.point() == pytest.approx(sk.roc_auc_score(truth, shares, **theirs), abs=1e-12)
+    assert found["other"]["auc_ovr"].point() == 0.5
+    weights = np.bincount(np.random.default_rng(6).integers(0, len(rows), len(rows)), minlength=len(rows))
+    drawn = sk.roc_auc_score(truth, shares, sample_weight=weights, **theirs)
+    assert statistic.of(weights[None].astype(float))[0] == pytest.approx(drawn, abs=1e-12)
+    mixed = [rows[place] if place % 3 else other[place] for place in range(len(rows))]
+    swapped = statistic.terms.copy().tolil()
+    swapped[::3] = found["other"]["auc_ovr"].terms.tolil()[::3]
+    point = statistic.value(np.asarray(np.ones((1, len(rows))) @ swapped.tocsr()))[0]
+    [alone] = AucOvr().statistics({"mixed": mixed})["mixed"].values()
+    assert point == pytest.approx(alone.point(), abs=1e-12), "what a test of two models swaps is each row's scores"
+
+
+def test_a_label_that_no_row_has_is_left_out_of_the_area_and_named():
+    names, held = ["a", "b", "c", "d"], ["a", "c", "d"]
+    rows, truth, shares = spread(7, names, held)
+    areas = [sk.roc_auc_score(np.array(truth) == label, shares[:, names.index(label)]) for label in held]
+    assert figures(AucOvr(), rows)[0]["auc_ovr"] == pytest.approx(np.mean(areas), abs=1e-12)
+    assert AucOvr().detail(rows) == {"auc_ovr": {"labels": 3, "absent": ["b"]}}
+    few = [row for row in rows if row["label"] != "a"]
+    part = AucOvr().statistics({"m": rows})["m"]["auc_ovr"]
+    weights = np.array([[float(row["label"] != "a") for row in rows]])
+    assert part.of(weights)[0] == pytest.approx(figures(AucOvr(), few)[0]["auc_ovr"], abs=1e-12), "nor has this draw"
+    with pytest.raises(StageError, match="all rows have the label 'a'"):
+        figures(AucOvr(), [row for row in rows if row["label"] == "a"])
+
+
+def test_of_two_labels_it_is_the_mean_of_both_areas():
+    rows, truth, shares = spread(8, ["ham", "spam"], ["ham", "spam"])
+    areas = [sk.roc_auc_score(np.array(truth) == label, shares[:, at]) for at, label in enumerate(("ham", "spam"))]
+    assert figures(AucOvr(), rows)[0]["auc_ovr"] == pytest.approx(np.mean(areas), abs=1e-12)
 
 
 def test_calibration_is_a_plain_loop_over_bins(intents):

@@ -132,6 +132,7 @@ KINDS: dict[str, dict[str, str]] = {
         "squad": "tilth.evaluate.measures.answers:Squad",
         "classification": "tilth.evaluate.measures.classes:Classification",
         "auc": "tilth.evaluate.measures.classes:Auc",
+        "auc_ovr": "tilth.evaluate.measures.classes:AucOvr",
         "calibration": "tilth.evaluate.measures.classes:Calibration",
         "entities": "tilth.evaluate.measures.entities:Entities",
         "perplexity": "tilth.evaluate.measures.likelihood:Perplexity",

@@ -57,9 +57,10 @@ class Head(Protocol):
 
 @dataclass(frozen=True)
 class Classes:
-    """A label and its probability."""
+    """A label and its probability, and with `spread` those of all labels."""
 
     by: Predictor
+    spread: bool = False
 
     def encode(self, row: Row) -> list[Encoded]:
         if row.get("text") is None:
@@ -68,12 +69,16 @@ class Classes:
         return [Encoded(found["input_ids"], truncated=truncated)]
 
     def run(self, batch: list[Encoded]) -> list[Any]:
-        best = torch.softmax(self.by.forward(batch).logits.float(), dim=-1).cpu().max(dim=-1)
-        return list(zip(best.values.tolist(), best.indices.tolist(), strict=True))
+        found = torch.softmax(self.by.forward(batch).logits.float(), dim=-1).cpu()
+        best = found.max(dim=-1)
+        every = found.tolist() if self.spread else [None] * len(batch)
+        return list(zip(best.values.tolist(), best.indices.tolist(), every, strict=True))
 
     def said(self, row: Row, windows: list[Encoded], found: list[Any]) -> dict[str, Any]:
-        [(value, index)] = found
-        return {"prediction": self.by.loaded.labels[index], "confidence": round(value, 6)}
+        [(value, index, every)] = found
+        labels = self.by.loaded.labels
+        told = {"prediction": labels[index], "confidence": round(value, 6)}
+        return told if every is None else {**told, "probabilities": dict(zip(labels, every, strict=True))}
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,62 @@ def auc(positive: Sequence[bool], scores: Sequence[float], ranks: Sequence[float
     return Partial(terms, value, both)
 
 
+def auc_ovr(truth: Labels, scores: Mapping[str, Floats], labels: Labels) -> dict[str, Statistic]:
+    """For each model the mean over `labels` of the area under the curve of one label against all others, ties half.
+
+    scores: model → (rows, labels). A label that a draw lacks, or that all of its rows have, is left out of the mean.
+    """
+    truths = np.tile(np.asarray(truth, dtype=object), len(scores))
+    stacked = np.concatenate(list(scores.values()))
+    curves = [_Curve.of(truths == label, stacked[:, column]) for column, label in enumerate(labels)]
+
+    def value(sums: Floats) -> Floats:
+        return _mean_known([curve.area(sums) for curve in curves])
+
+    def several(sums: Floats) -> NDArray[np.bool_]:
+        held = [sums[:, truths == label].sum(axis=1) > 0 for label in labels]
+        found: NDArray[np.bool_] = np.sum(held, axis=0) > 1
+        return found
+
+    # a term for each row of each model: areas are no sums over rows, but follow from how often each row counts
+    each, nothing = sparse.eye_array(len(truth)), sparse.csr_array((len(truth), len(truth)))
+    parts = {model: [each if own == model else nothing for own in scores] for model in scores}
+    return {model: Partial(sparse.hstack(part, format="csr"), value, several) for model, part in parts.items()}
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Rows in the order of their scores, the first row of each score, and which rows are positive."""
+
+    order: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    positive: NDArray[np.bool_]
+
+    @staticmethod
+    def of(positive: NDArray[np.bool_], scores: Floats) -> _Curve:
+        order = np.argsort(scores, kind="stable")
+        starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
+        return _Curve(order, starts, positive[order])
+
+    def area(self, weights: Floats) -> Floats:
+        """The area for each line of `weights` (draws, rows); no number where one kind of rows is missing."""
+        counts, kinds = weights[:, self.order], (self.positive, ~self.positive)
+        above, below = (np.add.reduceat(counts * kind, self.starts, axis=1) for kind in kinds)
+        won = (above * (below.cumsum(axis=1) - below / 2)).sum(axis=1)
+        pairs = above.sum(axis=1) * below.sum(axis=1)
+        found: Floats = np.divide(won, pairs, out=np.full_like(won, np.nan), where=pairs > 0)
+        return found
+
+
+def _mean_known(areas: Sequence[Floats]) -> Floats:
+    """The mean of what is a number in each place; 0.5 where nothing is."""
+    every = np.stack(areas)
+    known = ~np.isnan(every)
+    total, count = np.where(known, every, 0).sum(axis=0), known.sum(axis=0)
+    found: Floats = np.divide(total, count, out=np.full_like(total, 0.5), where=count > 0)
+    return found
+
+
 def calibration(right: Sequence[bool], confidence: Sequence[float], bins: int) -> Statistic:
     """Expected calibration error: Σ over bins of |right − confidence|, by the number of rows; bins are (low, high]."""
     sure = np.asarray(confidence, dtype=np.float64)

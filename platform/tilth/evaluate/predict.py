@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Predict(Transform):
     """Adds to each row's `meta` what the model says; the rows themselves stay.
 
-    A classifier adds `prediction` (a label) and `confidence` (its probability, 0 to 1), a tagger `prediction` (a tag
+    A classifier adds `prediction` (a label) and `confidence` (its probability, 0 to 1), where it is told to the
+    `probabilities` of all labels, a tagger `prediction` (a tag
     for each word), a model that answers by spans `prediction` (a piece of the context, empty for no answer). A
     language model adds `nll` (summed negative log-likelihood in nats), `tokens` and `bytes` (that it sums over). All
     add `truncated`.
@@ -28,6 +29,7 @@ class Predict(Transform):
 
     model: ModelRef = Field(description="The model: @stage, a hub name or a directory.")
     stride: int | None = Field(None, ge=1, description="Tokens between windows of long texts; none: they are cut.")
+    probabilities: bool = Field(False, description="Whether a classifier tells those of all labels.")
     dtype: Literal["float32", "auto"] = Field(
         "float32", description="float32: the same score however rows are batched; auto: as the weights are stored."
     )
@@ -51,5 +53,5 @@ class Predict(Transform):
 
         return Predictor(
             inputs.model(self.model), batch_tokens=self.batch_tokens, dtype=self.dtype, stride=self.stride,
-            nulls=bool(fitted["nulls"][0]) if "nulls" in fitted else False,
+            nulls=bool(fitted["nulls"][0]) if "nulls" in fitted else False, probabilities=self.probabilities,
         ).predict  # fmt: skip

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 KEY = "said.json"
 
 
-def said_key(out: Out, name: str, asks: int) -> str:
+def said_key(out: Out, name: str, asks: object) -> str:
     """The identity of what one model says: rows, model and how it is asked, but nothing of how that is measured.
 
-    `asks` is the version of how a stage asks models.
+    `asks` is the version of how a stage asks models, with what it asks for besides.
     """
     parts = out.identity
     task: dict[str, Any] = {k: v for k, v in parts.get("task", {}).items() if k not in ("metrics", "generators")}

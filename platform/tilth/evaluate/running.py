@@ -108,7 +108,7 @@ def _predicted(name: str, stage: Evaluate, out: Out, source: Dataset, context: I
     store = out.store.sub(f"predictions/{name}")
     if (dataset := finished(store)) is None:
         data, steps = source.split(stage.split), _steps(name, stage)
-        if (said := reuse.earlier(out, name, reuse.said_key(out, name, stage.asks))) is not None:
+        if (said := reuse.earlier(out, name, reuse.said_key(out, name, stage.asked_for))) is not None:
             ui.reporter().say(f"{out.stage}: {name} has answered before; only what is measured is new")
             data, steps = said, steps[1:]
         ledger = Ledger(store, f"{out.fingerprint}/{name}", cut(data))

@@ -86,6 +86,11 @@ class Evaluate(Stage):
         """All models by name: those of `models`, and generators of the task."""
         return {**self.models, **self.task.asked}
 
+    @property
+    def asked_for(self) -> object:
+        """What models are asked for, whatever is measured of it: the version, and whether of all labels."""
+        return [self.asks, "probabilities"] if self.task.tells_all else self.asks
+
     def check(self) -> list[Problem]:
         """The baseline must be one of the models, and names must do as directories and keys of metrics."""
         return [*self._names(), *self._baseline(), *self._singles()]

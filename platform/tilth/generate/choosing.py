@@ -64,8 +64,14 @@ class Choosing(Component):
 
     def likeliest(self, offered: Sequence[str], said: Sequence[Said]) -> tuple[str, float]:
         """The choice that the model finds likeliest, and its share of all choices' likelihood, 0 to 1."""
+        shares = self.shares(offered, said)
+        best = max(range(len(offered)), key=shares.__getitem__)
+        return offered[best], shares[best]
+
+    def shares(self, offered: Sequence[str], said: Sequence[Said]) -> list[float]:
+        """The share of each choice of all choices' likelihood."""
         sizes = {"characters": [len(choice) for choice in offered], "tokens": [each.tokens for each in said]}
         lengths = sizes.get(self.length, [1] * len(offered))
         scores = [-each.nll / length for each, length in zip(said, lengths, strict=True)]
-        best = max(range(len(offered)), key=scores.__getitem__)
-        return offered[best], 1 / sum(math.exp(score - scores[best]) for score in scores)
+        parts = [math.exp(score - max(scores)) for score in scores]
+        return [part / sum(parts) for part in parts]

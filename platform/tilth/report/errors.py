@@ -49,6 +49,10 @@ def words(artifact_metrics: Mapping[str, Any], detail: Mapping[str, Any]) -> Ite
         yield f"{share:.2%} of the rows share wording with the rows that were trained on."
     signatures = {text for model in detail["models"].values() for text in model.get("signatures", {}).values()}
     yield from (f"sacrebleu: {text}." for text in sorted(signatures))
+    for name, model in detail["models"].items():
+        if absent := model.get("auc_ovr", {}).get("absent"):
+            held = f"auc_ovr of {name} is the mean over the {model['auc_ovr']['labels']} labels that rows have"
+            yield f"{held}; no row has {', '.join(absent)}."
 
 
 def beside(detail: Mapping[str, Any]) -> Iterator[Plain]:

@@ -12,7 +12,7 @@ from tilth.errors import StageError
 from tilth.evaluate.measures.base import Metric, Predicted, Statistics
 
 if TYPE_CHECKING:
-    from tilth.data.bootstrap import Statistic
+    from tilth.data.bootstrap import Floats, Statistic
 
 ClassFigure = Literal["accuracy", "f1_macro", "precision_macro", "recall_macro", "mcc"]
 
@@ -88,7 +88,8 @@ def guesses(rows: Sequence[Row]) -> list[str]:
 class Auc(Metric):
     """Area under the ROC curve of two labels (Hanley and McNeil 1982): how often the right row ranks above another.
 
-    `positive` is the label whose probability ranks the rows. Ties count half, as in scikit-learn.
+    `positive` is the label whose probability ranks the rows. Ties count half, as in scikit-learn. Of more labels see
+    `auc_ovr`.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("prediction", "confidence")
@@ -109,13 +110,52 @@ class Auc(Metric):
         labels = {label for rows in predicted.values() for label in (*truth_of(rows), *guesses(rows))}
         if len(labels - {self.positive}) != 1:
             raise StageError(
-                f"auc ranks {self.positive!r} against one other label; the rows hold {', '.join(sorted(labels))}"
+                f"auc ranks {self.positive!r} against one other label; the rows hold {', '.join(sorted(labels))}; "
+                "of more than two labels take auc_ovr"
             )
 
     def _score(self, row: Row) -> float:
         """The probability of the positive label."""
         confidence = float(row["meta"]["confidence"])
         return round(confidence if row["meta"]["prediction"] == self.positive else 1 - confidence, 9)
+
+
+class AucOvr(Metric):
+    """Area under the ROC curve of each label against all others, and the mean over labels (Fawcett 2006, section 9).
+
+    scikit-learn's `roc_auc_score(multi_class="ovr", average="macro")`: every label counts alike, ties count half. The
+    mean is over the labels that rows have; labels that a model knows and no row has are named. A label of which a
+    model knows nothing has the probability 0.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("probabilities",)
+    of_many: ClassVar[frozenset[str]] = frozenset({"auc_ovr"})
+
+    def statistics(self, predicted: Predicted) -> dict[str, Statistics]:
+        from tilth.evaluate import metrics
+
+        truth = truth_of(next(iter(predicted.values())))
+        labels = sorted(set(truth))
+        if len(labels) < 2:
+            raise StageError(f"auc_ovr ranks rows of one label against others; all rows have the label {labels[0]!r}")
+        if len(labels) > MOST_LABELS:
+            raise StageError(f"auc_ovr ranks rows by each label; {len(labels)} of them are no classes but answers")
+        scores = {model: _spread(rows, labels) for model, rows in predicted.items()}
+        return {model: {"auc_ovr": found} for model, found in metrics.auc_ovr(truth, scores, labels).items()}
+
+    def detail(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Of how many labels it is the mean, and which ones no row has."""
+        held = set(truth_of(rows))
+        known = {label for row in rows for label in row["meta"]["probabilities"]}
+        return {"auc_ovr": {"labels": len(held), "absent": sorted(known - held)}}
+
+
+def _spread(rows: Sequence[Row], labels: Sequence[str]) -> Floats:
+    """The probability of each label in each row (rows, labels)."""
+    import numpy as np
+
+    told = [row["meta"]["probabilities"] for row in rows]
+    return np.array([[found.get(label, 0.0) for label in labels] for found in told], dtype=np.float64)
 
 
 class Calibration(Metric):

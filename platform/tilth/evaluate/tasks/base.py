@@ -47,6 +47,11 @@ class Task(Component, family="task"):
         """The split whose rows a model is shown as examples, None where it is shown none."""
         return None
 
+    @property
+    def tells_all(self) -> bool:
+        """Whether a metric needs the probabilities of all labels."""
+        return any("probabilities" in metric.reads for metric in self.metrics)
+
     def step(self, model: str | Generator, how: Pass) -> Transform:
         """The transform that adds to each row what a model says."""
         raise TypeError(f"{type(self).__name__} must define step()")

@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 
 
 class Ranking(Choosing, Transform):
-    """Adds to each row the likeliest choice as `prediction`, its share of the choices' likelihood as `confidence`."""
+    """Adds to each row the likeliest choice as `prediction`, its share of the choices' likelihood as `confidence`.
+
+    With `probabilities`, those of all choices are told.
+    """
 
     model: ModelRef = Field(description="The model: @stage, a hub name or a directory.")
     shots: Shots | None = Field(None, description="Answered rows that are shown first.")
+    probabilities: bool = Field(False, description="Whether the shares of all choices are told.")
     dtype: Literal["float32", "auto"] = Field("float32", description="Number format of the weights.")
     batch_tokens: int = Field(2048, ge=1, json_schema_extra=EXECUTION, description="Padded tokens of a forward pass.")
 
@@ -73,10 +77,12 @@ class Ranking(Choosing, Transform):
         return found
 
     def _ranked(self, row: Row, choices: list[str], found: list[dict[str, Any]]) -> Row:
-        prediction, share = self.likeliest(choices, [Said(each["nll"], each["tokens"]) for each in found])
+        shares = self.shares(choices, [Said(each["nll"], each["tokens"]) for each in found])
+        best = max(range(len(choices)), key=shares.__getitem__)
         meta = {
-            "prediction": prediction,
-            "confidence": round(share, 6),
+            "prediction": choices[best],
+            "confidence": round(shares[best], 6),
+            **({"probabilities": dict(zip(choices, shares, strict=True))} if self.probabilities else {}),
             "references": [self.right(row, choices)],
             "truncated": any(each["truncated"] for each in found),
         }
@@ -98,4 +104,6 @@ class Choices(Choosing, Task):
         if not isinstance(model, str):
             raise StageError("choices are ranked by the model itself, not by a generator; name it in models")
         fields = {name: getattr(self, name) for name in (*Choosing.model_fields, "shots")}
-        return Ranking(model=model, **fields, dtype=how.dtype, batch_tokens=how.batch_tokens)
+        return Ranking(
+            model=model, **fields, probabilities=self.tells_all, dtype=how.dtype, batch_tokens=how.batch_tokens
+        )

@@ -30,4 +30,7 @@ class Forward(Task):
     def step(self, model: str | Generator, how: Pass) -> Transform:
         if not isinstance(model, str):
             raise StageError("a forward pass needs the model itself, not a generator; use the task generation")
-        return Predict(model=model, stride=self.stride, dtype=how.dtype, batch_tokens=how.batch_tokens)
+        return Predict(
+            model=model, stride=self.stride, probabilities=self.tells_all, dtype=how.dtype,
+            batch_tokens=how.batch_tokens,
+        )  # fmt: skip
