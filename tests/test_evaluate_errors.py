@@ -124,12 +124,23 @@ def test_several_models_are_called_better_by_the_corrected_test():
         return [{**row, "meta": meta} for row, meta in zip(made, said, strict=True)]
 
     scored = score({"base": rows(80), "one": rows(86), "two": rows(88), "three": rows(81)})
-    found = {name: items[0] for name, items in compared_with(scored, "base", 100, 0).items()}
-    raw = [found[name].p for name in ("one", "two", "three")]
-    assert [found[name].holm for name in ("one", "two", "three")] == pytest.approx(bootstrap.holm(raw))
-    assert found["one"].p < 0.05 < found["one"].decisive
-    alone = compared_with({name: scored[name] for name in ("base", "one")}, "base", 100, 0)["one"][0]
-    assert alone.holm is None
+    found = compared_with(scored, "base", 100, 0)
+    every = [item for name in ("one", "two", "three") for item in found[name]]
+    assert [item.metric for item in every] == ["accuracy", "f1_macro"] * 3
+    left, highest, corrected = list(every), 0.0, {}
+    while left:  # Holm's steps: the smallest p first, times how many are left
+        least = min(left, key=lambda item: item.p)
+        highest = max(highest, min(1.0, len(left) * least.p))
+        corrected[id(least)] = highest
+        left = [item for item in left if item is not least]
+    assert [item.holm for item in every] == pytest.approx([corrected[id(item)] for item in every])
+    assert {item.family for item in every} == {6}
+    assert found["one"][0].p < 0.05 < found["one"][0].decisive
+    two = compared_with({name: scored[name] for name in ("base", "one")}, "base", 100, 0)["one"]
+    assert [item.holm for item in two] == pytest.approx(bootstrap.holm([item.p for item in two]))
+    scored = score({"base": rows(80), "one": rows(86)}, (Classification(show=("accuracy",)),))
+    [alone] = compared_with(scored, "base", 100, 0)["one"]
+    assert alone.holm is None, "one test needs no correction"
 
 
 def test_training_rows_that_are_token_ids_end_it_before_any_model_is_asked(tmp_path: Path):

@@ -44,7 +44,9 @@ class Scored:
 class Comparison:
     """A model against the baseline: the paired difference, its interval, and the p of no difference.
 
-    `holm`: that p corrected for all models that are compared with the baseline in this metric (Holm 1979).
+    `holm`: that p corrected for all `family` tests that are made against the baseline, of all models in all metrics
+    (Holm 1979, Scandinavian Journal of Statistics 6): the chance that any of them is called a difference by luck is
+    kept, whichever a reader picks.
     """
 
     metric: str
@@ -52,6 +54,7 @@ class Comparison:
     p: float
     test: str
     holm: float | None = None
+    family: int = 1
     less_is_better: bool = False
 
     @property
@@ -184,21 +187,19 @@ def told_unlike(model: str, baseline: str, rows: int, of: int) -> str:
 def compared_with(
     scored: Mapping[str, Scored], baseline: str | None, samples: int, seed: int
 ) -> dict[str, list[Comparison]]:
-    """Every other model against the baseline, its p corrected for the number of models in each metric."""
+    """Every other model against the baseline, each p corrected for all tests of all models in all metrics."""
     if baseline is None:
         return {}
     others = [name for name in scored if name != baseline]
     found = {name: compare(scored[name], scored[baseline], samples, seed) for name in others}
-    if len(others) < 2:
+    tests = [item for items in found.values() for item in items]
+    if len(tests) < 2:
         return found
-    by_metric: dict[str, list[tuple[str, int]]] = {}
-    for name, items in found.items():
-        for place, item in enumerate(items):
-            by_metric.setdefault(item.metric, []).append((name, place))
-    for places in by_metric.values():
-        for (name, place), p in zip(places, holm([found[n][i].p for n, i in places]), strict=True):
-            found[name][place] = replace(found[name][place], holm=p)
-    return found
+    corrected = iter(holm([item.p for item in tests]))
+    return {
+        name: [replace(item, holm=next(corrected), family=len(tests)) for item in items]
+        for name, items in found.items()
+    }
 
 
 def flat(
@@ -249,7 +250,7 @@ def verdict(model: str, baseline: str, ours: Interval, theirs: Interval, compari
     word = f"{model} is {better}" if comparison.decisive < LEVEL else "not distinguishable"
     unit = " points" if _decimals(name) is None else ""
     low, middle, high = (_number(name, value, "+") for value in (gap.low, gap.value, gap.high))
-    corrected = "" if comparison.holm is None else " by Holm"
+    corrected = "" if comparison.holm is None else f" by Holm over {comparison.family} tests"
     return (
         f"{model} {shown(name, ours)} against {baseline} {shown(name, theirs)} {name.replace('_', ' ')}: "
         f"difference {middle}{unit} [{low}, {high}], {p_value(comparison.decisive)}{corrected}: {word} at n = {rows}"

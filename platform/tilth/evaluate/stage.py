@@ -39,16 +39,17 @@ class Evaluate(Stage):
     By default a classifier gets accuracy and macro F1 with a confusion matrix, a tagger F1 of entities, a model that
     answers by spans SQuAD's F1 and exact match, a language model its perplexity and bits per byte; the task
     `generation` has models write answers, `choices` has them rank. Every score has a 95 % bootstrap interval. With a
-    baseline, every other model is compared to it row by row. Rows of several tasks are scored task by task too; with
-    `single`, models of several tasks are compared with each task's own, and tasks that are better kept apart are
-    named. What models said stays as datasets under `predictions/MODEL`, every row once, whatever dies.
+    baseline, every other model is compared to it row by row, and p is corrected for all these tests together. Rows of
+    several tasks are scored task by task too; with `single`, models of several tasks are compared with each task's own,
+    and tasks that are better kept apart are named. What models said stays as datasets under `predictions/MODEL`, every
+    row once, whatever dies.
     """
 
     produces: ClassVar[str] = "report"
     # failed rows count; continuations keep their indent; long rows end as in training; shots show choices of their own;
     # transfer between models of different tokens is told by the byte; the worst rows are wrong ones, and parts of the
-    # rows have no figure where a metric says nothing of them
-    version: ClassVar[int] = 5
+    # rows have no figure where a metric says nothing of them; tests are corrected for all of them together
+    version: ClassVar[int] = 6
     #: the version since which models are asked the same; what they said in an earlier run since then holds
     asks: ClassVar[int] = 4
 

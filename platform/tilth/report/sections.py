@@ -235,7 +235,8 @@ def _difference_table(detail: Mapping[str, Any]) -> Iterator[Table]:
     ]
     if rows:
         head = ("model", "metric", "difference", "low", "high", "p", "p by Holm", "test")
-        yield Table(f"Compared with {detail['baseline']}", head, rows)
+        family = f"; Holm corrects for all {len(rows)} tests of this table together" if len(rows) > 1 else ""
+        yield Table(f"Compared with {detail['baseline']}{family}", head, rows)
 
 
 def _classes(pictures: Pictures, stage: str, name: str, model: Mapping[str, Any]) -> Section:
