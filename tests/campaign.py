@@ -38,8 +38,8 @@ class Campaign:
 
     def __init__(self, source: Path, **settings: Any) -> None:
         self.settings = Annotation.model_validate({"checks": {"attention_every": 0}, **settings})
-        self.form, self.items = campaign(source, self.settings)
         self.book = Book(self.place(source))
+        self.form, self.items = campaign(source, self.settings, self.book.answered)
         self.book.begin(self.form, self.items, self.settings.seed)
         self.app = create_app(self.book, self.settings, self.form)
         with self.book.writing() as session:

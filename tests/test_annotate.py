@@ -310,6 +310,22 @@ def test_items_that_are_left_out_are_asked_no_more(tmp_path: Path) -> None:
     assert len(counted(narrow)) == 3
 
 
+def test_what_was_drawn_and_judged_stays_when_further_rows_count(tmp_path: Path) -> None:
+    source = write_items(tmp_path / "items.jsonl", 12)
+    begun = Campaign(source, items={"limit": 4})
+    person = begun.annotator("Ann")
+    for _ in range(3):
+        person.prefer("red")
+    silent = [{"id": f"s{n}", "prompt": f"Silent {n}?", "answers": {"red": "", "blue": f"So {n}."}} for n in range(60)]
+    source.write_text(source.read_text() + "".join(json.dumps(line) + "\n" for line in silent))
+    again = Campaign(source, items={"limit": 4})
+    work = {item.id for item in again.items if item.kind == "work"}
+    assert {item.item for item in counted(again)} < work
+    assert len(work) == 4
+    assert len(counted(again)) == 3
+    assert {item.id for item in Campaign(source, items={"limit": 4}).items} == {item.id for item in again.items}
+
+
 def test_a_known_item_that_proved_wrong_is_taken_out_with_its_answers_kept(tmp_path: Path) -> None:
     work, known = write_items(tmp_path / "items.jsonl", 4), write_items(tmp_path / "known.jsonl", 3, expected="red")
     checks = {"known": str(known), "known_every": 2}

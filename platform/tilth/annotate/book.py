@@ -66,6 +66,11 @@ class Book:
             found = session.get(Setting, name)
             return None if found is None else found.value
 
+    def answered(self) -> set[str]:
+        """Items that somebody has answered, as `begin` will not give them up."""
+        with self.reading() as session:
+            return _answered(session)
+
     def begin(self, form: Form, items: Sequence[Item], seed: int) -> None:
         """Enter the form and the items, and take out those that are no longer asked about.
 
@@ -103,7 +108,7 @@ def _leave_out(session: Session, asked: set[str], url: str) -> None:
     Answers to work are never given up. A known item may be left out when it has answers, as one that proved wrong.
     """
     entered = {name: kind for name, kind in session.execute(select(Shown.id, Shown.kind)) if kind != ATTENTION}
-    answered = set(session.scalars(select(Assignment.item_id).join(Answer, Answer.assignment_id == Assignment.id)))
+    answered = _answered(session)
     left = {name: kind for name, kind in entered.items() if name not in asked}
     if kept := [name for name, kind in left.items() if kind == WORK and name in answered]:
         raise StorageError(
@@ -118,6 +123,10 @@ def _leave_out(session: Session, asked: set[str], url: str) -> None:
         part = gone[start : start + SLICE]
         session.execute(delete(Assignment).where(Assignment.item_id.in_(part)))
         session.execute(delete(Shown).where(Shown.id.in_(part)))
+
+
+def _answered(session: Session) -> set[str]:
+    return set(session.scalars(select(Assignment.item_id).join(Answer, Answer.assignment_id == Assignment.id)))
 
 
 def _entry(item: Item, seed: int) -> Shown:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -61,9 +61,14 @@ class Item:
         return hashlib.sha256(json.dumps([self.prompt, self.answers, self.expected]).encode()).hexdigest()[:32]
 
 
-def campaign(source: str | Path, annotation: Annotation) -> tuple[Form, list[Item]]:
-    """The form and every item of a campaign on a run or a file; RecipeError or StorageError where there is nothing."""
-    subjects = _drawn(_subjects(source, annotation.items), annotation)
+def campaign(
+    source: str | Path, annotation: Annotation, answered: Callable[[], Collection[str]] = tuple
+) -> tuple[Form, list[Item]]:
+    """The form and every item of a campaign on a run or a file; RecipeError or StorageError where there is nothing.
+
+    `answered` tells the items that have answers: under a limit those stay drawn, whatever rows have come since.
+    """
+    subjects = _drawn(_subjects(source, annotation.items), annotation, answered)
     if not subjects:
         raise StorageError(f"{source} holds nothing to judge{_narrowed(annotation.items)}")
     form = annotation.form or (Pairwise() if all(len(item.answers) > 1 for item in subjects) else Direct())
@@ -86,13 +91,17 @@ def _narrowed(items: Items) -> str:
     return "" if items.split is None else f" in split {items.split!r}"
 
 
-def _drawn(subjects: Iterable[Subject], annotation: Annotation) -> list[Subject]:
-    """As many as the limit says, the same ones for the same seed."""
+def _drawn(
+    subjects: Iterable[Subject], annotation: Annotation, answered: Callable[[], Collection[str]]
+) -> list[Subject]:
+    """As many as the limit says, those with answers first, the same ones for the same seed."""
     items = annotation.items
     found = [s for s in subjects if s.answers and (items.split is None or s.split == items.split)]
     if items.limit is None or len(found) <= items.limit:
         return found
-    order = sorted(found, key=lambda subject: row_seed(annotation.seed, subject.id, "annotate"))
+    # an item is called after its subject, a colon, and its models, whose names may hold colons themselves
+    begun = {name[:at] for name in answered() for at, sign in enumerate(name) if sign == ":"}
+    order = sorted(found, key=lambda s: (s.id not in begun, row_seed(annotation.seed, s.id, "annotate")))
     return order[: items.limit]
 
 

@@ -28,8 +28,9 @@ def annotate(source: str, file: str | None, port: int | None) -> dict[str, Any]:
     """Serve a campaign until SIGINT or SIGTERM; its figures as they are then."""
     settings = load_annotation(file, port)
     name = Path(file).stem if file else "answers"
-    form, items = campaign(source, settings)
-    book = Book(settings.store or _beside(source, name))
+    place = settings.store or _beside(source, name)
+    form, items = campaign(source, settings, lambda: _answered(place))
+    book = Book(place)
     try:
         book.begin(form, items, settings.seed)
         with book.writing() as session:
@@ -41,6 +42,15 @@ def annotate(source: str, file: str | None, port: int | None) -> dict[str, Any]:
         book.close()
     _keep(source, name, found)
     return {"store": book.shown, **found}
+
+
+def _answered(place: str) -> set[str]:
+    """Items that have answers there already."""
+    book = Book(place)
+    try:
+        return book.answered()
+    finally:
+        book.close()
 
 
 def _beside(source: str, name: str) -> str:
