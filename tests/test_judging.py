@@ -101,6 +101,63 @@ def test_a_judge_that_counts_letters_is_found_out_by_people_and_length(
     assert placed["against"]["two"]["win_rate"]["value"] == 0.5, "what the place decides is a tie"
 
 
+JUDGED: list[str] = []
+
+
+@script
+def notes_the_question(text: str, prompt: Any) -> str:
+    JUDGED.append(text.partition("[Question]\n")[2].partition("\n\n[Answer A]")[0])
+    return "A"
+
+
+@script
+def first_label(text: str, prompt: Any) -> str:
+    turns = [prompt.messages] if isinstance(prompt.messages, str) else [turn["content"] for turn in prompt.messages]
+    return "sweet" if len("".join(turns)) % 2 else "sour"
+
+
+@script
+def second_label(text: str, prompt: Any) -> str:
+    return "sour"
+
+
+@pytest.mark.parametrize("form", ["chat", "text"])
+def test_a_judge_reads_the_instruction_and_the_examples_that_models_read(tmp_path: Path, form: str):
+    rows = {
+        "train": [{"text": "lemon", "label": "sour"}],
+        "test": [{"text": f"plum {n}", "label": "sweet"} for n in range(2)],
+    }
+    sources = {}
+    for split, held in rows.items():
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held), encoding="utf-8")
+        sources[split] = {"kind": "jsonl", "path": str(tmp_path / f"{split}.jsonl")}
+    writers = {name: {"kind": "scripted:Scripted", "script": name} for name in ("first_label", "second_label")}
+    task = {
+        "kind": "generation", "prompt": "Taste of {{ text }}, {{ labels | join(' or ') }}?", "form": form,
+        "shots": {"count": 1}, "generators": writers,
+    }  # fmt: skip
+    judges = {
+        "reader": {"kind": "pairwise", "generator": {"kind": "scripted:Scripted", "script": "notes_the_question"}}
+    }
+    here = {"bootstrap": {"samples": 100}, "resources": {"workers": 0}}
+
+    def judged(**fields: Any) -> set[str]:
+        JUDGED.clear()
+        stages = {
+            "data": {"kind": "data", "row": "labelled", "sources": sources},
+            "asked": {"kind": "evaluate", "data": "@data", "task": task, **here},
+            "judged": {"kind": "judge", "answers": "@asked", "judges": judges, **fields, **here},
+        }
+        tilth.run({"name": "shown", "stages": stages}, tmp_path / "out")
+        return set(JUDGED)
+
+    shown, own = "Taste of lemon, sour or sweet?", [f"Taste of plum {n}, sour or sweet?" for n in range(2)]
+    chat = {f"Human: {shown}\n\nAssistant: sour\n\nHuman: {question}\n\nAssistant:" for question in own}
+    text = {f"{shown} sour\n\n{question}" for question in own}
+    assert judged() == (chat if form == "chat" else text)
+    assert judged(question="{{ text }}?") == {"plum 0?", "plum 1?"}, "what is told goes first"
+
+
 @script
 def long_winded(text: str, prompt: Any) -> str:
     return f"{text} well, well"

@@ -33,6 +33,7 @@ from tilth.evaluate.scores import (
 )
 from tilth.evaluate.slices import cut_by, slices
 from tilth.evaluate.tasks.base import Pass
+from tilth.evaluate.tasks.prompting import ASKED
 from tilth.evaluate.training import Neighbours, contaminated
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def evaluate(stage: Evaluate, out: Out, inputs: Mapping[str, Artifact]) -> Artif
     if how := stage.trained_on:
         refuse_encoded(Dataset.open(inputs[how.data]).row_type, how.data, f"{out.stage}: trained_on")
     context = Inputs.of(inputs, out.pins)
+    if not out.store.exists(ASKED) and (asked := stage.task.told(source.rows())) is not None:
+        out.store.write_json(ASKED, asked)
     predicted = {name: _predicted(name, stage, out, source, context) for name in stage.named}
     metrics = stage.task.metrics
     scored = score(predicted, metrics)

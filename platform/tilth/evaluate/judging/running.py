@@ -100,7 +100,7 @@ def _judged_key(name: str, stage: JudgeAnswers, out: Out, data: Dataset, models:
     parts = {key: out.identity.get(key) for key in ("data", "split", "columns", "question", "seed")}
     parts["version"] = stage.asks
     home = Store.at(data.store.url.rpartition("/")[0])
-    said = [reuse.key_of(home.sub(model)) for model in models] if stage.answers else []
+    said = [reuse.key_of(home.sub(model)) for model in models] if stage.answers else []  # with what they were asked
     return digest([parts, said, models, out.identity.get("judges", {}).get(name)])
 
 

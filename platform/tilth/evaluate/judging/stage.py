@@ -34,10 +34,10 @@ class JudgeAnswers(Stage):
 
     produces: ClassVar[str] = "report"
     # rows that a judge failed on before are judged again; ratings are fitted to the end; judges that are one model are
-    # not held against each other
-    version: ClassVar[int] = 3
+    # not held against each other; judges read the question as models were asked it
+    version: ClassVar[int] = 4
     #: the version since which judges are asked the same; those of an earlier run that were are not asked again
-    asks: ClassVar[int] = 2
+    asks: ClassVar[int] = 3
 
     answers: ReportRef | None = Field(None, description='The evaluation whose answers are judged, as "@stage".')
     data: DatasetRef | None = Field(None, description="Or the dataset whose rows hold the answers.")
@@ -46,7 +46,9 @@ class JudgeAnswers(Stage):
     )
     split: str = Field("test", pattern="^(train|validation|test)$", description="The split of that dataset.")
     question: str | None = Field(
-        None, description="Jinja template of what was asked, over the row's columns and meta; none: by the row's type."
+        None,
+        description="Jinja template of what was asked, over the row's columns and meta; none: all that the evaluation "
+        "asked, its instruction and examples too, and of rows of a dataset what their type calls for.",
     )
     judges: dict[str, Judge] = Field(min_length=1, description="Name in the report → who judges.")
     baseline: str | None = Field(None, description="The model over which win rates are told.")

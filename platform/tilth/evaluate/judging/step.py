@@ -12,7 +12,7 @@ from tilth.config import ReportRef
 from tilth.data.schema import Row, row_seed, value_at
 from tilth.data.transform import Inputs, RowsFunction, Transform
 from tilth.errors import StageError
-from tilth.evaluate.tasks.prompting import Questions
+from tilth.evaluate.tasks.prompting import ASKED, Questions
 from tilth.generate.judges import Contest, Judge, Judgement
 
 if TYPE_CHECKING:
@@ -43,12 +43,12 @@ class Judging(Transform):
     def load(self, inputs: Inputs, fitted: Fitted) -> RowsFunction:
         judge = self.judge.load(inputs)
         given = self._given(inputs)
-        questions = Questions(self.question)
+        questions = self._questions(inputs)
 
         def judged(rows: list[Row]) -> list[Row]:
             candidates = [{model: self._answer(row, model, given) for model in self.models} for row in rows]
             pairs = zip(rows, candidates, strict=True)
-            contests = [self._contests(questions.turns(row), row["id"], texts) for row, texts in pairs]
+            contests = [self._contests(questions.conversation(row), row["id"], texts) for row, texts in pairs]
             found = iter(judge([contest for parts in contests for contest in parts]))
             return [
                 self._told(row, texts, [next(found) for _ in parts])
@@ -56,6 +56,14 @@ class Judging(Transform):
             ]
 
         return judged
+
+    def _questions(self, inputs: Inputs) -> Questions:
+        """Those that are told; else those that the evaluation asked, with its instruction and examples."""
+        from tilth.storage import Store
+
+        if self.question is not None or self.answers is None:
+            return Questions(self.question)
+        return Questions(**Store.at(inputs.urls[self.answers]).read_json(ASKED))
 
     def _given(self, inputs: Inputs) -> dict[str, dict[str, str]]:
         """Model → row id → its answer, from the predictions of an evaluation."""

@@ -9,13 +9,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from tilth.config import Component
+from tilth.data.schema import Row
 from tilth.data.transform import Transform
 from tilth.errors import Problem
 from tilth.evaluate.measures.base import Metric
@@ -55,6 +56,10 @@ class Task(Component, family="task"):
     def step(self, model: str | Generator, how: Pass) -> Transform:
         """The transform that adds to each row what a model says."""
         raise TypeError(f"{type(self).__name__} must define step()")
+
+    def told(self, rows: Iterable[Row]) -> dict[str, Any] | None:
+        """What makes a question of a row, as `Questions` takes it, so that judges read what models did; else None."""
+        return None
 
     def check(self) -> list[Problem]:
         titles = [metric.title for metric in self.metrics]

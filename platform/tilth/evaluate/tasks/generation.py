@@ -79,6 +79,12 @@ class Generation(Task):
                 problems.append(Problem(f"metrics.{place}.k", what, f"set answers.samples to {max(metric.k)} or more"))
         return problems
 
+    def told(self, rows: Iterable[Row]) -> dict[str, Any]:
+        labels, shots = _known(rows, self.shots)
+        return {
+            "template": self.prompt, "reference": self.reference, "form": self.form, "labels": labels, "shots": shots,
+        }  # fmt: skip
+
     def step(self, model: str | Generator, how: Pass) -> Transform:
         if isinstance(model, str):
             model = Vllm(model=model) if self.engine == "vllm" else HuggingFace(model=model)
@@ -111,15 +117,8 @@ class Ask(Transform):
         """The labels that there are, and the shots."""
         import numpy as np
 
-        labels: set[str] = set()
-
-        def seen() -> Iterable[Row]:
-            for row in rows:
-                labels.update([row["label"]] if row.get("label") is not None else [])
-                yield row
-
-        shots = self.shots.draw(seen()) if self.shots else [None for _ in seen()][:0]
-        return {"labels": np.array(sorted(labels), dtype=str), "shots": np.array([json.dumps(shot) for shot in shots])}
+        labels, shots = _known(rows, self.shots)
+        return {"labels": np.array(labels, dtype=str), "shots": np.array([json.dumps(shot) for shot in shots])}
 
     def load(self, inputs: Inputs, fitted: Fitted) -> RowsFunction:
         labels = tuple(fitted["labels"].tolist())
@@ -165,3 +164,16 @@ class Ask(Transform):
     def _ended(self, text: str) -> str:
         """An answer without blanks around it; those that begin a continuation belong to it, as a program's indent."""
         return text.rstrip() if self.form == "text" else text.strip()
+
+
+def _known(rows: Iterable[Row], shots: Shots | None) -> tuple[list[str], list[Row]]:
+    """The labels that there are, sorted, and the rows that are shown."""
+    labels: set[str] = set()
+
+    def seen() -> Iterable[Row]:
+        for row in rows:
+            labels.update([row["label"]] if row.get("label") is not None else [])
+            yield row
+
+    shown = shots.draw(seen()) if shots else [row for row in seen() if False]
+    return sorted(labels), shown

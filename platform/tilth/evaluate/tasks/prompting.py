@@ -20,6 +20,8 @@ from tilth.errors import StageError
 from tilth.generate.base import Message
 from tilth.generate.render import asked, joined
 
+#: beside an evaluation's answers: the fields of the `Questions` that they answer
+ASKED = "asked.json"
 _LABELS = "{{ text }}\n\nWhich of these labels fits: {{ labels | join(', ') }}? Answer with the label alone."
 _QUESTION = "{{ context }}\n\nQuestion: {{ question }}\nAnswer with words of the text, as few as possible.\nAnswer:"
 
@@ -51,6 +53,11 @@ class Questions:
     reference: str | None = None
     labels: tuple[str, ...] = ()
     shots: Sequence[Row] = ()
+    form: Literal["chat", "text"] = "chat"
+
+    def conversation(self, row: Row) -> tuple[Message, ...]:
+        """All that a model saw: the turns, or the one text that it continued."""
+        return self.turns(row) if self.form == "chat" else ({"role": "user", "content": self.text(row)},)
 
     def turns(self, row: Row) -> tuple[Message, ...]:
         """A conversation whose last turn is the question, the shots as turns before it."""
