@@ -47,6 +47,7 @@ LAYERS = (
         "ui",
         "cluster",
         "room",
+        "spilling",
         "nodes",
         "content",
         "models",

@@ -140,8 +140,9 @@ def _start_local(num_cpus: int | None) -> None:
                 continue
             raise ClusterError(
                 f"a local Ray does not start ({error}); see that the machine has time to spare, that the temporary "
-                "folder (RAY_TMPDIR) and /dev/shm have room and that this user may open ports on the loopback "
-                "address, or set RAY_ADDRESS to a running cluster"
+                "folder (RAY_TMPDIR), the one that objects spill to (RAY_object_spilling_directory) and /dev/shm have "
+                "room and that this user may open ports on the loopback address, or set RAY_ADDRESS to a running "
+                "cluster"
             ) from error
 
 

@@ -24,13 +24,14 @@ from dataclasses import asdict
 from typing import Any
 
 from tilth import cluster, ui
-from tilth.data.isolation import Lone, isolate, refuse_hopeless
+from tilth.data.isolation import Lone, alone, isolate, refuse_hopeless
 from tilth.data.ledger import Ledger, Record, Unit
 from tilth.data.pools import crews, refuse_unplaceable, watched
 from tilth.data.threads import in_threads
 from tilth.data.transform import Resources
 from tilth.data.work import Work
 from tilth.data.worker import UnitWorker, halted, record_of
+from tilth.spilling import refuse_unspillable
 from tilth.storage import Store
 
 PASSES = 3
@@ -112,9 +113,11 @@ def _on_ray(work: Work, ledger: Ledger, resources: Resources, title: str) -> Gen
     """Records as units commit; a unit that is not among them after three passes is isolated."""
     if ledger.halted:
         return
-    cluster.ray_ready()
+    ray = cluster.ray_ready()
     pools = [leg.resources or resources for leg in work.legs]
     refuse_unplaceable(pools)
+    if len(pools) > 1:  # rows lie in the object store between them
+        refuse_unspillable(ray)
     with watched(title, pools) as seen:
         for record in _passes(work, ledger, pools):
             seen()
@@ -132,6 +135,8 @@ def _passes(work: Work, ledger: Ledger, pools: Sequence[Resources]) -> Iterator[
     yield from _pass(work, ledger.store, missing, pools, first=True)
     if ledger.missing() == missing and not ledger.halted:
         refuse_hopeless(Lone(work, ledger.store, pools))
+        if len(pools) > 1:  # what lies between them may find no room, of which Ray Data does not tell
+            yield from alone(Lone(work, ledger.store, pools), missing[0])
     for _ in range(PASSES - 1):
         if (missing := ledger.missing()) and not ledger.halted:
             yield from _pass(work, ledger.store, missing, pools)

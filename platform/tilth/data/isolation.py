@@ -13,8 +13,15 @@ from tilth.data.schema import Row
 from tilth.data.transform import Resources
 from tilth.data.work import Work
 from tilth.data.worker import UnitWorker, record_of
-from tilth.errors import StageError
+from tilth.errors import ClusterError, StageError
 from tilth.storage import Store
+
+NO_ROOM = (
+    "the rows of a unit find no room between two pools of workers: Ray's object store on their node is full, and so is "
+    "the disk that it spills to; free that disk or name another (`ray start --object-spilling-directory`, "
+    "RAY_object_spilling_directory for a local Ray), give the store more memory (`--object-store-memory`), make units "
+    "smaller (unit_rows), or let steps share the stage's workers (no resources of their own)"
+)
 
 
 def refuse_hopeless(lone: Lone) -> None:
@@ -24,6 +31,12 @@ def refuse_hopeless(lone: Lone) -> None:
             "every worker process dies while it loads its models, most likely for want of memory; "
             f"use fewer workers (resources.workers, now {pool.workers}) or a smaller model"
         )
+
+
+def alone(lone: Lone, unit: Unit) -> Iterator[Record]:
+    """The record of a unit that is run alone, where it does not kill a worker; ClusterError where it finds no room."""
+    if (record := lone.commit(unit)) is not None:
+        yield record
 
 
 def isolate(lone: Lone, unit: Unit) -> Record:
@@ -69,7 +82,7 @@ class Lone:
 
     def _ask(self, leg: int, method: str, *args: Any) -> Any:
         import ray
-        from ray.exceptions import OutOfMemoryError, RayActorError
+        from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayActorError
 
         if leg not in self.actors:
             actor = ray.remote(UnitWorker).options(**self.pools[leg].options, max_restarts=0)
@@ -84,6 +97,8 @@ class Lone:
                     "recipe names: install it there, or submit the run as a job, which takes it along"
                 ) from error
             return None
+        except (ObjectStoreFullError, OutOfDiskError) as error:
+            raise ClusterError(NO_ROOM) from error
 
 
 def _survivors(worker: Lone, unit: Unit) -> Iterator[Row]:
