@@ -28,6 +28,9 @@ with ours.session(Store(hidden)):
         ours.ray_ready()
     except StorageError as error:
         print("refused:", error)
+from tilth.doctor.nodes import nodes
+faults = [found for found in nodes(hidden) if found.state == "fault" and found.about.startswith("storage")]
+print("doctor:", len(faults) >= 2 and all(found.node and found.mend for found in faults))
 with ours.session(Store.at(sys.argv[1])):
     print("shared:", len(ours.ray_ready().nodes()), os.listdir(sys.argv[1]))
     from tilth.errors import ClusterError
@@ -78,6 +81,7 @@ def test_what_not_every_node_sees_and_what_no_node_can_hold_is_refused(tmp_path:
     )  # fmt: skip
     assert "refused: --out" in done.stdout, done.stdout + done.stderr[-2000:]
     assert "nodes do not see" in done.stdout
+    assert "doctor: True" in done.stdout
     assert "shared: 2 []" in done.stdout
     assert "nodes: 2" in done.stdout
     assert "pools: 48 True set()" in done.stdout

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from job_server import JobApi
 from tilth.cli import main
-from tilth.doctor import machine
+from tilth.doctor import machine, nodes
 from tilth.doctor.nodes import skewed
-from tilth.doctor.storage import tried
+from tilth.doctor.storage import seen, tried
 
 LISTEN = """
 import socket, sys
@@ -119,20 +120,46 @@ def test_a_job_server_is_looked_at_from_outside_and_within(home, token, monkeypa
         (home / "token").chmod(0o600)
     api = JobApi(home, token)
     try:
-        found = {(item.node, item.about): item for item in server(api.address)}
+        found = {(item.node, item.about): item for item in server(api.address, str(home / "runs of all"))}
     finally:
         api.close()
     assert found["", "token in force"].state == ("ok" if token else "fault")
     assert found["", "clock"].state == "ok"
     assert found["driver", "shared memory"].what
+    assert found["driver", f"storage {home / 'runs of all'}"].state == "ok"
     (job,) = api.jobs.values()
     assert job["runtime_env"]["excludes"] == ["__pycache__"]  # another process may compile while the package is read
 
 
-def test_every_node_is_looked_at(ray_session):
-    from tilth.doctor.nodes import nodes
+def test_a_node_with_other_packages_is_named(monkeypatch):
+    ours = nodes.versions()
+    assert {"python", "ray", "torch", "transformers", "peft", "pyarrow"} <= ours.keys()
+    monkeypatch.setattr(nodes, "versions", lambda: {**ours, "torch": "2.13.0", "vllm": "0.32.0"})
 
-    found = nodes(None)
+    def told(**other):
+        """What is found of a node with these versions."""
+        answer = {"time": time.time(), "versions": {**ours, "torch": "2.13.0", **other}, "findings": []}
+        (found,) = [item for item in nodes._told(answer, time.time()) if item.about == "versions"]
+        return found
+
+    assert told().state == told(vllm="0.32.0").state == "ok"
+    found = told(peft="0.1", vllm="0.29.0", torch="missing")
+    assert found.state == "fault"
+    for words in ("peft 0.1, the driver has", "vllm 0.29.0, the driver has 0.32.0", "torch missing, the driver has"):
+        assert words in found.what
+    assert found.mend == "start every node from one image"
+
+
+def test_a_node_that_sees_another_disk_is_named(tmp_path):
+    (tmp_path / "mark").write_text("")
+    assert seen(str(tmp_path), "mark") == seen(str(tmp_path), "") == []
+    (found,) = seen(str(tmp_path), "other")
+    assert (found.state, "shared file system" in found.mend) == ("fault", True)
+
+
+def test_every_node_is_looked_at(ray_session, tmp_path):
+    found = nodes.nodes(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
     address = ray_session.nodes()[0]["NodeManagerAddress"]
     assert {item.node for item in found} == {address}
     states = {item.about: item.state for item in found}

@@ -32,7 +32,7 @@ def doctor(options: Namespace) -> int:
 
 
 def examined(store: str | None, address: str | None) -> list[Finding]:
-    """All findings: of this machine, of `store` where one is named, of the cluster at `address` or RAY_ADDRESS."""
+    """Findings of this machine, of the cluster at `address` or RAY_ADDRESS, of `store` from here and from its nodes."""
     from tilth.doctor import machine
 
     found = [*machine.examined()]
@@ -44,7 +44,7 @@ def examined(store: str | None, address: str | None) -> list[Finding]:
         if address is not None:
             from tilth.doctor.outside import server
 
-            found += server(address)
+            found += server(address, store)
         elif os.environ.get("RAY_ADDRESS"):
             from tilth.doctor.nodes import nodes
 

@@ -38,21 +38,22 @@ def packages() -> Iterator[Finding]:
     try:
         asked = [Requirement(text) for text in metadata.requires("tilth") or ()]
     except metadata.PackageNotFoundError:
-        yield Finding("packages", OK, f"tilth travels with the job; ray {_version('ray')}, torch {_version('torch')}")
+        yield Finding("packages", OK, f"tilth travels with the job; ray {version('ray')}, torch {version('torch')}")
         return
     wrong = [
-        f"{item.name} {_version(item.name) or 'is missing'} (asked for {item.specifier or 'any'})"
+        f"{item.name} {version(item.name) or 'is missing'} (asked for {item.specifier or 'any'})"
         for item in asked
         if (item.marker is None or item.marker.evaluate({"extra": ""}))
-        and not item.specifier.contains(_version(item.name) or "0", prereleases=True)
+        and not item.specifier.contains(version(item.name) or "0", prereleases=True)
     ]
     if wrong:
         yield Finding("packages", FAULT, ", ".join(wrong), "install from the lock file: requirements/install.sh")
     else:
-        yield Finding("packages", OK, f"as pinned; ray {_version('ray')}, torch {_version('torch')}")
+        yield Finding("packages", OK, f"as pinned; ray {version('ray')}, torch {version('torch')}")
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """Of a package that is installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import platform
 import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tilth import cluster
@@ -12,18 +15,42 @@ from tilth.doctor.finding import FAULT, OK, Finding
 
 #: clocks further apart than this confuse logs, in seconds
 SKEW_SECONDS, WAIT_SECONDS = 2.0, 60.0
+#: what must be the same everywhere, and what only where it is: machines without a GPU need no vLLM
+EVERYWHERE, WHERE_IT_IS = ("ray", "torch", "transformers", "peft", "pyarrow"), ("vllm",)
 
 
 def nodes(store: str | None) -> list[Finding]:
     """What each node says of itself, whether its versions are the driver's, its clock right, its storage there."""
     ray = cluster.ray_ready()
+    with _marked(store) as marker:
+        return _asked(ray, store, marker)
+
+
+@contextmanager
+def _marked(store: str | None) -> Iterator[str]:
+    """The name of a file that this process wrote to the store, empty where it cannot, which it says by itself."""
+    from tilth.errors import TilthError
+    from tilth.storage import Store
+
+    marker = f"tilth-doctor-{uuid.uuid4().hex[:8]}"
+    try:
+        if store is not None:
+            Store.at(store).write(marker, b"")
+    except (TilthError, OSError):
+        store = None
+    yield marker if store is not None else ""
+    if store is not None:
+        Store.at(store).remove(marker)
+
+
+def _asked(ray: Any, store: str | None, marker: str) -> list[Finding]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     asked: dict[Any, tuple[str, float]] = {}
     for node in (node for node in ray.nodes() if node["Alive"]):
         place = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
         task = ray.remote(looked).options(num_cpus=0, scheduling_strategy=place)
-        asked[task.remote(store)] = (node["NodeManagerAddress"], time.time())
+        asked[task.remote(store, marker)] = (node["NodeManagerAddress"], time.time())
     ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=WAIT_SECONDS)
     found = [
         Finding("node", FAULT, f"does not answer in {WAIT_SECONDS:.0f} s", "look at its raylet's log", asked[task][0])
@@ -35,21 +62,21 @@ def nodes(store: str | None) -> list[Finding]:
     return found
 
 
-def looked(store: str | None) -> dict[str, Any]:
-    """On one node: its clock, its versions, its findings."""
+def looked(store: str | None, marker: str = "") -> dict[str, Any]:
+    """On one node: its clock, its versions, its findings; whether it sees what the driver wrote to the store."""
     found = list(machine.examined())
     if store is not None:
-        from tilth.doctor.storage import tried
+        from tilth.doctor.storage import seen, tried
 
-        found += tried(store)
+        found += [*tried(store), *seen(store, marker)]
     return {"time": time.time(), "versions": versions(), "findings": found}
 
 
 def versions() -> dict[str, str]:
-    """What must be the same on driver and workers."""
-    import ray
-
-    return {"python": platform.python_version(), "ray": ray.__version__}
+    """What must be the same on driver and workers; builds of one version for CPUs and GPUs are."""
+    found = {name: machine.version(name) or "missing" for name in EVERYWHERE}
+    found |= {name: told for name in WHERE_IT_IS if (told := machine.version(name)) is not None}
+    return {"python": platform.python_version()} | {name: told.partition("+")[0] for name, told in found.items()}
 
 
 def _told(told: dict[str, Any], sent: float) -> list[Finding]:
@@ -58,7 +85,7 @@ def _told(told: dict[str, Any], sent: float) -> list[Finding]:
     other = [
         f"{name} {value}, the driver has {ours[name]}"
         for name, value in told["versions"].items()
-        if value != ours[name]
+        if value != ours.get(name, value)
     ]
     found.append(
         Finding("versions", FAULT, ", ".join(other), "start every node from one image")

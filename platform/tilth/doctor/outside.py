@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,12 +22,15 @@ from tilth.jobs.upload import carried
 WAIT_SECONDS = 300.0
 
 
-def server(address: str) -> list[Finding]:
-    """Findings of the job server, and of every node by a job that it runs. ClusterError where it does not answer."""
+def server(address: str, store: str | None = None) -> list[Finding]:
+    """Findings of the job server, and of every node, by a job that it runs: that tries `store` on each, too.
+
+    ClusterError where it does not answer.
+    """
     url = resolved(address)
     found = list(_door(url))
     jobs = JobServer(address)
-    return found + _within(jobs)
+    return found + _within(jobs, store)
 
 
 def _door(url: str) -> Iterator[Finding]:
@@ -47,11 +51,12 @@ def _door(url: str) -> Iterator[Finding]:
         yield skewed(max(0.0, apart - SKEW_SECONDS / 2))  # the header counts whole seconds
 
 
-def _within(jobs: JobServer) -> list[Finding]:
+def _within(jobs: JobServer, store: str | None) -> list[Finding]:
     """What a job finds on every node."""
     job_id = f"tilth-doctor-{uuid.uuid4().hex[:8]}"
     folder = str(Path(__file__).parents[1])  # this package
-    jobs.submit(job_id, entrypoint="python -m tilth doctor --json", runtime_env=carried([folder]))
+    words = ["python", "-m", "tilth", "doctor", *([] if store is None else [store]), "--json"]
+    jobs.submit(job_id, entrypoint=shlex.join(words), runtime_env=carried([folder]))
     end = time.monotonic() + WAIT_SECONDS
     while not (job := jobs.job(job_id)).over:
         if time.monotonic() > end:

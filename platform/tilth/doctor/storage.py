@@ -25,6 +25,17 @@ def tried(url: str) -> list[Finding]:
     return [Finding(f"storage {url}", OK if well else FAULT, what, "" if well else _MEND) for well, what in found]
 
 
+def seen(url: str, marker: str) -> list[Finding]:
+    """Whether this node sees the file `marker` that the driver wrote; nothing where none was written."""
+    try:
+        if not marker or Store.at(url).exists(marker):
+            return []
+    except (TilthError, OSError):
+        pass  # that it cannot be used is a finding already
+    what = "does not see what the driver wrote there: it is another disk of the same name"
+    return [Finding(f"storage {url}", FAULT, what, "give a shared file system or a URI such as s3://bucket/run")]
+
+
 def _written(store: Store) -> tuple[bool, str]:
     data = bytes(range(256))
     store.write("whole", data)
