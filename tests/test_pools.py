@@ -195,7 +195,8 @@ SPOT = Resources(nodes=Nodes(labels={"pool": "spot"}))
         ([AUTO, SPOT], [node(4), node(2, pool="spot")], [], 99, [4, 2]),
         ([ONE, SPOT], [node(1, pool="spot"), node(1)], [], 99, [1, 1]),  # who may be anywhere goes elsewhere
         ([AUTO, GPUS], [node(4)], [Node({"CPU": 2.0, "GPU": 2.0})], 99, [4, 2]),  # the autoscaler may start it
-        ([AUTO, SPOT], [node(4)], [Node({"CPU": 8.0})], 99, [4, 1]),  # of its labels nothing is known
+        ([AUTO, SPOT], [node(4)], [Node({"CPU": 8.0})], 99, [11, 1]),  # of its labels nothing is known
+        ([AUTO, GPU], [node(2)], [Node({"CPU": 4.0, "GPU": 2.0})] * 2, 99, [6, 4]),  # at rest: all that it may grow to
         ([Resources(workers=2, gpus=0.7), Resources(gpus=0.6)], [node(8, 2)], [], 99, [1, 1]),  # a share is of one GPU
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tilth import room
 from tilth.data import pools
 from tilth.data.transform import Resources
 from tilth.errors import ClusterError
+from tilth.nodes import Nodes
 
 HEAD = "aa11"
 GPU = {"CPU": 1.0, "GPU": 1.0}
@@ -82,3 +84,43 @@ def test_what_the_driver_of_a_job_holds_is_not_counted(cluster: Any, monkeypatch
     assert Resources().count(room.held({})) == 1
     with pytest.raises(ClusterError, match="its nodes have room for 1: CPU 1"):
         room.refuse_unplaceable({"CPU": 1.0}, 2, join_seconds=0)
+
+
+def group(resources: dict[str, float], most: int) -> Any:
+    return SimpleNamespace(resources=resources, max_count=most)
+
+
+@pytest.mark.parametrize(
+    ("groups", "most", "cpus", "gpus"),
+    [
+        ([], 99, 2, 1),
+        ([group({"CPU": 8.0}, 4), group({"CPU": 4.0, "GPU": 4.0}, 2)], 99, 2 + 32 + 8, 8),
+        ([group({"CPU": 8.0}, 4)], 10, 10, 1),  # no more than there are units
+        ([group({"CPU": 8.0}, 0), group({"CPU": 8.0, "GPU": 1.0}, -1)], 99, 2, 1),  # none, and no limit that is told
+    ],
+)
+def test_auto_is_what_a_cluster_at_rest_may_grow_to(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch, groups: list[Any], most: int, cpus: int, gpus: int
+) -> None:
+    from ray._private.state import state
+
+    cluster({})
+    monkeypatch.setattr(state, "get_cluster_config", lambda: SimpleNamespace(node_group_configs=groups))
+    found = [pools.crews([Resources(gpus=each)], most)[0].count for each in (0, 1)]
+    assert found == [cpus, gpus]
+    assert pools.crews([Resources(nodes=Nodes(spot=True))], most)[0].count == 1  # of labels nothing is told
+
+
+@pytest.mark.parametrize("labels", [{"ray.io/node-group": "headgroup"}, {}])
+def test_where_it_is_not_told_what_may_be_started_auto_says_what_it_counts(
+    cluster: Any, capsys: pytest.CaptureFixture[str], labels: dict[str, str]
+) -> None:
+    cluster(V2, **labels)
+    pools.say_at_rest("more", [Resources(workers=3)])
+    assert not capsys.readouterr().err
+    pools.say_at_rest("more", [Resources()])
+    said = capsys.readouterr().err
+    assert bool(said) == bool(labels)
+    if labels:
+        assert "more: workers: auto gives 2, from the nodes that are there now" in said
+        assert "give a number (resources.workers)" in said

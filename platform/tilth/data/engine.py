@@ -26,7 +26,7 @@ from typing import Any
 from tilth import cluster, ui
 from tilth.data.isolation import Lone, alone, isolate, refuse_hopeless
 from tilth.data.ledger import Ledger, Record, Unit
-from tilth.data.pools import crews, refuse_unplaceable, watched
+from tilth.data.pools import crews, refuse_unplaceable, say_at_rest, watched
 from tilth.data.threads import in_threads
 from tilth.data.transform import Resources
 from tilth.data.work import Work
@@ -118,6 +118,7 @@ def _on_ray(work: Work, ledger: Ledger, resources: Resources, title: str) -> Gen
     refuse_unplaceable(pools)
     if len(pools) > 1:  # rows lie in the object store between them
         refuse_unspillable(ray)
+    say_at_rest(title, pools)
     with watched(title, pools) as seen:
         for record in _passes(work, ledger, pools):
             seen()

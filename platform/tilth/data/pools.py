@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tilth import room
+from tilth import room, ui
 
 if TYPE_CHECKING:
     from tilth.data.transform import Resources
@@ -111,16 +113,44 @@ def watched(title: str, pools: Sequence[Resources]) -> Iterator[Callable[[], Non
 def crews(pools: Sequence[Resources], most: int) -> list[Crew]:
     """The workers of each pool, `most` at most: one of each always runs beside the others."""
     if len(pools) == 1:
-        return [Crew(min(pool.count(room.held(pool.nodes.selector)), most)) for pool in pools]
-    placed = shared(pools, *_nodes(pools), most=most)
+        return [Crew(min(pool.count(_within_reach(pool, most)), most)) for pool in pools]
+    placed = shared(pools, *_nodes(pools, most), most=most)
     return [Crew(max(1, len(nodes)), tuple(node.id for node in nodes)) for nodes in placed]
+
+
+def _within_reach(pool: Resources, most: int) -> Mapping[str, float]:
+    """What the nodes have together on which a pool may be, and those that may yet be started, as far as is told.
+
+    Of those labels are not told, and of a group without a limit not how many: they are left out.
+    """
+    total = Counter(room.held(pool.nodes.selector))
+    for has, copies in _limited() if not pool.nodes.selector else ():
+        # in whole workers: none spans two nodes
+        fit = min(copies * room.capacity(pool.each, [(has, 1.0)]), most)
+        total.update({name: fit * need for name, need in pool.each.items()})
+    return total
+
+
+def _limited() -> list[room.Shape]:
+    return [(has, copies) for has, copies in room.startable() if math.isfinite(copies)]
+
+
+def say_at_rest(title: str, pools: Sequence[Resources]) -> None:
+    """How many workers `auto` gives, where an autoscaler starts nodes and does not tell how many: none of those."""
+    if any(not isinstance(pool.workers, int) for pool in pools) and room.secretive():
+        counts = ", ".join(str(crew.count) for crew in crews(pools, sys.maxsize))
+        ui.reporter().say(
+            f"{title}: workers: auto gives {counts}, from the nodes that are there now; the cluster's autoscaler does "
+            "not tell what it can start: to have it start more, give a number (resources.workers)"
+        )
 
 
 def shared(pools: Sequence[Resources], nodes: Sequence[Node], startable: Sequence[Node], most: int) -> list[list[Node]]:
     """The node of every worker: one for each pool, then as many as are asked for, then in turn where it is auto.
 
     Those with GPUs are placed first, others where there are none, and of both first those that may be on few nodes, and
-    the largest. Nodes that may yet be started count for those that are asked for.
+    the largest. Nodes that may yet be started count for those that are asked for, and where it is auto for those that
+    may be anywhere: of their labels nothing is told.
     """
     placed: list[list[Node]] = [[] for _ in pools]
     order = sorted(range(len(pools)), key=lambda index: _demand(pools[index]), reverse=True)
@@ -138,7 +168,7 @@ def shared(pools: Sequence[Resources], nodes: Sequence[Node], startable: Sequenc
     while asked := [i for i in asked if len(placed[i]) < pools[i].count({}) and grown(i, everywhere)]:
         pass
     auto = [index for index in growing if not isinstance(pools[index].workers, int)]
-    while auto := [index for index in auto if grown(index, nodes)]:
+    while auto := [index for index in auto if grown(index, nodes if pools[index].nodes.selector else everywhere)]:
         pass
     return placed
 
@@ -147,11 +177,16 @@ def _demand(pool: Resources) -> tuple[float, int, float]:
     return pool.gpus, len(pool.nodes.selector), pool.cpus
 
 
-def _nodes(pools: Sequence[Resources]) -> tuple[list[Node], list[Node]]:
+def _nodes(pools: Sequence[Resources], most: int = 1) -> tuple[list[Node], list[Node]]:
     """The nodes that there are, and those that may be started, as many as the pools could use."""
     there = [Node(dict(node["Resources"]), dict(node["Labels"]), node["NodeID"]) for node in room.alive({})]
-    useful = sum(pool.workers if isinstance(pool.workers, int) else 1 for pool in pools)
-    more = [Node(dict(has)) for has, copies in room.startable() for _ in range(int(min(copies, useful)))]
+    asked = sum(pool.workers if isinstance(pool.workers, int) else 1 for pool in pools)
+    could = len(pools) * most  # of a group without a limit no more are started than are asked for
+    more = [
+        Node(dict(has))
+        for has, copies in room.startable()
+        for _ in range(int(min(copies, asked if math.isinf(copies) else max(asked, could))))
+    ]
     return there, more
 
 
