@@ -12,7 +12,6 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -172,15 +171,15 @@ class TestPlanned:
         assert said.startswith("model 'org/tiny' at revision 'aaa': it is not in the caches of this machine")
 
     def test_a_worker_whose_node_lacks_the_commit_fetches_it(self, hub, tmp_path, monkeypatch):
-        from tilth.train.launch import _environment
+        from tilth.train.launch import environment
 
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-        job: Any = SimpleNamespace(stage=stage_of("sft", "org/tiny", {}))
+        stage: Any = stage_of("sft", "org/tiny", {})
         code = f"models.planned('org/tiny', 'org/tiny@{COMMIT}')"
-        found = elsewhere(code, tmp_path, HF_ENDPOINT=hub, **_environment(job))
+        found = elsewhere(code, tmp_path, HF_ENDPOINT=hub, **environment(stage.scale))
         assert found.endswith(f"snapshots/{COMMIT}"), found
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # who runs it wants none of it used
-        assert _environment(job)["HF_HUB_OFFLINE"] == "1"
+        assert environment(stage.scale)["HF_HUB_OFFLINE"] == "1"
 
     def test_what_was_fetched_serves_later_runs_offline(self, hub, tmp_path):
         code = f"models.planned('org/tiny', 'org/tiny@{COMMIT}').name, models.identity('org/tiny')"

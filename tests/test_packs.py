@@ -384,7 +384,7 @@ def test_trials_are_packed_by_kind_and_memory_and_others_are_told_why(root: Path
         "pissa": (sft(root, {"kind": "lora", "init": "pissa"}), "set model.peft.init: zero"),
         "noisy": (sft(root, {"kind": "lora"}, neftune=5.0), "set optimisation.neftune: null"),
         "whole": (stage_of("sft", str(root / "llama"), {}), "no frozen model to share"),
-        "wide": (sft(root, {"kind": "lora"}, fields={"scale": {"workers": 2}}), "set scale.workers: 1"),
+        "wide": (sft(root, {"kind": "lora"}, fields={"scale": {"workers": 2}}), "no other trial has its model"),
     }
     stages = {**lora, **prompts, **{name: stage for name, (stage, _) in lonely.items()}}
     found = Sft.packs(stages, places=8)
@@ -476,5 +476,5 @@ def test_memory_that_nothing_holds_any_more_is_swept_up_before_a_pack_is_small(
     held = Held()
     alive = weakref.ref(held)
     del held
-    monkeypatch.setattr(fit, "free", lambda scale: 1e5 if alive() else 1e12)
+    monkeypatch.setattr(fit, "free", lambda scale, on_workers: 1e5 if alive() else 1e12)
     assert Sft.packs(stages, 3).at_once == (3,)

@@ -82,7 +82,7 @@ class Stage(Component, family="stage"):
 
     @classmethod
     def pack(cls, trials: Iterable[Trial], places: int, judge: Judge) -> Iterator[Outcome]:
-        """Run trials that `packs` put together in this process, `places` at once; each outcome as it comes.
+        """Run trials that `packs` put together, `places` at once; each outcome as it comes.
 
         `trials` is asked for the next one whenever a place is free.
         """

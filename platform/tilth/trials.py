@@ -27,6 +27,8 @@ class Packs:
     apart: Mapping[str, str] = field(default_factory=dict)
     #: how many trials of each pack there is memory for at once; empty: for as many as there are places
     at_once: tuple[int, ...] = ()
+    #: what a pack takes of a cluster as long as it is trained, as Ray names resources; empty: it is in this process
+    holds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

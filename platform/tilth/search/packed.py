@@ -1,4 +1,4 @@
-"""Trials in packs: those that share what they train on run in one process, in one pass of what they share.
+"""Trials in packs: those that share what they train on run together, in one pass of what they share.
 
 Whether and how trials are trained together is the searched stage's own work (`Stage.packs`, `Stage.pack`). What it
 does not take is run by itself, and why is said. So are the trials of a pack that ended before its time, and in smaller
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tilth import ui
 from tilth.errors import StageError
-from tilth.search import one_by_one
+from tilth.search import beside, one_by_one
 from tilth.search.bench import Bench, Outcome, over
 from tilth.search.one_by_one import Clock, limited
 from tilth.search.ready import Ready
@@ -77,7 +77,7 @@ class Desk:
         stages = {str(ready.trial.number): ready.seen for ready in batch}
         if self.places < 2:
             return Packs(apart=dict.fromkeys(stages, "no two trials fitted the device's memory at once"))
-        return type(batch[0].step.stage).packs(stages, self.places)
+        return beside.placed(self.bench, stages, type(batch[0].step.stage).packs(stages, self.places))
 
     def _sized(self, packs: Packs) -> Iterator[tuple[tuple[str, ...], int]]:
         """The names of each pack, and its places."""

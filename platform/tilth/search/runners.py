@@ -35,8 +35,13 @@ class OneByOne(Runner):
 
 
 class Packed(Runner):
-    """Trials of one training stage in packs, in this process: adapters of different rank, length, rate and seed share
-    one pass of the model below them. What cannot share it is run by itself, and why is said.
+    """Trials of one training stage in packs: adapters of different rank, length, rate and seed share one pass of the
+    model below them. What cannot share it is run by itself, and why is said.
+
+    A pack is trained in this process, or on Ray Train workers where the stage asks for several, for nodes, or for GPUs
+    that this process does not see; the cluster must have room for a trial's other stages beside it. Workers average
+    the gradients of their adapters: these are small, and what DeepSpeed's stages 0 to 2 would divide of them is not
+    worth it, so they are trained without; stage 3 and offload divide what all trials share and are run by themselves.
 
     `limit` counts what is done for a trial and in steps of the pack, not what is done for another trial between two.
     The time of a trial is that of its pack, so `seconds` of the searched stage is refused as an objective.

@@ -109,9 +109,14 @@ class StoreLink:
         seal(folder, self.rank)
         name = f"step-{step:08d}"
         upload(folder, self.store, name)
-        self.store.write_json(LATEST, {"name": name, "step": step})
-        for old in self._names()[: -self.keep]:
-            self.store.remove(old)
+        if self.world > 1:  # it is complete once all have handed over theirs
+            import torch.distributed
+
+            torch.distributed.barrier()
+        if self.rank == 0:
+            self.store.write_json(LATEST, {"name": name, "step": step})
+            for old in self._names()[: -self.keep]:
+                self.store.remove(old)
         shutil.rmtree(folder)
 
     def settle(self) -> None:

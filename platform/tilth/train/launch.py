@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tilth import cluster, room, ui
 from tilth.data.dataset import Dataset
@@ -17,6 +17,10 @@ from tilth.errors import StageError, StageStopped
 from tilth.recipe import STOP
 from tilth.train import fitting, tasks, trace
 from tilth.train.job import BEST, FAILED, PROGRESS, RANGE, RESULT, Job
+
+if TYPE_CHECKING:
+    from tilth.storage import Store
+    from tilth.train.config import Scale
 
 CHECKPOINTS = "checkpoints"
 POLL_SECONDS = 1.0
@@ -92,18 +96,18 @@ def _here(job: Job) -> None:
 def _on_ray(job: Job) -> None:
     cluster.ray_ready()
     from ray.train import TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     scale = job.stage.scale
-    room.refuse_unplaceable(scale.each, scale.min_workers or scale.workers, scale.nodes.selector)
+    place(scale)
     if scale.min_workers is None:
         room.refuse_beyond(job.stage.demand)
     before = fitting.noted(job)
     trainer = TorchTrainer(
         _entry,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if scale.gpus else "gloo"),
-        scaling_config=_scaling(job),
+        torch_config=torch_config(scale),
+        scaling_config=scaling(scale),
         run_config=_run_config(job),
     )
     try:
@@ -112,7 +116,7 @@ def _on_ray(job: Job) -> None:
     except TrainingFailedError as error:
         if fitting.noted(job) != before:  # workers are started anew as often as it takes to fit
             return _on_ray(job)
-        raise StageError(f"{job.name}: {_cause(error)}") from error
+        raise StageError(f"{job.name}: {cause(error)}") from error
 
 
 def _entry(config: dict[str, Any]) -> None:
@@ -134,7 +138,7 @@ def _interrupt_given_back() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def _cause(error: Any) -> str:
+def cause(error: Any) -> str:
     """The first worker's own error, without the others that followed from it."""
     failures = getattr(error, "worker_failures", {})
     for rank, failure in sorted(failures.items()):
@@ -142,10 +146,15 @@ def _cause(error: Any) -> str:
     return str(error)
 
 
-def _scaling(job: Job) -> Any:
+def torch_config(scale: Scale) -> Any:
+    from ray.train.torch import TorchConfig
+
+    return TorchConfig(backend="nccl" if scale.gpus else "gloo")
+
+
+def scaling(scale: Scale) -> Any:
     from ray.train import ScalingConfig
 
-    scale = job.stage.scale
     elastic = scale.min_workers is not None and scale.min_workers < scale.workers
     workers = (scale.min_workers, scale.workers) if elastic else scale.workers
     return ScalingConfig(
@@ -158,29 +167,33 @@ def _scaling(job: Job) -> Any:
 
 def _run_config(job: Job) -> Any:
     """Ray resumes a run silently by its name, so the name carries the fingerprint and the partitioning."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig
-
-    scale, store = job.stage.scale, job.out.sub(CHECKPOINTS)
+    scale = job.stage.scale
     zero = scale.zero.stage if scale.zero else None
     # DeepSpeed's optimizer state fits only as many workers as wrote it
     layout = "ddp" if zero is None else f"zero{zero}x{scale.workers}"
-    place: dict[str, Any] = {"storage_path": store.path()}
+    name = f"{job.name}-{job.fingerprint[:16]}-{layout}"
+    return run_config(name, job.out.sub(CHECKPOINTS), scale, keep=job.stage.checkpointing.keep)
+
+
+def run_config(name: str, store: Store, scale: Scale, keep: int | None = None) -> Any:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig
+
+    found: dict[str, Any] = {"storage_path": store.path()}
     if not store.is_local:
         from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-        place["storage_filesystem"] = PyFileSystem(FSSpecHandler(store.fs))
+        found["storage_filesystem"] = PyFileSystem(FSSpecHandler(store.fs))
     return RunConfig(
-        name=f"{job.name}-{job.fingerprint[:16]}-{layout}",
+        name=name,
         failure_config=FailureConfig(max_failures=scale.max_failures),
-        checkpoint_config=CheckpointConfig(num_to_keep=job.stage.checkpointing.keep),
-        worker_runtime_env={"env_vars": _environment(job)},
-        **place,
+        checkpoint_config=CheckpointConfig(num_to_keep=keep),
+        worker_runtime_env={"env_vars": environment(scale)},
+        **found,
     )
 
 
-def _environment(job: Job) -> dict[str, str]:
+def environment(scale: Scale) -> dict[str, str]:
     """What workers find: the hub too, unless this process may not use it, since their nodes may lack a model."""
-    scale = job.stage.scale
     variables = {"TOKENIZERS_PARALLELISM": "false"}
     if not scale.gpus:
         variables |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, int(scale.cpus)))}
@@ -209,7 +222,7 @@ def _progress(job: Job) -> Iterator[None]:
                 shown, since = seen["step"], time.monotonic()
             elif job.stage.scale.workers and time.monotonic() - since >= room.LACK_SECONDS:
                 since = time.monotonic()
-                room.say_lacking(job.name, lambda: _place(job))
+                room.say_lacking(job.name, lambda: place(job.stage.scale, join_seconds=0))
 
     with ui.reporter().progress(job.name, steps(job), "steps") as advance:
         thread = threading.Thread(target=follow, args=(advance,), daemon=True, name="tilth-progress")
@@ -221,10 +234,9 @@ def _progress(job: Job) -> Iterator[None]:
             thread.join()
 
 
-def _place(job: Job) -> None:
-    """ClusterError where no place is left for the workers that it needs."""
-    scale = job.stage.scale
-    room.refuse_unplaceable(scale.each, scale.min_workers or scale.workers, scale.nodes.selector, join_seconds=0)
+def place(scale: Scale, join_seconds: float = room.JOIN_SECONDS) -> None:
+    """ClusterError where there is no place for the workers that training needs, nor will be after so many seconds."""
+    room.refuse_unplaceable(scale.each, scale.min_workers or scale.workers, scale.nodes.selector, join_seconds)
 
 
 def _say_smaller(job: Job, note: Mapping[str, Any]) -> None:

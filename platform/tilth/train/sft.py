@@ -116,7 +116,7 @@ class Sft(Training):
 
     @classmethod
     def pack(cls, trials: Iterable[Trial], places: int, judge: Judge) -> Iterator[Outcome]:
-        from tilth.train.packs.pack import pack
+        from tilth.train.packs.over_workers import pack
 
         return pack(trials, places, judge)
 

@@ -61,18 +61,20 @@ def packs(stages: Mapping[str, Sft], places: int, room: float | None) -> Packs:
             elif len(names) > 1:
                 apart[part[0]] = f"the other trials of its kind fill packs of {most}"
             else:
-                apart[part[0]] = "no other trial has its model, number formats and kind of adapter"
-    return Packs(tuple(together), apart, tuple(at_once))
+                apart[part[0]] = "no other trial has its model, number formats, kind of adapter and workers"
+    wide = [stages[names[0]].demand for names in together if on_workers(stages[names[0]].scale)]
+    holds = {name: max(one.get(name, 0.0) for one in wide) for name in sorted({name for one in wide for name in one})}
+    return Packs(tuple(together), apart, tuple(at_once), holds)
 
 
 def _most(need: Need, places: int, scale: Scale, room: float | None) -> int:
     """How many trials fit into `room`, or what is free: swept up, which takes a moment, only where that is little."""
     if room is not None:
         return need.at_once(places, room)
-    if (most := need.at_once(places, free(scale))) == places:
+    if (most := need.at_once(places, free(scale, on_workers(scale)))) == places:
         return most
     sweep()
-    return need.at_once(places, free(scale))
+    return need.at_once(places, free(scale, on_workers(scale)))
 
 
 @dataclass(frozen=True)
@@ -158,12 +160,8 @@ def _reasons(stage: Sft) -> Iterator[str]:
         yield "noise on embeddings (neftune) is drawn within the shared pass; set optimisation.neftune: null"
     if stage.scale.activation_offload:
         yield "activations of a shared pass are not offloaded; set scale.activation_offload: false"
-    if stage.scale.workers > 1:
-        yield f"it is trained by {stage.scale.workers} workers, and a pack by one; set scale.workers: 1"
-    if stage.scale.gpus and not _sees_gpu():
-        yield "it asks for a GPU, and this process, which trains packs, sees none"
-    if stage.scale.workers and stage.scale.nodes != Nodes():
-        yield "scale.nodes says where its worker is to run, and packs are trained in this process; leave it out"
+    if stage.scale.gpus and not stage.scale.workers and not _sees_gpu():
+        yield "it asks for a GPU, and this process, in which it is to train, sees none; set scale.workers"
     if (zero := stage.scale.zero) and (zero.stage == 3 or zero.offload):
         yield "ZeRO stage 3 and offload divide the model that all share; set scale.deepspeed: null"
     for tracker in set(stage.trackers) - {"tensorboard"}:
@@ -176,9 +174,19 @@ def _sees_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def on_workers(scale: Scale) -> bool:
+    """Whether a pack of such trials is trained on Ray Train workers, for this process has not what they ask for."""
+    apart = scale.workers > 1 or scale.nodes != Nodes() or (scale.gpus > 0 and not _sees_gpu())
+    return scale.workers > 0 and apart
+
+
 def key(stage: Sft) -> Hashable:
     """What trials of a pack have in common; other rows, ranks, rates and seeds they may have."""
     scale, peft = stage.scale, stage.model.peft
     kind = KINDS.get(peft.kind) if peft else None
     formats = (stage.model.dtype, stage.optimisation.precision)
-    return (str(stage.model.name), kind, stage.objective, *formats, scale.gpus > 0, scale.gradient_checkpointing)
+    where: tuple[Hashable, ...] = (scale.gpus > 0,)
+    if on_workers(scale):
+        taken = (scale.workers, scale.min_workers, scale.cpus, scale.gpus, scale.max_failures)
+        where = (*taken, scale.nodes.model_dump_json())
+    return (str(stage.model.name), kind, stage.objective, *formats, *where, scale.gradient_checkpointing)

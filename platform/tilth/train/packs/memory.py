@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +18,16 @@ _FULL = re.compile(r"DefaultCPUAllocator|not enough memory|out of memory|ALLOC_F
 _GROUP = Path("/sys/fs/cgroup")
 
 
-def free(scale: Scale) -> float:
-    """Bytes that are free for a pack: of the first GPU, or of this machine; no more than the recipe says there is."""
-    found = _of_gpu() if scale.gpus else _of_machine()
+def free(scale: Scale, on_workers: bool = False) -> float:
+    """Bytes that are free for a pack: of the first GPU, or of this machine; no more than the recipe says there is.
+
+    On workers those of each, which are looked at where they can only be on this machine.
+    """
+    if on_workers and (scale.nodes.selector or "RAY_ADDRESS" in os.environ):
+        found = float("inf")
+    else:
+        found = _of_gpu() * (min(1.0, scale.gpus) if on_workers else 1.0) if scale.gpus else _of_machine()
+        found /= scale.workers if on_workers and not scale.gpus else 1
     return found if scale.memory_gib is None else min(found, scale.memory_gib * GIB)
 
 

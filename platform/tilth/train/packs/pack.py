@@ -135,7 +135,7 @@ def _run(trial: Trial, member: Member) -> Artifact | None:
     whole = stage.model_copy(update={"scale": stage.scale.model_copy(update={"workers": 0, "deepspeed": None})})
     job = prepare(whole, trial.out, trial.inputs)
     if finished(job) is None:
-        for name in (FAILED, STOP):
+        for name in (FAILED, STOP) if rank == 0 else ():
             job.out.remove(name)
         store = job.out.sub(f"{CHECKPOINTS}/{job.fingerprint[:16]}")
         train(job, StoreLink(store, stage.checkpointing.keep, rank, world), member)
@@ -151,7 +151,8 @@ def _outcome(member: Member, ended: Future[Artifact | None]) -> Outcome:
     if isinstance(error, Stopped):
         watch, step = member.trainer.watch, member.trainer.state.global_step
         watch.flush(step)
-        trace.merge(watch.store, step)
+        if watch.link.rank == 0:
+            trace.merge(watch.store, step)
         shutil.rmtree(Path(member.trainer.args.output_dir).parent, ignore_errors=True)
         return Outcome(member.name, why=f"stopped after step {step}", stopped=True)
     if isinstance(error, StageStopped):
