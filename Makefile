@@ -43,8 +43,8 @@ bench: install
 	$(RUN) -m tests.bench
 
 lock:
-	uv pip compile pyproject.toml --extra cpu --extra dev --extra s3 --no-header --no-annotate --python-version 3.11 \
-	  $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS)) -o requirements/cpu.txt --upgrade
+	uv pip compile pyproject.toml --extra cpu --extra dev --extra s3 --extra gcs --no-header --no-annotate \
+	  --python-version 3.11 $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS)) -o requirements/cpu.txt --upgrade
 	sed -i 's/^torch==\(.*\)+cpu/torch==\1/' requirements/cpu.txt
-	uv pip compile pyproject.toml --extra gpu --extra s3 --no-header --no-annotate --python-version 3.12 \
-	  --python-platform x86_64-manylinux_2_28 -o requirements/gpu.txt --upgrade
+	uv pip compile pyproject.toml --extra gpu --extra s3 --extra gcs --no-header --no-annotate \
+	  --python-version 3.12 --python-platform x86_64-manylinux_2_28 -o requirements/gpu.txt --upgrade

@@ -111,13 +111,13 @@ def notes_the_question(text: str, prompt: Any) -> str:
 
 
 @script
-def first_label(text: str, prompt: Any) -> str:
+def sweet_or_sour(text: str, prompt: Any) -> str:
     turns = [prompt.messages] if isinstance(prompt.messages, str) else [turn["content"] for turn in prompt.messages]
     return "sweet" if len("".join(turns)) % 2 else "sour"
 
 
 @script
-def second_label(text: str, prompt: Any) -> str:
+def sour_always(text: str, prompt: Any) -> str:
     return "sour"
 
 
@@ -131,7 +131,7 @@ def test_a_judge_reads_the_instruction_and_the_examples_that_models_read(tmp_pat
     for split, held in rows.items():
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held), encoding="utf-8")
         sources[split] = {"kind": "jsonl", "path": str(tmp_path / f"{split}.jsonl")}
-    writers = {name: {"kind": "scripted:Scripted", "script": name} for name in ("first_label", "second_label")}
+    writers = {name: {"kind": "scripted:Scripted", "script": name} for name in ("sweet_or_sour", "sour_always")}
     task = {
         "kind": "generation", "prompt": "Taste of {{ text }}, {{ labels | join(' or ') }}?", "form": form,
         "shots": {"count": 1}, "generators": writers,

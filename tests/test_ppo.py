@@ -312,16 +312,30 @@ def test_the_stage_leaves_the_best_policy_and_says_what_it_did(tmp_path: Path, l
     assert load_trained(store.fetch("model"), device="cpu").objective == "language_model"
 
 
+APART = {"advantage": {"kind": "gae", "value": {"trunk": "separate"}}}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", [None, {"stage": 2}], ids=["plain", "zero2"])
-def test_two_learners_learn_what_one_does(tmp_path: Path, llama: Path, zero: Any, ray_session: Any) -> None:
+@pytest.mark.parametrize(
+    ("zero", "method", "more"),
+    [
+        (None, {"lora": {"rank": 4}}, {}),
+        ({"stage": 2}, {"lora": {"rank": 4}}, {}),
+        ({"stage": 1}, {}, {"algorithm": APART}),
+        ({"stage": 2}, {}, {"algorithm": APART}),
+    ],
+    ids=["plain", "zero2", "zero1, full weights and a critic", "zero2, full weights and a critic"],
+)
+def test_two_learners_learn_what_one_does(
+    tmp_path: Path, llama: Path, zero: Any, method: dict[str, Any], more: dict[str, Any], ray_session: Any
+) -> None:
     """And when one of them is killed, they go on from the checkpoint to the same end as if it had not been."""
     found = []
     for workers, killed_at in ((0, None), (2, None), (2, 3)):
         root = prompts_at(tmp_path / f"{workers}-{killed_at}")
         scale = {"workers": workers, "cpus": 0.5, "deepspeed": zero if workers else None}
         with killer(root, at=killed_at) if killed_at else nullcontext([1]) as killed:
-            run_stage(root, stage({"name": str(llama), "lora": {"rank": 4}}, scale=scale))
+            run_stage(root, stage({"name": str(llama), **method}, scale=scale, **more))
         assert killed
         found.append(figures(root))
     alone, together, broken_off = found
@@ -350,6 +364,23 @@ def test_rewards_and_the_reference_may_have_actors_of_their_own(
     alone, apart = found
     assert len(alone) == 6
     assert apart == alone
+
+
+@pytest.mark.slow
+def test_actors_draw_while_the_step_before_is_learnt(tmp_path: Path, llama: Path, ray_session: Any) -> None:
+    """One step off, rollouts beside the learner are those that it would draw itself, also where an actor dies."""
+    found = []
+    for name, where in (("here", {}), ("apart", {"placement": "disaggregate", "actors": 2, "cpus": 0.25})):
+        root = prompts_at(tmp_path / name)
+        rollouts = {"kind": "hf", "max_tokens": 6, "staleness": 1, **where}
+        with killer(root, 3, "ray::Mirror") if where else nullcontext() as killed:
+            run_stage(root, stage(str(llama), scale={"workers": 1, "cpus": 0.25}, rollouts=rollouts))
+        assert killed or not where
+        found.append([{**line, "seconds": 0, "moved_bytes": 0} for line in figures(root)])
+    here, apart = found
+    assert len(here) == 6
+    assert apart == here
+    assert all(line["sync_gap"] > 1e-4 for line in apart[1:]), "of the policy before"
 
 
 def test_an_error_of_a_reward_in_an_actor_is_told_as_it_was_raised(ray_session: Any) -> None:
@@ -671,6 +702,8 @@ def test_detectors(changes: dict[str, float], detector: str, action: str) -> Non
 
 
 def test_alarms_are_acted_on(tmp_path: Path, llama: Path) -> None:
+    made = {}
+
     def run(name: str, action: str, limit: float = -1.0, steps: int = 3) -> list[dict[str, Any]]:
         root = prompts_at(tmp_path / name)
         what = stage(
@@ -678,12 +711,16 @@ def test_alarms_are_acted_on(tmp_path: Path, llama: Path) -> None:
             algorithm={"kl": {"coefficient": 0.1}},
             optimisation={"learning_rate": 0.02, "global_batch": 8, "steps": steps, "scheduler": "constant"},
         )  # fmt: skip
-        run_stage(root, what)
+        made[name] = run_stage(root, what)
         return figures(root)
 
     quiet = run("quiet", "log", steps=12)
     assert all([alarm["detector"] for alarm in item["alarms"]] == ["kl"] for item in quiet)
     assert [item["kl_coefficient"] for item in run("dear", "raise_kl")] == [0.1, 0.2, 0.4]
+    [told] = [table for table in next(sections({"train": made["dear"]})).tables if "detectors" in table.title]
+    [[*row, first, last]] = told.rows
+    assert row == ["kl", -1.0, "raise_kl", 3, 1, 3]
+    assert first == pytest.approx(0, abs=1e-4) != last
     with pytest.raises(StageError, match=r"at step 1 kl is .*limit -1; lower"):
         run("stopped", "stop")
     # the last step is the first beyond this limit: what is left is the policy of a checkpoint before the step before

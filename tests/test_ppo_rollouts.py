@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import feedback
+from processes import alive, descendants, until
 from tilth.config import ModelName
 from tilth.data.loading import Card, load_tokenizer
 from tilth.data.schema import original
@@ -68,6 +69,44 @@ def test_a_dead_actors_prompts_are_drawn_again_to_the_same_samples(tmp_path: Pat
     for found in (first, second):
         assert [sample.tokens for sample in found] == [sample.tokens for sample in before]
         assert [sample.ask for sample in found] == wanted
+
+
+@VLLM
+def test_a_pool_of_vllm_actors_serves_what_is_learnt_and_loses_none(tmp_path: Path, ray_session: Any) -> None:
+    """Also where one is killed; and with the pool goes all that its actors started."""
+    model = str(model_folder(tmp_path / "llama", "llama"))
+    wanted = [Ask(f"r{i}", tuple(range(5, 7 + i)), i) for i in range(7)]
+    engine = {"kv_cache_gib": 0.1, "max_num_seqs": 8, "enforce_eager": True}
+    served = {"kind": "vllm", "max_tokens": 8, "engine": engine, "placement": "disaggregate", "actors": 2, "cpus": 0.5}
+    policy, _, pool = opened(model, {"lora": {"rank": 4}}, served)
+    try:
+        pool.sync()
+        first = pool.generate(wanted)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for weight in policy.served().values():
+                weight.add_(torch.randn_like(weight) * 0.3)
+        policy.version += 1
+        assert pool.sync() > 0
+        second = pool.generate(wanted)
+        [killed, other] = pool.pids()  # type: ignore[attr-defined]
+        engines = descendants(killed) | descendants(other)
+        os.kill(killed, signal.SIGKILL)
+        third = pool.generate(wanted)
+        engines |= {child for actor in pool.pids() for child in descendants(actor)}  # type: ignore[attr-defined]
+    finally:
+        pool.close()
+    for found in (first, second, third):
+        assert [sample.ask for sample in found] == wanted
+    assert [sample.tokens for sample in second] != [sample.tokens for sample in first]
+    for sample in (*second, *third):
+        ids = torch.tensor([[*sample.ask.prompt, *sample.tokens]])
+        with torch.no_grad():
+            logits = policy.model(input_ids=ids).logits[0, len(sample.ask.prompt) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(sample.tokens)[:, None])[:, 0]
+        assert torch.allclose(torch.tensor(sample.logprobs), expected, atol=1e-3)
+    assert len(engines) >= 3
+    assert until(lambda: not alive(engines), 30)
 
 
 def fine_tuned(folder: Path) -> str:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from moto.server import ThreadedMotoServer
-from s3fs import S3FileSystem
 
+from object_stores import gcs, s3
 from tilth.data.loading import load_trained
 from tilth.storage import Store
 from training import MINILM, dataset, die, killer, questions, run_stage, stage_of, trace
@@ -90,24 +89,11 @@ def test_a_finished_result_is_taken_only_for_its_own_fingerprint(tmp_path: Path)
     assert longer.metrics["steps"] == 3
 
 
-def test_an_object_store_holds_checkpoints_and_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "ACCESS_KEY_ID": "x",
-        "SECRET_ACCESS_KEY": "y",
-        "ENDPOINT_URL": f"http://{host}:{port}",
-    }.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    S3FileSystem.clear_instance_cache()  # it may still know another test's server
-    store = Store.at("s3://bucket/run")
-    try:
-        store.fs.mkdir("bucket")
+@pytest.mark.parametrize("kind", [s3, gcs])
+def test_an_object_store_holds_checkpoints_and_the_model(kind: Any) -> None:
+    with kind() as bucket:
+        store = Store.at(f"{bucket}/training")
         dataset(store.url, questions(16))
         run_stage(store.url, stage_of("sft", ADAPTER, {"epochs": 2}, checkpointing={"every_steps": 1}))
         assert [line["step"] for line in trace(store.url)] == [1, 2, 3, 4]
         assert load_trained(store.sub("train").fetch("model")).labels == ("card", "exchange rate", "transfer")
-    finally:
-        server.stop()
-        S3FileSystem.clear_instance_cache()

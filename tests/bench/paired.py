@@ -7,6 +7,7 @@ which says more where the machine is not idle. A `Worker` is a side in its own p
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 ROOT = Path(__file__).parents[2]
 Facts = dict[str, Any]
@@ -92,12 +93,8 @@ class Worker:
             self.process.wait()
 
 
-def serve(work: Callable[[], Facts]) -> None:
-    """The worker's side: for each line read, do the work once and answer its facts.
-
-    What models print goes to the error stream: the answers alone are on standard output.
-    """
-    answers, sys.stdout = sys.stdout, sys.stderr
+def serve(work: Callable[[], Facts], answers: TextIO) -> None:
+    """The worker's side: for each line read, do the work once and answer its facts."""
     for line in iter(sys.stdin.readline, ""):
         if line.strip():
             print(json.dumps(work()), file=answers, flush=True)
@@ -108,4 +105,7 @@ def serve_one(sides: dict[str, Callable[[Sequence[str]], Callable[[], Facts]]]) 
     flag, side, *arguments = sys.argv[1:]
     if flag != "--serve":
         raise SystemExit("this is a worker of `python -m tests.bench`")
-    serve(sides[side](arguments))
+    # what models, loggers and Ray's workers print goes to the error stream: the answers alone are on standard output
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    serve(sides[side](arguments), answers)

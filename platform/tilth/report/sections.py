@@ -131,6 +131,8 @@ def _training(pictures: Pictures, artifacts: Mapping[str, Artifact]) -> Iterator
     drawn += [*training.answers(pictures, traces), *training.ranges(pictures, models)]
     tables = [_numbers(f"Metrics of {name}", item.metrics) for name, item in models.items() if item.metrics]
     tables += [_probes(name, item.detail) for name, item in models.items() if "probes" in item.detail]
+    seen = {name: rows for name, trace in traces.items() if (rows := training.alarms(trace))}
+    tables += [Table(f"What detectors saw in {name}", training.ALARM_HEAD, rows) for name, rows in seen.items()]
     yield Section("training", "Training", pictures=tuple(drawn), tables=tables)
     told = {name: item.detail["pairs"] for name, item in models.items() if "pairs" in item.detail}
     yield from (_reward(pictures, name, pairs) for name, pairs in told.items())

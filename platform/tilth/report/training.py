@@ -9,6 +9,7 @@ from tilth.report.svg import SERIES, Picture, Pictures, drawing, label
 from tilth.runs import Artifact
 
 Trace = Sequence[Mapping[str, Any]]
+ALARM_HEAD = ("detector", "limit", "action", "steps", "first", "last", "value at first", "value at last")
 
 
 def gaps(trace: Trace) -> list[tuple[int, float, float]]:
@@ -49,6 +50,19 @@ def _in_words(model: str, found: Sequence[tuple[int, float, float]]) -> str:
     return (
         f"{model}: lowest validation loss {loss:.3f} at step {step:,}; gap from {found[0][2]:.3f} to {found[-1][2]:.3f}"
     )
+
+
+def alarms(trace: Trace) -> list[tuple[Any, ...]]:
+    """What each detector saw: its limit, what was done, at how many steps, and its values at the first and the last."""
+    found: dict[tuple[str, str], list[tuple[int, Mapping[str, Any]]]] = {}
+    for line in trace:
+        for alarm in line.get("alarms", ()):
+            found.setdefault((alarm["detector"], alarm["action"]), []).append((line["step"], alarm))
+    rows = []
+    for (detector, action), seen in found.items():
+        (first, told), (last, latest) = seen[0], seen[-1]
+        rows.append((detector, told["limit"], action, len(seen), first, last, told["value"], latest["value"]))
+    return rows
 
 
 def answers(pictures: Pictures, traces: Mapping[str, Trace]) -> Iterator[Picture]:

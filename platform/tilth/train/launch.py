@@ -236,7 +236,9 @@ def _progress(job: Job) -> Iterator[None]:
 
 def place(scale: Scale, join_seconds: float = room.JOIN_SECONDS) -> None:
     """ClusterError where there is no place for the workers that training needs, nor will be after so many seconds."""
-    room.refuse_unplaceable(scale.each, scale.min_workers or scale.workers, scale.nodes.selector, join_seconds)
+    room.refuse_unplaceable(
+        scale.each, scale.min_workers or scale.workers, scale.nodes.selector, join_seconds=join_seconds
+    )
 
 
 def _say_smaller(job: Job, note: Mapping[str, Any]) -> None:
