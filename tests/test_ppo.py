@@ -717,7 +717,7 @@ def test_alarms_are_acted_on(tmp_path: Path, llama: Path) -> None:
     quiet = run("quiet", "log", steps=12)
     assert all([alarm["detector"] for alarm in item["alarms"]] == ["kl"] for item in quiet)
     assert [item["kl_coefficient"] for item in run("dear", "raise_kl")] == [0.1, 0.2, 0.4]
-    [told] = [table for table in next(sections({"train": made["dear"]})).tables if "detectors" in table.title]
+    [told] = [table for table in sections({"train": made["dear"]})[0].tables if "detectors" in table.caption]
     [[*row, first, last]] = told.rows
     assert row == ["kl", -1.0, "raise_kl", 3, 1, 3]
     assert first == pytest.approx(0, abs=1e-4) != last
