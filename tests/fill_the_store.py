@@ -1,7 +1,8 @@
 """Augment rows that do not fit into Ray's object store, on a Ray of this process alone with about the least it takes.
 
-python tests/fill_the_store.py DISK ROOT, where DISK is `sound`, `full` or `broken`: what becomes of objects for which
-there is no room in memory. Prints what came of it as one line of JSON.
+python tests/fill_the_store.py DISK ROOT, where DISK is `sound`, `full`, `broken` or `breaks`: what becomes of objects
+for which there is no room in memory; one that breaks does so on the way, and is mended once that is said. Prints what
+came of it as one line of JSON.
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import tilth
+from tilth import room, ui
+from tilth.data import engine
 from tilth.data.dataset import Dataset
 from tilth.errors import TilthError
 
+#: what was said of a disk that broke
+SAID: list[str] = []
 #: a row with what is made of it is 12 MiB, a unit 96, the store 80: no unit fits
 STORE, ROWS, LETTERS, VARIANTS, UNIT = 80 << 20, 16, 1 << 20, 11, 8
 
@@ -63,8 +68,34 @@ def started(disk: str, root: Path) -> None:
     ray.init("local", num_cpus=2, object_store_memory=STORE, object_spilling_directory=str(folder),
              include_dashboard=False, log_to_driver=False)  # fmt: skip
     if disk == "broken":
-        shutil.rmtree(folder)
-        folder.write_text("no folder")
+        broken(folder)
+    if disk == "breaks":
+        breaking(folder)
+
+
+def broken(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("no folder")
+
+
+def breaking(folder: Path) -> None:
+    """Right after it was found sound."""
+    room.LACK_SECONDS = 3.0
+    found_sound = engine.refuse_unspillable
+
+    def then_broken(ray: Any) -> None:
+        found_sound(ray)
+        broken(folder)
+
+    engine.refuse_unspillable = then_broken
+
+    def heard(text: str, **_: Any) -> None:
+        if "cannot spill" in text and folder.is_file():
+            SAID.append(text)
+            folder.unlink()
+            folder.mkdir()
+
+    ui.reporter().say = heard  # type: ignore[method-assign]
 
 
 def main(disk: str, root: Path) -> dict[str, Any]:
@@ -79,7 +110,7 @@ def main(disk: str, root: Path) -> dict[str, Any]:
     finally:
         over.set()
     ids = [row["id"] for row in done.rows()]
-    return {"rows": len(ids), "different": len(set(ids)), "counts": done.counts, "on_disk": max(files)}
+    return {"rows": len(ids), "different": len(set(ids)), "counts": done.counts, "on_disk": max(files), "said": SAID}
 
 
 if __name__ == "__main__":

@@ -53,3 +53,13 @@ def test_where_nothing_can_be_spilled_it_is_said_before_any_work(tmp_path: Path)
     assert f"{tmp_path / 'spilled'}: Not a directory" in found["error"]
     assert "--object-spilling-directory" in found["error"]
     assert found["seconds"] < 60
+
+
+@pytest.mark.long
+def test_a_disk_that_breaks_on_the_way_is_named_and_once_it_is_mended_the_run_goes_on(tmp_path: Path) -> None:
+    found = augmented("breaks", tmp_path)
+    made = ROWS * (1 + VARIANTS + 1)
+    assert (found["rows"], found["different"]) == (made, made)
+    [said] = found["said"]
+    assert said.startswith("more: waits for a place to go on: the object store cannot spill to disk on ")
+    assert f"{tmp_path / 'spilled'}: Not a directory" in said

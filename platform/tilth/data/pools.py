@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tilth import room, ui
+from tilth.spilling import refuse_unspillable
 
 if TYPE_CHECKING:
     from tilth.data.transform import Resources
@@ -85,10 +86,19 @@ def refuse_unplaceable(pools: Sequence[Resources], join_seconds: float = room.JO
         room.refuse(lambda: _lacking(pools, shared(pools, *_nodes(pools), most=1)), join_seconds)
 
 
+def _refuse_stuck(pools: Sequence[Resources]) -> None:
+    """ClusterError where workers have no place, or rows between two pools no room."""
+    import ray
+
+    refuse_unplaceable(pools, 0)
+    if len(pools) > 1:
+        refuse_unspillable(ray)
+
+
 @contextmanager
 def watched(title: str, pools: Sequence[Resources]) -> Iterator[Callable[[], None]]:
     """Within: where the function that it gives is not called for a minute, it is said what the cluster lacks, if it
-    does; as where the only node of a pool went."""
+    does; as where the only node of a pool went, or the disk broke to which its object store spills."""
     over, last = threading.Event(), time.monotonic()
 
     def seen() -> None:
@@ -99,7 +109,7 @@ def watched(title: str, pools: Sequence[Resources]) -> Iterator[Callable[[], Non
         while not over.wait(max(0.0, last + room.LACK_SECONDS - time.monotonic())):
             if time.monotonic() - last >= room.LACK_SECONDS:
                 seen()
-                room.say_lacking(title, lambda: refuse_unplaceable(pools, 0))
+                room.say_lacking(title, lambda: _refuse_stuck(pools))
 
     thread = threading.Thread(target=watch, daemon=True, name="tilth-room")
     thread.start()
