@@ -18,6 +18,8 @@ from sklearn.metrics import cohen_kappa_score
 import tilth
 from helpers import write_dataset
 from scripted import script
+from tilth.annotate.config import Annotation
+from tilth.annotate.items import WORK, campaign
 from tilth.data.schema import original
 from tilth.errors import RecipeError, StageError
 from tilth.evaluate.judging.people import People, Verdicts, majority
@@ -156,6 +158,11 @@ def test_a_judge_reads_the_instruction_and_the_examples_that_models_read(tmp_pat
     text = {f"{shown} sour\n\n{question}" for question in own}
     assert judged() == (chat if form == "chat" else text)
     assert judged(question="{{ text }}?") == {"plum 0?", "plum 1?"}, "what is told goes first"
+    _, items = campaign(
+        tmp_path / "out", Annotation.model_validate({"items": {"stage": "asked"}, "form": {"kind": "direct"}})
+    )
+    work = [item for item in items if item.kind == WORK]
+    assert sorted({item.prompt for item in work}) == own, "people read the question, without what was shown before it"
 
 
 @script

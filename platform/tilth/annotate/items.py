@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +15,7 @@ from tilth.annotate.forms import Direct, Form, Pairwise
 from tilth.data.dataset import MANIFEST, Dataset
 from tilth.data.schema import Row, row_seed, value_at
 from tilth.errors import RecipeError, StorageError
+from tilth.evaluate.tasks.prompting import ASKED, Questions
 
 if TYPE_CHECKING:
     from tilth.runs import Artifact
@@ -172,6 +173,7 @@ def _evaluated(artifact: Artifact, items: Items, names: list[str]) -> Iterator[S
     chosen = items.models or tuple(names)
     rows = {name: {row["id"]: row for row in Dataset.open(artifact.store.sub(f"predictions/{name}")).rows()}
             for name in chosen}  # fmt: skip
+    prompt = _asked(artifact)
     for row_id, row in rows[chosen[0]].items():
         said = {name: _said(rows[name].get(row_id), items.answer) for name in chosen}
         answers = {name: text for name, text in said.items() if text is not None}
@@ -181,7 +183,15 @@ def _evaluated(artifact: Artifact, items: Items, names: list[str]) -> Iterator[S
                 "set it to a path at which all have one, or items.models to those that do"
             )
         if answers:
-            yield Subject(row_id, prompt_of(row), answers, row["root"], row["split"])
+            yield Subject(row_id, prompt(row), answers, row["root"], row["split"])
+
+
+def _asked(artifact: Artifact) -> Callable[[Row], str]:
+    """What models were asked about a row, where that is known; without the examples that they were shown first."""
+    if (told := artifact.store.read_json(ASKED)) is None:
+        return prompt_of
+    questions = Questions(**{**told, "shots": ()})
+    return lambda row: _shown(questions.conversation(row))
 
 
 def _said(row: Row | None, path: str | None) -> str | None:
@@ -206,14 +216,19 @@ def prompt_of(row: Mapping[str, Any]) -> str:
     if row.get("messages"):
         turns = list(row["messages"])
         turns = turns[:-1] if turns[-1]["role"] == "assistant" else turns
-        if len(turns) == 1:
-            return str(turns[0]["content"])
-        return "\n\n".join(f"**{turn['role']}**\n\n{turn['content']}" for turn in turns)
+        return _shown(turns)
     for name in ("prompt", "question", "text"):
         if isinstance(row.get(name), str):
             context = f"{row['context']}\n\n" if name == "question" and row.get("context") else ""
             return f"{context}{row[name]}"
     return ""
+
+
+def _shown(turns: Sequence[Mapping[str, Any]]) -> str:
+    """A conversation; who speaks is named where it is more than one turn."""
+    if len(turns) == 1:
+        return str(turns[0]["content"])
+    return "\n\n".join(f"**{turn['role']}**\n\n{turn['content']}" for turn in turns)
 
 
 def of_row(row: Mapping[str, Any]) -> Subject | None:
