@@ -379,7 +379,9 @@ def test_actors_draw_while_the_step_before_is_learnt(tmp_path: Path, llama: Path
         found.append([{**line, "seconds": 0, "moved_bytes": 0} for line in figures(root)])
     here, apart = found
     assert len(here) == 6
-    assert apart == here
+    for ours, theirs in zip(apart, here, strict=True):
+        assert ours.pop("rows") == theirs.pop("rows")
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
     assert all(line["sync_gap"] > 1e-4 for line in apart[1:]), "of the policy before"
 
 
