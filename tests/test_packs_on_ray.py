@@ -125,3 +125,4 @@ def test_a_pack_whose_worker_dies_goes_on_and_one_that_is_closed_is_gone(tmp_pat
         packed(tmp_path, "closed", stages, judge=over)
     assert len(workers[-1]) == 2
     assert until(lambda: not alive(workers[-1]), 10)
+    assert until(lambda: ray_session.available_resources().get("CPU") == ray_session.cluster_resources()["CPU"], 30)

@@ -38,6 +38,8 @@ class Begin:
     """A worker begins: each of a new group does."""
 
     actor: Any
+    #: the placement group that holds its place
+    place: Any
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Search:
 
     trials: Iterator[Trial]
     judge: Judge
-    workers: list[Any] = field(default_factory=list)
+    workers: list[Begin] = field(default_factory=list)
     #: handed out and not ended: a new group of workers is given these first, and they go on from their checkpoints
     begun: dict[str, Trial] = field(default_factory=dict)
     _again: list[Trial] = field(default_factory=list)
@@ -86,7 +88,7 @@ class Search:
         if isinstance(what, Broke):
             raise what.error
         if isinstance(what, Begin):
-            self.workers.append(what.actor)
+            self.workers.append(what)
             self._again = list(self.begun.values())
             return None
         return self._next() if isinstance(what, Next) else self.judge(what)
@@ -168,19 +170,25 @@ def _listen(desk: Any, heard: queue.SimpleQueue[tuple[Any, Any]]) -> None:
         heard.put((None, Over(f"the workers are not heard any more: {error}")))
 
 
-def _end(desk: Any, workers: list[Any]) -> None:
-    """Kill the workers, and wait until Ray knows them dead: what they were at may be begun elsewhere right after."""
-    import ray
+def _end(desk: Any, workers: list[Begin]) -> None:
+    """Kill the workers, and wait until Ray knows them dead: what they were at may be begun elsewhere right after.
 
-    for actor in (desk, *workers):
+    Their places are given back here, for Ray Train's own cleaner finds out that its run is gone from the dashboard.
+    """
+    import ray
+    from ray.util import remove_placement_group
+
+    for actor in (desk, *(worker.actor for worker in workers)):
         ray.kill(actor)
     end = time.monotonic() + GONE_SECONDS
     with suppress(ray.exceptions.RayError):  # the last of them is gone
-        for actor in workers:
+        for worker in workers:
             with suppress(ray.exceptions.RayActorError):
                 while time.monotonic() < end:
-                    ray.get(actor.__ray_ready__.remote(), timeout=GONE_SECONDS)
+                    ray.get(worker.actor.__ray_ready__.remote(), timeout=GONE_SECONDS)
                     time.sleep(POLL_SECONDS)
+    for place in {worker.place.id: worker.place for worker in workers}.values():
+        remove_placement_group(place)
 
 
 class Desk:
