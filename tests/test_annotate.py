@@ -23,8 +23,10 @@ from serving import Served, beside_us
 from tilth.annotate import people
 from tilth.annotate.book import Book
 from tilth.annotate.config import load_annotation
+from tilth.annotate.exports import preferences
+from tilth.annotate.forms import Direct, Unanswered
 from tilth.annotate.items import campaign, from_file
-from tilth.annotate.judgements import judgements
+from tilth.annotate.judgements import Judgement, judgements
 from tilth.annotate.serve import listening
 from tilth.annotate.text import shown
 from tilth.data.dataset import Dataset
@@ -184,6 +186,28 @@ def test_a_form_from_elsewhere_is_refused(pairs: Campaign) -> None:
     assert counted(pairs) == []
     assert ann.client.post("/answer", data=form, headers={"origin": "http://localhost"}).status_code == 200
     assert len(counted(pairs)) == 1
+
+
+def test_a_form_that_no_page_of_ours_made_is_refused_and_breaks_nothing(pairs: Campaign) -> None:
+    ann = pairs.annotator("Ann")
+    form = {**ann.fields(ann.get("/work").text, "/answer"), "choice": "A"}
+    assert ann.client.post("/answer", data={**form, "csrf": "é"}).status_code == 403
+    for number in ("9" * 30, "9" * 5000, "-1", "²"):
+        assert ann.client.post("/answer", data={**form, "assignment": number}).status_code == 404
+    with pytest.raises(Unanswered, match="whole number"):
+        Direct().read({criterion.name: ["9" * 5000] for criterion in Direct().criteria}, ["m"])
+    assert counted(pairs) == []
+
+
+def test_the_manager_sees_all_answers_and_gives_none(pairs: Campaign) -> None:
+    manager = pairs.manager()
+    refused = manager.get("/work")
+    assert (refused.status_code, "invite yourself" in refused.text) == (403, True)
+    csrf = manager.fields(manager.get("/manage").text, "/manage/invite")["csrf"]
+    for path in ("/answer", "/undo"):
+        sent = {"csrf": csrf, "assignment": "1", "key": "k" * 16, "choice": "A", "answer": "1"}
+        assert manager.client.post(path, data=sent).status_code == 403
+    assert counted(pairs) == []
 
 
 def test_who_is_not_signed_in_sees_nothing(pairs: Campaign) -> None:
@@ -370,6 +394,38 @@ def test_items_of_a_run_are_the_answers_of_its_models(tmp_path: Path) -> None:
         (f"r{n}", "test", "dpo", "sft") for n in range(3)
     }
     assert dict(work[0].answers)["sft"] == f"sft says {work[0].root}"
+
+
+def test_rows_are_judged_that_a_first_model_has_nothing_of(tmp_path: Path) -> None:
+    evaluated = finished_stage(Run(tmp_path), "evaluate", "evaluate", "report").store
+    for model, numbers in (("few", (1,)), ("more", (1, 2))):
+        rows = [original(f"r{n}", "test", {"prompt": f"{n}?", "completion": "."}) for n in numbers]
+        said = [{**row, "meta": {"answers": [f"{model} {row['id']}"]}} for row in rows]
+        write_dataset(evaluated.sub(f"predictions/{model}"), said, "completion")
+    with pytest.raises(RecipeError, match=r"few of evaluate has no answer to row r2 where others have one"):
+        campaign(tmp_path, load_annotation(None))
+
+
+def test_a_model_that_is_called_as_a_verdict_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "items.jsonl").write_text('{"id": "a", "prompt": "?", "answers": {"tie": "x", "bow": "y"}}')
+    with pytest.raises(RecipeError, match="a model is called 'tie'"):
+        campaign(tmp_path / "items.jsonl", load_annotation(None))
+
+
+def test_settings_that_are_no_settings_are_named_whatever_port_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "campaign.yaml").write_text("serving: loudly\n")
+    with pytest.raises(RecipeError, match="serving"):
+        load_annotation(tmp_path / "campaign.yaml", 8000)
+
+
+def test_pairs_of_one_prompt_have_ids_of_their_own() -> None:
+    marked = [
+        Judgement(f"r{n}:completion", "work", "r", "train", "Why?", {"completion": f"So {n}."}, None, person,
+                  {"scores": {"fluency": 10 * n + person}}, 1.0, 0.0)
+        for n in range(3) for person in range(2)
+    ]  # fmt: skip
+    pairs = preferences(marked)
+    assert len({pair.id for pair in pairs}) == len(pairs) == 3
 
 
 def test_an_empty_answer_is_judged_as_one(tmp_path: Path) -> None:

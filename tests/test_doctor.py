@@ -11,6 +11,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from job_server import JobApi
+from tilth import cluster
 from tilth.cli import main
 from tilth.doctor import machine, nodes
 from tilth.doctor.nodes import skewed
@@ -46,6 +47,33 @@ def test_a_token_that_others_can_read_is_a_fault(home, monkeypatch):
     assert machine.token().state == "ok"
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert machine.token().state == "fault"
+
+
+def test_a_token_is_its_owners_alone_from_the_first_moment_on(home, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    for _ in range(2):
+        cluster._own_token()
+        kept = (home / "token").read_text()
+        assert (len(kept), (home / "token").stat().st_mode & 0o777) == (64, 0o600)
+    assert kept == cluster.token()
+
+
+class Unloadable:
+    """What a node that lacks our package cannot read."""
+
+    def __reduce__(self):
+        return _missing, ()
+
+
+def _missing():
+    raise ModuleNotFoundError("No module named 'tilth'")
+
+
+def test_a_node_that_cannot_be_looked_at_is_a_finding(ray_session):
+    found = nodes._asked(ray_session, None, Unloadable())
+    assert [item.state for item in found] == ["fault"]
+    assert "cannot be looked at: " in found[0].what
+    assert "No module named 'tilth'" in found[0].what
 
 
 @pytest.mark.parametrize(

@@ -417,25 +417,29 @@ def test_one_model_at_two_lengths_is_not_compared_with_itself(tmp_path: Path):
     assert "set task.stride" in line
 
 
-def test_choices_are_ranked_as_a_plain_loop_ranks_them(tmp_path: Path):
-    folder = trained(tmp_path / "llama", "llama", "language_model", length=200)
-    rows = [{"text": f"thing number {i}", "label": FRUIT[i % 3]} for i in range(12)]
+@pytest.mark.parametrize("words", [0, 300])
+def test_choices_are_ranked_as_a_plain_loop_ranks_them(tmp_path: Path, words: int):
+    """Of rows that are longer than the model reads the beginning goes, and choices are scored whole."""
+    most, before = 200, "very " * words
+    folder = trained(tmp_path / "llama", "llama", "language_model", length=most)
+    rows = [{"text": f"{before}thing number {i}", "label": FRUIT[i % 3]} for i in range(12)]
     task = {"kind": "choices", "prompt": "{{ text }} is a", "length": "none"}
     plan = recipe(tmp_path, rows, "labelled", task, models={"m": str(folder)})
     artifact = tilth.run(plan, tmp_path / "out")["evaluate"]
     model, tokenizer = load_pretrained(folder, "language_model").model.eval(), load_tokenizer(folder)
 
     def likelihood(text: str, choice: str) -> float:
-        before = tokenizer(f"{text} is a")["input_ids"]
-        ids = tokenizer(f"{text} is a {choice}")["input_ids"]
+        whole = tokenizer(f"{text} is a {choice}")["input_ids"]
+        scored, ids = len(whole) - len(tokenizer(f"{text} is a")["input_ids"]), whole[-most:]
         with torch.no_grad():
             logs = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0], -1)
-        return sum(float(logs[at - 1, ids[at]]) for at in range(len(before), len(ids)))
+        return sum(float(logs[at - 1, ids[at]]) for at in range(len(ids) - scored, len(ids)))
 
     right = []
     for row in Dataset.open(artifact.store.sub("predictions/m")).rows():
         best = max(FRUIT[:3], key=lambda choice: likelihood(row["text"], choice))
         assert row["meta"]["prediction"] == best
+        assert row["meta"]["truncated"] == bool(words)
         right.append(best == row["label"])
     assert artifact.metrics["m/accuracy"] == pytest.approx(np.mean(right))
 

@@ -167,6 +167,9 @@ def test_what_was_done_some_time_ago_runs_again_and_resume_does_not_wait_for_tha
     finally:
         api.jobs["daily-3"]["process"].kill()
     assert tried() == ["daily", "daily-2", "daily-3"]
+    del api.jobs["daily-2"]  # as who deletes jobs does
+    assert main(["jobs", "resume", "daily", "--address", api.address]) == 0
+    assert tried() == ["daily", "daily-3", "daily-4"]
 
 
 def test_what_python_compiles_meanwhile_makes_no_new_job(project):

@@ -214,7 +214,11 @@ def test_the_area_under_the_curve_is_scikit_learns_also_with_ties_and_repeated_r
     rows = []
     for number, (positive, value) in enumerate(zip(truth, sure, strict=True)):
         said = "spam" if value >= 0.5 else "ham"
-        meta = {"prediction": said, "confidence": float(value if said == "spam" else 1 - value), "truncated": False}
+        meta = {
+            "prediction": said,
+            "probabilities": {"ham": 1 - float(value), "spam": float(value)},
+            "truncated": False,
+        }
         label = "spam" if positive else "ham"
         rows.append({**original(f"m{number}", "test", {"text": "x", "label": label}), "meta": meta})
     statistic = Auc(positive="spam").statistics({"m": rows})["m"]["auc"]

@@ -13,6 +13,8 @@ from helpers import finished_stage
 from tilth.data.schema import original
 from tilth.errors import StageError
 from tilth.evaluate import transfer
+from tilth.evaluate.measures.base import Metric
+from tilth.evaluate.measures.classes import Auc
 from tilth.evaluate.stage import Evaluate
 from tilth.report import write_report
 from tilth.runs import Run
@@ -53,6 +55,21 @@ def test_every_model_is_scored_on_each_task(found: dict[str, transfer.Slice]) ->
             score = found[task].models[model]["accuracy"]
             assert score.value == hits / 200
             assert score.low < score.value < score.high
+
+
+def test_a_task_of_which_a_metric_says_nothing_has_no_figures() -> None:
+    labels, found = ("a", "b"), {}
+    for model in ("one", "two"):
+        rows = [original(f"{task}{i}", "test", {"text": "x", "label": labels[i % 2 if task == "mixed" else 0]})
+                for task in ("mixed", "same") for i in range(8)]  # fmt: skip
+        meta = {"prediction": "a", "probabilities": {"a": 0.6, "b": 0.4}, "truncated": False}
+        found[model] = [{**row, "task": row["id"][:-1], "meta": meta} for row in rows]
+    assert list(transfer.slices(found, {}, 100, 0, [Auc(positive="a")])) == ["mixed"]
+    with pytest.raises(StageError, match="same: auc ranks 'a' against one other label"):
+        transfer.slices(found, {"mixed": "one", "same": "two"}, 100, 0, [Auc(positive="a")])
+    answered = {name: [{**row, "meta": {"answers": ["x y"], "truncated": False}} for row in rows]
+                for name, rows in found.items()}  # fmt: skip
+    assert transfer.slices(answered, {}, 100, 0, [Metric.model_validate({"kind": "diversity"})]) == {}
 
 
 def test_the_matrix_holds_what_one_tasks_model_gains_on_anothers_rows(found: dict[str, transfer.Slice]) -> None:

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,17 @@ def _secure_token() -> None:
         file.chmod(0o600)
 
 
+def _own_token() -> None:
+    """Make the token that Ray would make, where there is none yet: Ray's can be read by all until it has started."""
+    file = token_file()
+    if os.environ.get("RAY_AUTH_MODE") != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    with suppress(OSError):  # there is one, or Ray says why none can be made
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as handle:
+            handle.write(secrets.token_hex(32))
+
+
 def _attach(address: str) -> None:
     """Connect to a running cluster; ClusterError where there is none. Ray alone would wait for minutes, then exit."""
     import ray
@@ -117,6 +129,8 @@ def _attach(address: str) -> None:
         raise ClusterError(
             f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); correct it, or unset it to start a local Ray"
         ) from error
+    except (RuntimeError, ray.exceptions.RayError) as error:  # other versions than ours, or another token
+        raise ClusterError(f"the Ray cluster at RAY_ADDRESS={address} does not take us: {error}") from error
 
 
 def _start_local(num_cpus: int | None) -> None:
@@ -163,6 +177,7 @@ def ray_ready(num_cpus: int | None = None) -> Any:
         if address := os.environ.get("RAY_ADDRESS"):
             _attach(address)
         else:
+            _own_token()
             _start_local(num_cpus)
         _secure_token()
     _refuse_unshared(ray)

@@ -167,8 +167,17 @@ def managing(person: Annotated[Person, Depends(signed_in)]) -> Person:
     return person
 
 
+def annotating(person: Annotated[Person, Depends(signed_in)]) -> Person:
+    """Who asks, unless it is the manager: who sees everybody's answers is not to be counted among them."""
+    if person.manager:
+        raise HTTPException(403, "The manager sees all answers and gives none. To judge too, invite yourself on the "
+                                 "manager's page and open the invitation in another browser.")  # fmt: skip
+    return person
+
+
 Posted = Annotated[Fields, Depends(posted)]
 SignedIn = Annotated[Person, Depends(signed_in)]
+Annotator = Annotated[Person, Depends(annotating)]
 Manager = Annotated[Person, Depends(managing)]
 
 

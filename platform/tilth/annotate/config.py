@@ -159,8 +159,9 @@ class Annotation(Component):
 def load_annotation(path: str | Path | None, port: int | None = None) -> Annotation:
     """The checked campaign of a YAML file, or the default one; RecipeError with every problem found."""
     data, lines = yaml12.parse(_text(path), str(path)) if path is not None else ({}, {})
-    if port is not None:
-        data = {**data, "serving": {**(data.get("serving") or {}), "port": port}}
+    serving = data.get("serving") or {}
+    if port is not None and isinstance(serving, dict):  # what else it may be is told below
+        data = {**data, "serving": {**serving, "port": port}}
     try:
         annotation = Annotation.model_validate(data)
         found = [*annotation.check()]

@@ -76,7 +76,7 @@ def _pair(votes: Sequence[Judgement], truth: Sequence[float], least: float) -> P
 
 
 def _marked(work: Sequence[Judgement], margin: float) -> list[Preference]:
-    """Pairs of different models' answers to the same prompt, by their mean standardised marks."""
+    """Pairs of answers to the same prompt, by their mean standardised marks."""
     marks = _standardised(work)
     answers: dict[tuple[str, str], dict[str, Judgement]] = defaultdict(dict)
     for item in work:
@@ -98,8 +98,8 @@ def _better(one: Judgement, other: Judgement, marks: dict[str, float], margin: f
         reason = f"same: {better} and {worse} gave the same answer"
     elif gap < margin or gap == 0:
         reason = f"tie: standardised marks differ by {gap:.2f} < {margin:g}"
-    return Preference(f"{one.item}~{better if good is other else worse}", one.prompt, chosen, rejected, one.root,
-                      one.split, reason, meta)  # fmt: skip
+    name = f"{one.item}~{other.item}"
+    return Preference(name, one.prompt, chosen, rejected, one.root, one.split, reason, meta)
 
 
 def _standardised(work: Sequence[Judgement]) -> dict[str, float]:

@@ -99,7 +99,7 @@ class Direct(Form):
             given = "".join(fields.get(criterion.name, ())).strip()
             if not given:
                 raise Unanswered(f"Please give a mark for {criterion.name}.")
-            if not given.isascii() or not given.isdigit() or not low <= int(given) <= high:
+            if not given.isascii() or not given.isdigit() or len(given) > 9 or not low <= int(given) <= high:
                 raise Unanswered(f"The mark for {criterion.name} must be a whole number from {low} to {high}.")
             scores[criterion.name] = int(given)
         return {"scores": scores, **self._comment(fields)}

@@ -37,7 +37,9 @@ def form_token(secret: str, cookie: str) -> str:
 
 def is_ours(secret: str, cookie: str, token: str) -> bool:
     """Whether a form was made for this browser."""
-    return bool(cookie) and hmac.compare_digest(form_token(secret, cookie), token)
+    return bool(cookie) and hmac.compare_digest(
+        form_token(secret, cookie).encode(), token.encode("utf-8", "surrogatepass")
+    )
 
 
 def same_origin(headers: Mapping[str, str], public: str | None = None) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilth.annotate.config import Annotation, Items
-from tilth.annotate.forms import Direct, Form, Pairwise
+from tilth.annotate.forms import TIE, Direct, Form, Pairwise
 from tilth.data.dataset import MANIFEST, Dataset
 from tilth.data.schema import Row, row_seed, value_at
 from tilth.errors import RecipeError, StorageError
@@ -82,6 +82,8 @@ def campaign(
     for item in items:
         if item.kind == KNOWN and (wrong := form.known(item.expected, item.models)):
             raise RecipeError(f"item {item.id}: `expected` is {item.expected!r}; it {wrong}")
+    if form.answers > 1 and (tied := next((item.id for item in items if TIE in item.models), None)):
+        raise RecipeError(f"{tied}: a model is called {TIE!r}, as is the verdict that two answers are equal; rename it")
     if not any(item.kind == WORK for item in items):
         need = "two answers to each prompt" if form.answers == 2 else "an answer"
         raise RecipeError(f"{source} has no item that a {form.kind} form can ask about: it needs {need}")
@@ -174,7 +176,8 @@ def _evaluated(artifact: Artifact, items: Items, names: list[str]) -> Iterator[S
     rows = {name: {row["id"]: row for row in Dataset.open(artifact.store.sub(f"predictions/{name}")).rows()}
             for name in chosen}  # fmt: skip
     prompt = _asked(artifact)
-    for row_id, row in rows[chosen[0]].items():
+    every = {row_id: row for name in reversed(chosen) for row_id, row in rows[name].items()}
+    for row_id, row in every.items():
         said = {name: _said(rows[name].get(row_id), items.answer) for name in chosen}
         answers = {name: text for name, text in said.items() if text is not None}
         if silent := [name for name in chosen if answers and name not in answers]:

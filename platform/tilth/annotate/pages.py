@@ -9,12 +9,14 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Request, Response
 
 from tilth.annotate import people, work
-from tilth.annotate.app import Posted, SignedIn, address, go, page, remember, site_of
+from tilth.annotate.app import Annotator, Fields, Posted, SignedIn, address, go, page, remember, site_of
 from tilth.annotate.forms import SIDES, Unanswered
 from tilth.annotate.guard import COOKIE
 from tilth.annotate.tables import Assignment, Person
 
 router = APIRouter()
+#: digits that no number of a row has: databases count to 2⁶³
+LONGEST_NUMBER = 19
 NOTICES = {
     "already": "This item was answered in another window; that answer counts. Undo it to change it.",
     "undone": "Your last answer was taken back. Answer anew.",
@@ -100,17 +102,17 @@ def logout(request: Request, person: SignedIn, fields: Posted) -> Response:
 
 
 @router.get("/work")
-def work_page(request: Request, person: SignedIn, notice: str = "") -> Response:
+def work_page(request: Request, person: Annotator, notice: str = "") -> Response:
     """The item to judge now, or thanks where none is left."""
     return _item(request, person, {}, NOTICES.get(notice, ""))
 
 
 @router.post("/answer")
-def answer(request: Request, person: SignedIn, fields: Posted) -> Response:
+def answer(request: Request, person: Annotator, fields: Posted) -> Response:
     """Take an answer. It is on disk when the browser is sent on; sent twice it counts once."""
-    site, number, key = site_of(request), "".join(fields.get("assignment", ())), "".join(fields.get("key", ()))
+    site, number, key = site_of(request), _number(fields, "assignment"), "".join(fields.get("key", ()))
     with site.book.writing() as session:
-        given = session.get(Assignment, int(number)) if number.isascii() and number.isdigit() else None
+        given = None if number is None else session.get(Assignment, number)
         if given is None or given.person_id != person.id or not 8 <= len(key) <= 80:
             raise HTTPException(404, "There is no such item for you.")
         try:
@@ -126,12 +128,18 @@ def answer(request: Request, person: SignedIn, fields: Posted) -> Response:
 
 
 @router.post("/undo")
-def undo(request: Request, person: SignedIn, fields: Posted) -> Response:
+def undo(request: Request, person: Annotator, fields: Posted) -> Response:
     """Take back the last answer; sent twice it takes back one."""
-    number = "".join(fields.get("answer", ()))
+    number = _number(fields, "answer")
     with site_of(request).book.writing() as session:
-        undone = number.isascii() and number.isdigit() and work.undo(session, person, int(number))
+        undone = number is not None and work.undo(session, person, number)
     return go(f"/work?notice={'undone' if undone else 'nothing'}")
+
+
+def _number(fields: Fields, name: str) -> int | None:
+    """The number of a row that a form names; None for what is none."""
+    text = "".join(fields.get(name, ()))
+    return int(text) if text.isascii() and text.isdigit() and len(text) < LONGEST_NUMBER else None
 
 
 def _item(request: Request, person: Person, fields: Mapping[str, Any], notice: str, status: int = 200) -> Response:

@@ -36,7 +36,8 @@ class Feedback(Stage):
     """
 
     produces: ClassVar[str] = "dataset"
-    version: ClassVar[int] = 2  # two answers that are alike are no pair
+    # two answers that are alike are no pair; pairs of one prompt have ids of their own
+    version: ClassVar[int] = 3
 
     answers: Annotated[str, Field(min_length=1), AfterValidator(AnswersPlace)] = Field(
         description="A campaign's database, by path or SQLAlchemy URL, or its exported answers (.jsonl)."

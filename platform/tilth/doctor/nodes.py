@@ -58,7 +58,13 @@ def _asked(ray: Any, store: str | None, marker: str) -> list[Finding]:
     ]
     for task in ready:
         name, sent = asked[task]
-        found += [finding.on(name) for finding in _told(ray.get(task), sent)]
+        try:
+            told = ray.get(task)
+        except ray.exceptions.RayError as error:  # one that has no tilth, or that goes just now
+            why = str(error).strip().splitlines()[-1]
+            found.append(Finding("node", FAULT, f"cannot be looked at: {why}", "start every node from one image", name))
+            continue
+        found += [finding.on(name) for finding in _told(told, sent)]
     return found
 
 

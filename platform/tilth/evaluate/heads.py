@@ -86,11 +86,13 @@ class Likelihood:
     """The summed negative log-likelihood of what a language model is to have said.
 
     `stride`: texts longer than the model reads are scored in windows that begin so many tokens apart, each token once
-    and with all the tokens before it that its window holds; without it they are cut.
+    and with all the tokens before it that its window holds; without it they are cut: at their end as in training, or
+    with `keeps_end` at their beginning, so that what is compared is scored whole.
     """
 
     by: Predictor
     stride: int | None = None
+    keeps_end: bool = False
 
     def encode(self, row: Row) -> list[Encoded]:
         prefix = label_prefix(row.get("label")) if self.by.loaded.conditioned else ""
@@ -106,6 +108,9 @@ class Likelihood:
 
     def _windows(self, ids: list[int], targets: list[int], sizes: list[int]) -> list[Encoded]:
         most = self.by.max_length
+        if self.keeps_end and len(ids) > most:
+            cut = len(ids) - most
+            return [Encoded(ids[cut:], [IGNORED, *targets[cut + 1 :]], truncated=True, bytes=sum(sizes[cut + 1 :]))]
         if self.stride is None or len(ids) <= most:
             return [Encoded(ids[:most], targets[:most], len(ids) > most, bytes=sum(sizes[:most]))]
         found, done = [], 0

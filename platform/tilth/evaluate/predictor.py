@@ -21,13 +21,13 @@ class Predictor:
     """A trained model in a directory, ready to say what it makes of rows.
 
     dtype: a torch dtype's name, or "auto" for that of the weights. In bfloat16 what is said of a row depends on
-    the batch that it is in: of SmolLM2-135M a question's nll moves by 0.2 %. `stride`, `nulls` and `probabilities`:
-    see `heads.Likelihood`, `heads.Spans` and `heads.Classes`.
+    the batch that it is in: of SmolLM2-135M a question's nll moves by 0.2 %. `stride` and `keeps_end`, `nulls` and
+    `probabilities`: see `heads.Likelihood`, `heads.Spans` and `heads.Classes`.
     """
 
     def __init__(
         self, folder: Path, *, batch_tokens: int = 2048, dtype: str = "float32", device: str = "auto",
-        stride: int | None = None, nulls: bool = False, probabilities: bool = False,
+        stride: int | None = None, nulls: bool = False, probabilities: bool = False, keeps_end: bool = False,
     ) -> None:  # fmt: skip
         from tilth.data.loading import load_trained
 
@@ -37,7 +37,7 @@ class Predictor:
         self.batch_tokens = batch_tokens
         heads: dict[str, Head] = {
             "classification": Classes(self, probabilities),
-            "language_model": Likelihood(self, stride),
+            "language_model": Likelihood(self, stride, keeps_end),
             "seq2seq": Seq2Seq(self),
             "token_classification": Tags(self),
             "question_answering": Spans(self, nulls),

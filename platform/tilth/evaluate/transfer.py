@@ -44,7 +44,7 @@ class Slice:
 def slices(
     predicted: Predicted, single: Mapping[str, str], samples: int, seed: int, metrics: Sequence[Metric] = ()
 ) -> dict[str, Slice]:
-    """A slice for each task, none where the rows are of fewer than two; `single`: task → its own model.
+    """A slice for each task that has figures, none where the rows are of fewer than two; `single`: task → its model.
 
     StageError where `single` names a task that no row has, or models read different parts of a task's rows.
     """
@@ -53,11 +53,27 @@ def slices(
         raise StageError(f"single names {', '.join(unknown)}; the rows are of the tasks {', '.join(tasks) or 'none'}")
     if len(tasks) < 2:
         return {}
-    scored = {task: score(_of(task, predicted), metrics) for task in tasks}
+    scored = {task: found for task in tasks if (found := _scored(task, predicted, metrics, task in single))}
     for task, alone in single.items():
         _refuse_unlike(task, scored[task], alone)
     by_byte = any(_counted_otherwise(scored[task], alone) for task, alone in single.items())
     return {task: _slice(items, by_byte, single.get(task), single, samples, seed) for task, items in scored.items()}
+
+
+def _scored(task: str, predicted: Predicted, metrics: Sequence[Metric], compared: bool) -> dict[str, Scored] | None:
+    """None where metrics say nothing of a task's rows, as AUC of those of one label, or nothing that rows have a part
+    in, as diversity. StageError where its models are to be compared by them."""
+    try:
+        found = score(_of(task, predicted), metrics)
+    except StageError as error:
+        if compared:
+            raise StageError(f"{task}: {error}") from error
+        return None
+    if all(item.statistics for item in found.values()):
+        return found
+    if compared:
+        raise StageError(f"{task}: single compares models row by row; add a metric that rows have a part in")
+    return None
 
 
 def _of(task: str, predicted: Predicted) -> dict[str, list[Row]]:

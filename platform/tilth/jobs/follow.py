@@ -83,7 +83,9 @@ def _holds(job: Job) -> str | None:
 
 def submit_next(server: JobServer, request: Request, made: list[Job]) -> str:
     """Submit another attempt after those that were made; its id."""
-    number = len(made) + 1
+    # the server forgets jobs that were deleted: another attempt is not to be taken for one that it still knows
+    numbers = [int(end) if (end := job.id.removeprefix(f"{request.id}-")).isdigit() else 1 for job in made]
+    number = max(numbers, default=0) + 1
     job_id = request.id if number == 1 else f"{request.id}-{number}"
     arguments = {**request.arguments, "metadata": {**request.arguments["metadata"], "attempt": str(number)}}
     server.submit(job_id, **arguments)

@@ -92,7 +92,8 @@ class Auc(Metric):
     `auc_ovr`.
     """
 
-    reads: ClassVar[tuple[str, ...]] = ("prediction", "confidence")
+    version: ClassVar[int] = 2  # probabilities are not rounded
+    reads: ClassVar[tuple[str, ...]] = ("prediction", "probabilities")
     of_many: ClassVar[frozenset[str]] = frozenset({"auc"})
 
     positive: str = Field(min_length=1, description="The label that is looked for.")
@@ -116,8 +117,7 @@ class Auc(Metric):
 
     def _score(self, row: Row) -> float:
         """The probability of the positive label."""
-        confidence = float(row["meta"]["confidence"])
-        return round(confidence if row["meta"]["prediction"] == self.positive else 1 - confidence, 9)
+        return float(row["meta"]["probabilities"].get(self.positive, 0.0))
 
 
 class AucOvr(Metric):

@@ -46,7 +46,9 @@ class Ranking(Choosing, Transform):
     def load(self, inputs: Inputs, fitted: Fitted) -> RowsFunction:
         from tilth.evaluate.predictor import Predictor
 
-        predictor = Predictor(inputs.model(self.model), batch_tokens=self.batch_tokens, dtype=self.dtype)
+        predictor = Predictor(
+            inputs.model(self.model), batch_tokens=self.batch_tokens, dtype=self.dtype, keeps_end=True
+        )
         if predictor.loaded.objective != "language_model":
             raise StageError(f"{self.model} is no causal language model; choices are ranked by their likelihood in one")
         labels = fitted["labels"].tolist()
@@ -90,9 +92,13 @@ class Ranking(Choosing, Transform):
 
 
 class Choices(Choosing, Task):
-    """Multiple choice by likelihood (Brown et al. 2020): accuracy, and what else holds of labels."""
+    """Multiple choice by likelihood (Brown et al. 2020): accuracy, and what else holds of labels.
 
-    version: ClassVar[int] = 2  # a model without weights for its head is refused
+    What is longer than the model reads loses its beginning, as in lm-evaluation-harness: choices are scored whole.
+    """
+
+    # a model without weights for its head is refused; long rows lose their beginning
+    version: ClassVar[int] = 3
 
     shots: Shots | None = Field(None, description="Answered rows that are shown first.")
 
