@@ -33,7 +33,20 @@ def tables(detail: Mapping[str, Any]) -> Iterator[Plain]:
     """Win rates, ratings and marks, biases, agreement."""
     judges: Mapping[str, Any] = detail["judges"]
     if lines := list(_against(judges)):
-        head = ("judge", "model", "win rate", "low", "high", "at equal length", "low", "high", "ties", "p", "n")
+        head = (
+            "judge",
+            "model",
+            "win rate",
+            "low",
+            "high",
+            "at equal length",
+            "low",
+            "high",
+            "ties",
+            "p",
+            "p by Holm",
+            "n",
+        )
         yield f"Wins over {detail['baseline']}", head, lines
     for key, caption in (("elo", "Ratings"), ("marks", "Marks")):
         lines = [
@@ -59,7 +72,8 @@ def _against(judges: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
         for model, item in told.get("against", {}).items():
             if "win_rate" in item:
                 rates = (item[key][end] for key in ("win_rate", "lc_win_rate") for end in _ENDS[:3])
-                yield (name, model, *rates, item["ties"], item["p"], item["win_rate"]["n"])
+                tests = (item["p"], item.get("holm", "–"))  # older runs were not corrected
+                yield (name, model, *rates, item["ties"], *tests, item["win_rate"]["n"])
 
 
 def _trust(detail: Mapping[str, Any]) -> Iterator[Plain]:

@@ -16,7 +16,7 @@ from tilth.data.transform import Inputs, Transform
 from tilth.errors import StageError
 from tilth.evaluate import reuse
 from tilth.evaluate.judging.step import Judging
-from tilth.evaluate.judging.tally import Draws, Judged, agreements, self_preference, tally
+from tilth.evaluate.judging.tally import Draws, Judged, agreements, corrected, self_preference, tally
 from tilth.evaluate.scores import LEVEL, p_value
 from tilth.storage import Store
 
@@ -40,7 +40,7 @@ def judge(stage: JudgeAnswers, out: Out, inputs: Mapping[str, Artifact]) -> Arti
             why = item.rows[0]["meta"]["judged"]["failures"][:1]
             raise StageError(f"{out.stage}: {name} could judge no row; it said of the first: {why}")
     draws = Draws(stage.bootstrap.samples, stage.bootstrap.seed)
-    told = {name: tally(item, stage.baseline, draws) for name, item in judged.items()}
+    told = corrected({name: tally(item, stage.baseline, draws) for name, item in judged.items()})
     detail: dict[str, Any] = {
         "rows": len(data), "judged_models": list(models), "baseline": stage.baseline, "judges": told,
         "agreement": agreements(judged, stage.people), "self_preference": self_preference(judged, _own(stage, inputs)),
@@ -123,7 +123,7 @@ def _verdicts(told: Mapping[str, Any], baseline: str | None, rows: int) -> Itera
         for model, found in item.get("against", {}).items():
             if "win_rate" in found:
                 plain, fair = (_share(found[key]) for key in _PER_MODEL)
-                word = "not distinguishable" if found["p"] >= LEVEL else p_value(found["p"])
+                word = "not distinguishable" if found["holm"] >= LEVEL else f"{p_value(found['holm'])} by Holm"
                 yield (f"{name}: {model} wins {plain} over {baseline}, {fair} at equal length: {word} at n = {rows}")
         if baseline is None and "elo" in item:
             order = sorted(item["elo"].items(), key=lambda pair: -pair[1]["value"])

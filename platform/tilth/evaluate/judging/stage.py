@@ -34,7 +34,8 @@ class JudgeAnswers(Stage):
 
     produces: ClassVar[str] = "report"
     # rows that a judge failed on before are judged again; ratings are fitted to the end; judges that are one model are
-    # not held against each other; judges read the question as models were asked it
+    # not held against each other; judges read the question as models were asked it; tests are corrected
+    # for all of them together
     version: ClassVar[int] = 4
     #: the version since which judges are asked the same; those of an earlier run that were are not asked again
     asks: ClassVar[int] = 3

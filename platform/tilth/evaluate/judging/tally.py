@@ -11,7 +11,7 @@ import numpy as np
 
 from tilth.data.bootstrap import Statistic, interval, mean
 from tilth.data.schema import Row
-from tilth.evaluate.bootstrap import mcnemar
+from tilth.evaluate.bootstrap import holm, mcnemar
 from tilth.evaluate.judging.agreement import agree, among, averaged, spearman
 from tilth.evaluate.judging.people import People, Verdicts, majority
 from tilth.evaluate.judging.ranking import Won, elo, length_controlled
@@ -108,6 +108,14 @@ def against(judged: Judged, outcomes: Outcomes, model: str, baseline: str, draws
         "p": mcnemar(won > 0.5, won < 0.5),
         "length": [float(np.mean(long)), float(np.mean(short))],
     }
+
+
+def corrected(told: Mapping[str, dict[str, Any]]) -> Mapping[str, dict[str, Any]]:
+    """The figures of all judges, each p over the baseline with `holm`: corrected for all of them (Holm 1979)."""
+    tests = [item for each in told.values() for item in each.get("against", {}).values() if "p" in item]
+    for item, p in zip(tests, holm([item["p"] for item in tests]), strict=True):
+        item["holm"] = p
+    return told
 
 
 def biases(judged: Judged, outcomes: Outcomes, draws: Draws) -> dict[str, Any]:
