@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -16,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
 
 import tilth
+from campaign import Campaign
 from helpers import write_dataset
 from scripted import script
 from tilth.annotate.config import Annotation
@@ -361,3 +363,71 @@ def test_a_judge_that_shares_no_pair_with_people_has_no_agreement_with_them():
     found = agreements({"j": Judged(("x", "y"), rows)}, people)
     assert found["with_people"]["j"]["each"] == {"pairs": 0, "same": None, "kappa": None}
     json.dumps(found, allow_nan=False)
+
+
+@script
+def red(text: str, prompt: Any) -> str:
+    return f"Red says {text}"
+
+
+@script
+def blue(text: str, prompt: Any) -> str:
+    return f"Blue says {text}"
+
+
+@script
+def prefers_red(text: str, prompt: Any) -> str:
+    return "A" if "[Answer A]\nRed" in text else "B"
+
+
+def test_judges_are_held_against_the_people_of_a_campaign_on_the_same_answers(tmp_path: Path):
+    """One person prefers red everywhere, another for even rows alone: as often as not most people agree with it."""
+    rows = [{"prompt": f"Row {n}?", "completion": "."} for n in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    here = {"bootstrap": {"samples": 100}, "resources": {"workers": 0}}
+    source = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl")}
+    writers = {name: {"kind": "scripted:Scripted", "script": name} for name in ("red", "blue")}
+    judge = {"kind": "pairwise", "generator": {"kind": "scripted:Scripted", "script": "prefers_red"}}
+    stages: dict[str, Any] = {
+        "data": {"kind": "data", "row": "completion", "sources": {"test": source}},
+        "asked": {"kind": "evaluate", "data": "@data",
+                  "task": {"kind": "generation", "generators": writers, "metrics": [{"kind": "exact_match"}]}, **here},
+    }  # fmt: skip
+    tilth.run({"name": "asked", "stages": stages}, tmp_path / "out")
+    held = Campaign(tmp_path / "out", items={"stage": "asked"}, overlap=2)
+    manager = held.manager()
+    for name, everywhere in (("Ann", True), ("Ben", False)):
+        person = held.annotator(name, manager)
+        for _ in rows:
+            number = int(re.search(r"Row (\d)", person.get("/work").text).group(1))
+            person.prefer("red" if everywhere or number % 2 == 0 else "blue")
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(manager.get("/manage/export/answers.jsonl").text, encoding="utf-8")
+    stages["judged"] = {
+        "kind": "judge", "answers": "@asked", "judges": {"j": judge}, "people": {"campaign": str(answers)}, **here,
+    }  # fmt: skip
+    agreed = tilth.run({"name": "asked", "stages": stages}, tmp_path / "out")["judged"].detail["agreement"]
+    assert agreed["people"] == {"pairs": 6, "same": 0.5, "kappa": pytest.approx(0.0)}
+    assert (agreed["with_people"]["j"]["majority"]["pairs"], agreed["with_people"]["j"]["majority"]["same"]) == (6, 0.5)
+    assert agreed["with_people"]["j"]["each"]["same"] == pytest.approx(0.75)
+    answers.write_text(answers.read_text(encoding="utf-8").replace("says", "said"), encoding="utf-8")
+    with pytest.raises(StageError, match="holds no word on these answers"):
+        tilth.run({"name": "asked", "stages": stages}, tmp_path / "out")
+
+
+def test_marks_of_a_campaign_are_held_against_a_judges_scores(tmp_path: Path):
+    told = [
+        {"item": f"r{n}:m", "kind": "work", "answers": {"m": "x"}, "person": person,
+         "value": {"scores": {"fluency": 10 * n, "relevance": 10 * n + 10 * person}}}
+        for n in range(4) for person in (1, 2)
+    ]  # fmt: skip
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
+    rows = [
+        {**original(f"r{n}", "test", {"text": "q"}), "meta": {"candidates": {"m": "x"}, "judged": {"scores": {"m": n}}}}
+        for n in range(4)
+    ]
+    found = agreements({"j": Judged(("m",), rows)}, People(campaign=str(tmp_path / "answers.jsonl")))
+    assert (found["ratings"]["j"]["n"], found["ratings"]["j"]["rho"]) == (4, pytest.approx(1.0))
+    (tmp_path / "answers.jsonl").write_text("{}\n")
+    with pytest.raises(StageError, match="holds no exported answers"):
+        agreements({"j": Judged(("m",), rows)}, People(campaign=str(tmp_path / "answers.jsonl")))

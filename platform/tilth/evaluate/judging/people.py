@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tilth.config import Component
+from tilth.config import Component, DataFiles
 from tilth.data.schema import Row, value_at
 from tilth.errors import Problem, StageError
 
@@ -15,6 +15,11 @@ Outcome = Literal["first", "second", "tie"]
 _CODES: dict[str, Outcome] = {"1": "first", "2": "second", "0": "tie"}
 #: an outcome as the share of a win that the first answer has
 WON: dict[Outcome, float] = {"first": 1.0, "second": 0.0, "tie": 0.5}
+
+
+Pair = tuple[str, str, str]  # row id, first model, second model
+#: the first model's share of a win
+Outcomes = dict[Pair, float]
 
 
 class Verdicts(Component):
@@ -46,9 +51,14 @@ class People(Component):
         default_factory=dict, description="Model → columns or dotted paths with the numbers that its answer was given."
     )
 
+    campaign: DataFiles | None = Field(
+        None, description="What people said of this evaluation in `tilth annotate`: its exported `answers` (.jsonl)."
+    )
+
     def check(self) -> list[Problem]:
-        if self.verdicts is None and not self.ratings:
-            return [Problem("verdicts", "people without verdicts or ratings say nothing", "give one of the two")]
+        if self.verdicts is None and not self.ratings and self.campaign is None:
+            what = "people without verdicts, ratings or a campaign say nothing"
+            return [Problem("verdicts", what, "give one of the three")]
         return []
 
     def rating(self, row: Row, model: str) -> float | None:

@@ -13,11 +13,9 @@ from tilth.data.bootstrap import Statistic, interval, mean
 from tilth.data.schema import Row
 from tilth.evaluate.bootstrap import holm, mcnemar
 from tilth.evaluate.judging.agreement import agree, among, averaged, spearman
-from tilth.evaluate.judging.people import People, Verdicts, majority
+from tilth.evaluate.judging.opinions import Opinions, opinions
+from tilth.evaluate.judging.people import Outcomes, People
 from tilth.evaluate.judging.ranking import Won, elo, length_controlled
-
-Pair = tuple[str, str, str]  # row id, first model, second model
-Outcomes = dict[Pair, float]
 
 
 @dataclass(frozen=True)
@@ -144,43 +142,28 @@ def agreements(judges: Mapping[str, Judged], people: People | None) -> dict[str,
         }
     }
     first = next(iter(judges.values()))
-    if people and people.verdicts:
-        persons, most = _said(first.rows, people.verdicts, first.models)
-        found["people"] = among(persons)
+    said = opinions(people, first.rows, first.models) if people else Opinions()
+    if said.persons:
+        most = said.most
+        found["people"] = among(said.persons)
         found["with_people"] = {
-            name: {"majority": agree(own, most), "each": averaged([agree(own, person) for person in persons])}
+            name: {"majority": agree(own, most), "each": averaged([agree(own, person) for person in said.persons])}
             for name, own in outcomes.items()
         }
-    if people and people.ratings:
-        found["ratings"] = {name: _rated(judged, people) for name, judged in judges.items() if any(judged.scores)}
+    if said.marks:
+        found["ratings"] = {name: _rated(judged, said.marks) for name, judged in judges.items() if any(judged.scores)}
     return found
 
 
-def _said(rows: Sequence[Row], verdicts: Verdicts, models: Sequence[str]) -> tuple[list[Outcomes], Outcomes]:
-    """The outcomes of each person, and what most of them said; pairs in the order in which judges name them."""
-    persons: list[Outcomes] = [{} for _ in verdicts.columns]
-    most: Outcomes = {}
-    swapped = models.index(verdicts.models[0]) > models.index(verdicts.models[1])
-    pair = verdicts.models[::-1] if swapped else verdicts.models
-    for row in rows:
-        said = [share if share is None or not swapped else 1 - share for share in verdicts.of(row)]
-        for person, share in zip(persons, said, strict=True):
-            if share is not None:
-                person[row["id"], pair[0], pair[1]] = share
-        if (share := majority(said)) is not None:
-            most[row["id"], pair[0], pair[1]] = share
-    return persons, most
-
-
-def _rated(judged: Judged, people: People) -> dict[str, Any]:
-    """Rank correlation of the judge's scores with people's ratings, over all answers that both saw."""
+def _rated(judged: Judged, marks: Mapping[tuple[str, str], float]) -> dict[str, Any]:
+    """Rank correlation of the judge's scores with people's marks, over all answers that both saw."""
     pairs = [
-        (scores[model], rating)
+        (scores[model], marks[row["id"], model])
         for row, scores in zip(judged.rows, judged.scores, strict=True)
         for model in judged.models
-        if model in scores and (rating := people.rating(row, model)) is not None
+        if model in scores and (row["id"], model) in marks
     ]
-    return spearman([score for score, _ in pairs], [rating for _, rating in pairs])
+    return spearman([score for score, _ in pairs], [mark for _, mark in pairs])
 
 
 def self_preference(judges: Mapping[str, Judged], own: Mapping[str, Sequence[str]]) -> dict[str, list[dict[str, Any]]]:
