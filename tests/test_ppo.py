@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 
 import feedback
 from tilth.data.loading import load_tokenizer, load_trained
@@ -30,6 +30,7 @@ from tilth.train.checkpoint import StoreLink
 from tilth.train.config import ModelConfig, Optimisation, Validation
 from tilth.train.ppo import looks
 from tilth.train.ppo.advantages import Advantage
+from tilth.train.ppo.batch import Batch
 from tilth.train.ppo.decoding import Decoder
 from tilth.train.ppo.detecting import alarms
 from tilth.train.ppo.learner import Learner, Settings
@@ -209,6 +210,38 @@ def test_activations_are_recomputed_while_learning_and_only_then(llama: Path) ->
     assert passes[1] == passes[0] + 2  # once for each of two updates
 
 
+def test_layers_that_draw_dropout_by_themselves_draw_none_while_they_learn(tmp_path: Path) -> None:
+    config = OPTConfig(vocab_size=300, hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2,
+                       max_position_embeddings=64, word_embed_proj_dim=16, dropout=0.3)  # fmt: skip
+    batch = Batch.of([Sample(Ask("r", (5, 6, 7), 0), (8, 9, 10, 11), (), True)], 0)
+    for recomputed in (False, True):
+        policy = Policy(OPTForCausalLM(config), valued=True)
+        if recomputed:
+            policy.recompute()
+        with torch.no_grad():
+            before = policy(batch).logprobs
+        with policy.learning():
+            assert torch.allclose(policy(batch).logprobs, before, atol=1e-6)
+
+
+def test_weights_that_say_otherwise_while_they_learn_end_the_run(llama: Path) -> None:
+    found = learner(llama, {"kind": "gae"})
+    prompts, _ = prompts_of([{**row, "prompt": "say"} for row in asked(8)], load_tokenizer(llama), 60)
+    assert found.step(0, 10, prompts)["log_ratio"] >= 0
+    forward = found.policy.model.forward
+    noisy = torch.nn.Linear(1, 1)  # a layer that draws as soon as a gradient is asked for
+
+    def drawn(*args: Any, **more: Any) -> Any:
+        out = forward(*args, **more)
+        if torch.is_grad_enabled():
+            out.logits = out.logits + torch.randn_like(out.logits) * noisy.weight.abs().clamp(min=1)
+        return out
+
+    found.policy.model.forward = drawn
+    with pytest.raises(StageError, match=r"unchanged weights differ by .* set the model's dropout to 0"):
+        found.step(1, 10, prompts)
+
+
 def test_every_pass_asks_every_prompt_once() -> None:
     passes = [place for step in range(15) for place in taken(step, 4, 20, seed=3)]
     for start in range(0, 60, 20):
@@ -299,7 +332,7 @@ def test_the_stage_leaves_the_best_policy_and_says_what_it_did(tmp_path: Path, l
     assert len(section.pictures) == 1
     won = f"answers win {seen[-1]['win_rate']:.0%} of {seen[-1]['judged']}"
     compared = f"Judged against those from before training, {won}."
-    kept = "" if top is seen[-1] else f" Kept is the policy after step {top['step']}, of which gold changed by"
+    kept = "" if top is seen[-1] else f" Kept is the policy after step {top['step']}, of which it changed by"
     assert f"over 4 prompts.{kept}" in section.words[0]
     assert f"{compared} Reward and gold do not part" in section.words[0]
     assert re.match(r"A step takes [\d.e-]+ s in the median: sync [\d.e-]+, generate ", section.words[1])
@@ -464,6 +497,12 @@ def test_what_ppo_cannot_do_is_refused(tmp_path: Path) -> None:
     assert problems() == []
     assert "use init: zero" in problems(model={"name": "x", "lora": {"init": "pissa"}})[0]
     assert "take lora, ia3 or bottleneck" in problems(model={"name": "x", "prompt_tuning": {}})[0]
+    assert "use bias: none" in problems(model={"name": "x", "lora": {"bias": "all"}})[0]
+    steered = {"kl": {"coefficient": 0.05, "target": 4, "horizon": 7}}
+    assert "7 is shorter than the 8 samples of a step" in problems(algorithm=steered)[0]
+    assert "of which it could say nothing" in problems(gold={"reward": stage("x").reward.model_dump()})[0]
+    heedless = {"scale": {"deepspeed": {"stage": 2}}, "watchers": {"non_finite": "log"}}
+    assert "let it stop" in problems(**heedless, algorithm={"stop_at_kl": None})[0]
     assert "set it to 0" in problems(model={"name": "x", "lora": {"dropout": 0.1}})[0]
     assert "leaves no room for a prompt" in problems(rollouts={"kind": "hf", "max_tokens": 40})[0]
     assert "8 samples of a step are not divisible by 3" in problems(algorithm={"minibatches": 3})[0]
@@ -739,6 +778,14 @@ def test_alarms_are_acted_on(tmp_path: Path, llama: Path) -> None:
 def look(step: int, golds: list[float], rewards: list[float], kl: float = 1.0) -> dict[str, Any]:
     means = {"gold": sum(golds) / len(golds), "reward": sum(rewards) / len(rewards)}
     return {"step": step, "golds": golds, "rewards": rewards, "kl": kl, **means}
+
+
+def test_without_a_gold_reward_none_is_spoken_of(tmp_path: Path, llama: Path) -> None:
+    made = run_stage(prompts_at(tmp_path), stage(str(llama), gold={"prompts": 4}))
+    [section] = [part for part in sections({"train": made}) if part.anchor == "feedback-train"]
+    assert section.words[0].startswith("The reward that is trained on changed by")
+    assert "No gold reward was given" in section.words[0]
+    assert "part" not in section.words[0]
 
 
 def test_where_reward_and_gold_part_is_said() -> None:

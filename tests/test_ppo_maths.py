@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -164,6 +165,17 @@ def test_the_controller_is_zieglers() -> None:
         assert steered.coefficient == pytest.approx(before * factor)
         fixed.update(kl, 10)
     assert fixed.coefficient == 0.1
+
+
+def test_a_price_that_is_raised_again_and_again_comes_to_an_end() -> None:
+    for given, most in ((0.05, 5.0), (0.0, 1.0)):
+        price = Controller(given)
+        for _ in range(30):
+            price.raise_by(2.0)
+        assert price.coefficient == most
+        kept = Controller(**asdict(price))
+        kept.raise_by(2.0)
+        assert kept.coefficient == most, "also after it was taken up again"
 
 
 def test_running_moments_are_those_of_all_values() -> None:

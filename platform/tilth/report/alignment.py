@@ -35,10 +35,10 @@ def pictures_of(pictures: Pictures, found: Sequence[Look], stage: str) -> Iterat
     part = looks.parting(found)
     with drawing(7.6, 2.9, panels=2) as (figure, (left, right)):
         for axes, places in ((left, steps), (right, roots)):
-            for colour, name in zip(SERIES, ("reward", "gold"), strict=False):
+            for colour, name in zip(SERIES, ("reward",) if _without_gold(found) else ("reward", "gold"), strict=False):
                 rise = [look[name] - found[0][name] for look in found]
                 axes.plot(places, rise, "o-", color=colour, markersize=3.5, label=name)
-        left.set(xlabel="step", title="rise of reward and gold")
+        left.set(xlabel="step", title="rise of the reward" if _without_gold(found) else "rise of reward and gold")
         right.set(xlabel="√KL from the reference (nats)", title="the same by distance")
         if part is not None:
             left.axvline(part, color=BAD, linewidth=1, linestyle=(0, (4, 3)))
@@ -52,20 +52,28 @@ def words(artifact: Artifact, found: Sequence[Look]) -> Iterator[str]:
     """By how much gold rose, whether reward and gold part, and where a step spent its time."""
     first, last = found[0], found[-1]
     kept = next((look for look in found if look["step"] == artifact.metrics.get("best_step")), last)
-    said = f"Gold changed by {_changed(first, last)} over {len(last['golds']):,} prompts."
+    what = "The reward that is trained on" if _without_gold(found) else "Gold"
+    said = f"{what} changed by {_changed(first, last)} over {len(last['golds']):,} prompts."
     if kept is not last:
-        said += f" Kept is the policy after step {kept['step']:,}, of which gold changed by {_changed(first, kept)}."
+        said += f" Kept is the policy after step {kept['step']:,}, of which it changed by {_changed(first, kept)}."
     if "win_rate" in last:
         said += f" Judged against those from before training, answers win {last['win_rate']:.0%} of {last['judged']}."
     part = looks.parting(found)
     yield said + (
-        " Reward and gold do not part." if part is None
+        " No gold reward was given, so that nothing tells whether anything but the reward is served."
+        if _without_gold(found)
+        else " Reward and gold do not part." if part is None
         else f" From step {part:,} on reward rises and gold falls: what is learnt there serves the reward alone."
     )  # fmt: skip
     if lines := trace.read(artifact.store):
         parts = {name: median(line["times"].get(name, 0.0) for line in lines) for name in lines[-1]["times"]}
         each = ", ".join(f"{name} {seconds:.3g}" for name, seconds in parts.items())
         yield f"A step takes {median(line['seconds'] for line in lines):.3g} s in the median: {each}."
+
+
+def _without_gold(found: Sequence[Look]) -> bool:
+    """Whether what looks call gold is the reward that is trained on, for want of another."""
+    return bool(found[0].get("gold_is_reward"))
 
 
 def _changed(before: Look, after: Look) -> str:

@@ -67,6 +67,9 @@ class ModelConfig(Component):
         if self.peft and self.peft.moves_base:
             what = "the reference is the model with its adapter off, which init: pissa has changed"
             yield Problem("model.peft.init", what, "use init: zero")
+        if getattr(self.peft, "bias", "none") != "none":
+            what = "the reference is the model with its adapter off, and biases are trained where they stand"
+            yield Problem("model.peft.bias", what, "use bias: none")
 
 
 class Averaging(Component):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tilth import ui
@@ -123,4 +124,15 @@ def shrunk(job: Job, tried: Batches) -> StageError:
     job.out.write_json(MICRO, {"fingerprint": job.fingerprint, "rows": rows, "first": first})
     return MicroBatchError(
         f"{job.name}: {tried.micro} rows at once do not fit the device's memory; going on with {rows}"
+    )
+
+
+def say_smaller(job: Job, note: Mapping[str, Any]) -> None:
+    """Where the driver reports: how many rows a worker takes at once, now that more did not fit."""
+    scale = job.stage.scale.model_copy(update={"micro_batch": note["rows"]})
+    divided = scale.batches(job.stage.optimisation.global_batch)
+    times = f", {divided.accumulation} times a step" if divided else ""
+    ui.reporter().say(
+        f"{job.name}: {note['first']} rows at once do not fit the device's memory; each worker now takes "
+        f"{note['rows']}{times}; the global batch stays {job.stage.optimisation.global_batch}"
     )

@@ -208,15 +208,18 @@ def _progress(job: Job) -> Iterator[None]:
     job.out.remove(PROGRESS)
 
     def follow(advance: ui.Advance) -> None:
-        shown, known, since = 0, fitting.noted(job), time.monotonic()
+        shown, known, heard, since = 0, fitting.noted(job), "", time.monotonic()
         while True:
             last = stop.wait(POLL_SECONDS)
             if (note := fitting.noted(job)) != known and note is not None:
-                _say_smaller(job, note)
+                fitting.say_smaller(job, note)
                 known = note
+            seen = job.out.read_json(PROGRESS)
+            if seen is not None and (said := seen.get("said", "")) not in ("", heard):
+                heard = said
+                ui.reporter().say(f"{job.name}: {said}")
             if last:
                 return
-            seen = job.out.read_json(PROGRESS)
             if seen is not None and seen["step"] > shown:
                 advance(seen["step"] - shown)
                 shown, since = seen["step"], time.monotonic()
@@ -238,16 +241,6 @@ def place(scale: Scale, join_seconds: float = room.JOIN_SECONDS) -> None:
     """ClusterError where there is no place for the workers that training needs, nor will be after so many seconds."""
     room.refuse_unplaceable(
         scale.each, scale.min_workers or scale.workers, scale.nodes.selector, join_seconds=join_seconds
-    )
-
-
-def _say_smaller(job: Job, note: Mapping[str, Any]) -> None:
-    scale = job.stage.scale.model_copy(update={"micro_batch": note["rows"]})
-    divided = scale.batches(job.stage.optimisation.global_batch)
-    times = f", {divided.accumulation} times a step" if divided else ""
-    ui.reporter().say(
-        f"{job.name}: {note['first']} rows at once do not fit the device's memory; each worker now takes "
-        f"{note['rows']}{times}; the global batch stays {job.stage.optimisation.global_batch}"
     )
 
 

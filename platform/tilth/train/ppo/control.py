@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: what a coefficient of 0 is raised from
-LEAST = 0.01
+#: what a coefficient of 0 is raised from, and how many times the one that was given it is raised to at most
+LEAST, MOST = 0.01, 100.0
 
 
 @dataclass
@@ -19,6 +19,12 @@ class Controller:
     coefficient: float
     target: float | None = None
     horizon: int = 10_000
+    #: the coefficient that was given
+    given: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.given is None:
+            self.given = self.coefficient
 
     def update(self, kl: float, samples: int) -> None:
         """Take note of the mean KL, in nats for each completion, of so many samples."""
@@ -28,8 +34,9 @@ class Controller:
         self.coefficient *= 1 + error * samples / self.horizon
 
     def raise_by(self, factor: float) -> None:
-        """Make departures dearer at once, also where they cost nothing so far."""
-        self.coefficient = max(self.coefficient, LEAST) * factor
+        """Make departures dearer at once, also where they cost nothing so far, but not without end."""
+        dearest = MOST * max(self.given or 0.0, LEAST)
+        self.coefficient = max(self.coefficient, min(max(self.coefficient, LEAST) * factor, dearest))
 
 
 @dataclass

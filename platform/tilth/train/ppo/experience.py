@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tilth.errors import StageError
+from tilth.train.ppo import maths
 from tilth.train.ppo.rollouts import Sample
 
 
@@ -62,6 +64,24 @@ class Experience(Seen):
     @property
     def lengths(self) -> list[int]:
         return [sample.length for sample in self.samples]
+
+
+def apart(seen: Seen, tolerance: float, *, fresh: bool = True) -> dict[str, float]:
+    """How far learner and generator are apart on the same tokens: what the first minibatch's ratios start from.
+
+    StageError where samples are `fresh`, of the weights as they are now, and the two are too far apart.
+    """
+    difference = seen.old - seen.behaviour
+    mean = maths.scalar(maths.masked_mean(difference.abs(), seen.mask))
+    ratio = maths.scalar(maths.masked_mean(difference.exp(), seen.mask))
+    largest = float((difference.abs() * seen.mask).max())
+    if fresh and not mean <= tolerance:
+        raise StageError(
+            f"ppo: learner and generator differ by {mean:.3g} nats a token on the same samples, beyond "
+            f"{tolerance}: the generator does not hold the learner's weights, or computes too "
+            "coarsely; use the same number format for both, or raise watchers.sync"
+        )
+    return {"sync_ratio": ratio, "sync_gap": mean, "sync_gap_max": largest}
 
 
 def behaviour(samples: Sequence[Sample], like: Tensor) -> Tensor:

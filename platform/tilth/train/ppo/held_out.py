@@ -9,6 +9,7 @@ from typing import Any
 from tilth.data.schema import row_seed
 from tilth.generate.drafts import user
 from tilth.generate.judges import Contest, JudgeFunction
+from tilth.train.ppo.experience import apart
 from tilth.train.ppo.learner import Learner, Score
 from tilth.train.ppo.looks import Look
 from tilth.train.ppo.probes import probes
@@ -38,14 +39,14 @@ class HeldOut:
         by_row = {prompt.row["id"]: prompt for prompt in self.prompts}
         rewards = learner.scored(mine, by_row, learner.scorers.reward)
         golds = rewards if self.gold is None else learner.scored(mine, by_row, self.gold)
-        apart = self._disagreement(learner, mine, by_row)
-        told = learner.ranks.together(list(zip(mine, rewards, golds, apart, strict=True)))
+        doubts = self._disagreement(learner, mine, by_row)
+        told = learner.ranks.together(list(zip(mine, rewards, golds, doubts, strict=True)))
         samples = [sample for sample, *_ in told]
         seen = learner.seen(samples)
         texts = [learner.text(sample) for sample in samples]
         found: dict[str, Any] = {
             "step": step,
-            **learner.gap(seen),
+            **apart(seen, learner.settings.tolerance),
             "reward": _mean([reward for _, reward, *_ in told]),
             "gold": _mean([gold for _, _, gold, _ in told]),
             "kl": float(seen.kl.mean()),
@@ -55,6 +56,7 @@ class HeldOut:
             "rewards": [reward for _, reward, *_ in told],
             "golds": [gold for _, _, gold, _ in told],
             "shown": self._shown(told, texts),
+            "gold_is_reward": self.gold is None,
         }
         if told[0][3] is not None:
             found["disagreement"] = _mean([item[3] or 0.0 for item in told])

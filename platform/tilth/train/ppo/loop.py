@@ -82,6 +82,8 @@ class Loop:
     found: list[dict[str, Any]] = field(default_factory=list)
     #: the steps that were the best at the last two checkpoints, the newer first
     asked_for: tuple[int, ...] = ()
+    #: what a detector last said
+    said: str = ""
     _shown: float = 0.0
 
     def run(self) -> None:
@@ -108,11 +110,12 @@ class Loop:
         spoken = alarms(self.plan.watchers, line, self.value_losses)
         if spoken:
             line["alarms"] = [alarm.told() for alarm in spoken]
+            self.said = f"step {self.step}: " + "; ".join(f"{alarm} ({alarm.action})" for alarm in spoken)
         self.lines.append(line)
         if self.scalars:
             self.scalars.write(self.step, line)
         self.value_losses.append(line["value_loss"])
-        self._show()
+        self._show(always=bool(spoken))
         self._act(spoken)
         every = self.plan.validation.every_steps if self.plan.validation else None
         last = self.step == self.plan.steps
@@ -252,7 +255,7 @@ class Loop:
         """Tell the driver how far training is, and who trains."""
         if self.link.rank == 0 and (always or time.monotonic() - self._shown >= PROGRESS_SECONDS):
             self._shown = time.monotonic()
-            where = {"host": socket.gethostname(), "pid": os.getpid()}
+            where = {"host": socket.gethostname(), "pid": os.getpid(), "said": self.said}
             self.store.write_json(PROGRESS, {"step": self.step, "total": self.plan.steps, **where})
 
 

@@ -45,6 +45,7 @@ class Policy(nn.Module):  # type: ignore[misc]
         #: which update its weights are of, counted from 0
         self.version = 0
         self.model = model.eval()
+        _without_dropout(model)
         self.temperature, self.half = temperature, half
         self.adapted = hasattr(model, "disable_adapter")
         self.critic = critic
@@ -74,6 +75,7 @@ class Policy(nn.Module):  # type: ignore[misc]
         keeps no cache to generate with.
         """
         layers = [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]
+        layers = [layer for layer in layers if layer.gradient_checkpointing]
         for layer in layers:
             layer.training = True
         try:
@@ -140,6 +142,7 @@ class Critic(nn.Module):  # type: ignore[misc]
         super().__init__()
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.model = model.eval()
+        _without_dropout(model)
         self._trunk = [inner.base_model]
         self.value_head = value_head(model.get_input_embeddings().weight.shape[1]).to(model.device)
 
@@ -195,6 +198,14 @@ def _as_they_come(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             module.cast_input_dtype_enabled = False
+
+
+def _without_dropout(model: nn.Module) -> None:
+    """Layers that draw dropout by a rate of their own, as OPT's, draw none, whatever is marked as training."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def _frozen_copy(model: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 import torch
 
+from tilth.errors import StageError
 from tilth.train.ppo.actors import Actors
 from tilth.train.ppo.policy import Policy
 from tilth.train.ppo.rollouts import Ask, Generating, Home, Rollouts, Sample
@@ -25,14 +26,18 @@ class Mirror:
         self.weights = self.policy.learnt()
         self.generating: Generating = config.open(Home(self.policy, source.tokenizer(), source, max_length))
 
-    def take(self, bucket: dict[str, torch.Tensor], version: int) -> None:
-        """Put weights in their places; the last bucket of a version is the one after which `generate` is called."""
+    def take(self, bucket: dict[str, torch.Tensor], version: int, last: bool) -> None:
+        """Put weights in their places; with the last bucket of a version all of them are of it."""
         with torch.no_grad():
             for name, weight in bucket.items():
                 self.weights[name].copy_(weight)
-        self.policy.version = version
+        if last:
+            self.policy.version = version
 
-    def generate(self, asks: Sequence[Ask]) -> list[Sample]:
+    def generate(self, asks: Sequence[Ask], version: int) -> list[Sample]:
+        """Samples by the weights of a version; StageError where others are held."""
+        if self.policy.version != version:
+            raise StageError(f"a rollout actor holds weights of version {self.policy.version}, not of {version}")
         self.generating.sync()
         return self.generating.generate(asks)
 
@@ -52,7 +57,12 @@ class Pool:
 
     def generate(self, asks: Sequence[Ask]) -> list[Sample]:
         """The samples in order; those that died with their actor are drawn again by a new one, to the same tokens."""
-        return self.actors.ask(len(asks), lambda actor, share: actor.generate.remote([asks[place] for place in share]))
+        version = max(self.version, 0)
+
+        def asked(actor: Any, share: list[int]) -> Any:
+            return actor.generate.remote([asks[place] for place in share], version)
+
+        return self.actors.ask(len(asks), asked)
 
     def sync(self) -> int:
         """Send every actor the policy's weights, several in one message; they are stored once for all of them."""
@@ -65,7 +75,8 @@ class Pool:
         return int(sum(weight.nbytes for weight in weights.values())) * len(self.actors.all)
 
     def _send(self, actor: Any) -> list[Any]:
-        return [actor.take.remote(bucket, self.version) for bucket in self.buckets]
+        last = len(self.buckets) - 1
+        return [actor.take.remote(bucket, self.version, at == last) for at, bucket in enumerate(self.buckets)]
 
     def close(self) -> None:
         self.actors.close()

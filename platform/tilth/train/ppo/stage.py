@@ -35,7 +35,8 @@ class Ppo(Training):
     counted. The reference is the model as it begins: with an adapter the same weights and the adapter off.
     """
 
-    version: ClassVar[int] = 2  # a detector goes back to a state that a step has proved
+    # a detector goes back to a state that a step has proved; layers with dropout of their own draw none
+    version: ClassVar[int] = 3
 
     reward: Reward = Field(description="What completions are worth.")
     scoring: Scoring = Field(Scoring(), json_schema_extra=EXECUTION, description="Where rewards are computed.")
@@ -141,6 +142,9 @@ class Ppo(Training):
             yield Problem("rollouts.max_tokens", what, f"use at most {self.max_length // 2}, or a larger max_length")
         if self.gold.reward is not None and self.validation is None:
             yield Problem("gold.reward", "scores held-out prompts, and there are none", "set validation to their split")
+        if self.gold.reward is not None and self.gold.reward == self.reward:
+            what = "is the reward that is trained on, of which it could say nothing"
+            yield Problem("gold.reward", what, "name another measure of the same, or leave it out")
         if self.gold.judge is not None and self.validation is None:
             yield Problem("gold.judge", "compares answers to held-out prompts, and there are none", "set validation")
         if self.validation and self.validation.split == self.split:
@@ -194,12 +198,18 @@ class Ppo(Training):
         if zero and self.watchers.rolls_back:
             what = "a rank alone cannot go back to what DeepSpeed has divided among all"
             yield Problem("watchers", f"roll_back: {what}", "let them stop or raise_kl, or set scale.deepspeed to null")
+        if zero and self.watchers.non_finite != "stop":
+            what = f"{self.watchers.non_finite}: DeepSpeed has applied what is not finite before it is seen"
+            yield Problem("watchers.non_finite", what, "let it stop, or set scale.deepspeed to null")
         if zero and self.algorithm.stop_at_kl is not None:
             what = "DeepSpeed has divided a gradient before it is known to go too far"
             yield Problem("algorithm.stop_at_kl", what, "set it to null, or scale.deepspeed to null")
 
     def _batches(self) -> Iterator[Problem]:
         samples = self.optimisation.global_batch * self.algorithm.advantage.samples
+        if self.algorithm.kl.target is not None and samples > self.algorithm.kl.horizon:
+            what = f"{self.algorithm.kl.horizon} is shorter than the {samples} samples of a step: the price would jump"
+            yield Problem("algorithm.kl.horizon", what, f"use {10 * samples} or so, {samples} at least")
         parts = self.algorithm.minibatches * max(1, self.scale.workers)
         if samples % parts:
             each = f"{self.algorithm.minibatches} minibatches x {max(1, self.scale.workers)} workers"

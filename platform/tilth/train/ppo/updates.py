@@ -17,7 +17,7 @@ from tilth.train.ppo.optimiser import Stepping, rate
 from tilth.train.ppo.settings import Algorithm
 
 #: sums over tokens that an update is described by
-SUMS = ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "loss")
+SUMS = ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "loss", "log_ratio")
 
 
 @dataclass
@@ -30,6 +30,8 @@ class Updates:
     ratio: float = 1.0
     norms: list[float] = field(default_factory=list)
     stopped: bool = False
+    #: mean |log ratio| of the first minibatch, whose weights are unchanged: 0 but for rounding
+    unchanged: float = 0.0
 
     def means(self) -> dict[str, float]:
         return {name: value / max(1, self.tokens) for name, value in self.sums.items()}
@@ -75,6 +77,8 @@ class Updater:
         ranks = self.batches.ranks
         sums = ranks.sum(sums, self.batches.policy.device)
         updates.ratio = max([updates.ratio, *ranks.together(ratio.tolist())])
+        if updates.steps == 0:
+            updates.unchanged = float(sums[SUMS.index("log_ratio")]) / tokens
         limit = self.algorithm.stop_at_kl
         if limit is not None and float(sums[SUMS.index("approx_kl")]) / tokens > limit:
             self.optimiser.drop()
@@ -107,11 +111,15 @@ class Updater:
         if critic and said.values is not None and part.values is not None and part.returns is not None:
             value = maths.value_loss(said.values, part.values, part.returns, critic.clip)
             losses = losses + critic.coefficient * value
-        ratio = (said.logprobs - part.old).detach().exp()
+        difference = (said.logprobs - part.old).detach()
+        ratio = difference.exp()
         clipped = (ratio < 1 - algorithm.clip) | (ratio > 1 + algorithm.high)
         away = maths.kl(part.old, said.logprobs.detach(), "k3")
         told = torch.stack(
-            [maths.masked_sum(item.detach().float(), mask) for item in (policy, value, away, clipped, losses)]
+            [
+                maths.masked_sum(item.detach().float(), mask)
+                for item in (policy, value, away, clipped, losses, difference.abs())
+            ]
         )
         largest = (ratio * mask).max().reshape(1)
         return maths.masked_sum(losses, mask) / tokens, told, largest
