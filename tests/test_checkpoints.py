@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tilth.storage import Store
-from tilth.train.checkpoint import RayLink, StoreLink, damage
+from tilth.train.checkpoint import RayLink, StoreLink, damage, seal
 from tilth.train.launch import CHECKPOINTS
 from tilth.train.worker import train
 from training import dataset, job_of, questions, stage_of, tiny_llama
@@ -112,3 +112,10 @@ def test_what_was_learnt_is_saved_when_a_node_is_about_to_go(tmp_path: Path, mon
     link = LeavingNode(job.out.sub(CHECKPOINTS))
     train(job, link)
     assert job.out.list(CHECKPOINTS) == ["latest.json", "step-00000003"]
+
+
+def test_what_a_killed_attempt_had_sealed_is_sealed_again(tmp_path: Path) -> None:
+    for text in ("one", "another"):
+        (tmp_path / "weights").write_text(text)
+        seal(tmp_path, 0)
+        assert damage(tmp_path) is None

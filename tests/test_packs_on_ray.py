@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,16 @@ from tilth.recipe import load
 from tilth.runs import Run
 from tilth.storage import Store
 from tilth.train.sft import Sft
-from tilth.trials import Report
+from tilth.trials import Outcome, Report
 from tiny import model_folder
-from together import packed, sft
+from together import packed, sft, trial
 from training import dataset
 
 WIDE = {"workers": 2, "cpus": 0.5}
 SOUND = ["q_proj", "v_proj"]
 
 
-def recipe(root: Path, space: dict[str, list[Any]], runner: dict[str, Any]) -> Any:
+def recipe(root: Path, space: dict[str, list[Any]], runner: dict[str, Any], **more: Any) -> Any:
     """A search over a small Llama on two workers."""
     rows = [{"prompt": f"Thing {n} is", "completion": f" green{'er' * (n % 4)}."} for n in range(12)]
     stages = {
@@ -39,6 +40,7 @@ def recipe(root: Path, space: dict[str, list[Any]], runner: dict[str, Any]) -> A
         "search": {
             "kind": "search", "stage": "sft", "metric": "train_loss", "mode": "min", "searcher": {"kind": "grid"},
             "space": {path: {"kind": "choice", "values": values} for path, values in space.items()}, "runner": runner,
+            **more,
         },
     }  # fmt: skip
     return load({"name": "wide", "stages": stages})
@@ -92,6 +94,42 @@ def test_trials_share_a_pack_on_workers_where_they_ask_for_the_same(tmp_path: Pa
     assert "this process" in found.apart["no GPU"]
     tight = {name: of(**WIDE, memory_gib=1e-4) for name in "ab"}
     assert all("two trials need" in why for why in Sft.packs(tight, 8).apart.values()), "of each worker"
+
+
+@pytest.mark.slow
+def test_training_on_workers_ends_with_the_time_of_its_trial(tmp_path: Path, ray_session: Any) -> None:
+    """And gives its workers' places back, so that the next one has them."""
+    model_folder(tmp_path / "llama", "llama")
+    steps = {"optimisation.steps": [1_000_000, 3]}
+    began = time.monotonic()
+    done = Run(tmp_path / "out").execute(recipe(tmp_path, steps, {"kind": "one_by_one"}, limit=45))
+    assert time.monotonic() - began < 200
+    assert [trial["state"] for trial in trials(done["search"])] == ["failed", "complete"]
+    assert trials(done["search"])[0]["error"] == "it took longer than its limit of 45 s"
+    assert until(lambda: ray_session.available_resources().get("CPU") == ray_session.cluster_resources()["CPU"], 30)
+
+
+@pytest.mark.slow
+def test_what_a_pack_has_learnt_is_taken_up_by_a_trial_that_goes_on_alone(tmp_path: Path, ray_session: Any) -> None:
+    rows = [original(f"r{n:02}", "train", {"text": f"row {n}" + " on" * (n % 3)}) for n in range(12)]
+    dataset(tmp_path, rows, "text")
+    model_folder(tmp_path / "llama", "llama")
+    fields = {"scale": WIDE, "checkpointing": {"every_steps": 1}}
+    stage = sft(tmp_path, {"kind": "lora"}, fields=fields, steps=4)
+
+    def broken(report: Report) -> bool:
+        if report.step == 3:
+            raise KeyboardInterrupt
+        return True
+
+    with pytest.raises(KeyboardInterrupt):
+        packed(tmp_path, "on", {"t": stage}, judge=broken)
+    before = trace(Store.at(tmp_path / "on/t"))
+    assert [line["step"] for line in before] == [1, 2, 3]
+    one = trial(tmp_path, "on", "t", stage)
+    made = one.stage.run(one.out, one.inputs)
+    assert trace(made)[:3] == before, "the steps of the pack are not made again"
+    assert_same(Outcome("t", made), alone(tmp_path, "whole", stage))
 
 
 @pytest.mark.slow

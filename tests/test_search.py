@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
@@ -20,7 +21,8 @@ from scipy import stats
 
 from processes import until
 from searched import Hill
-from tilth.errors import RecipeError, StageError, StorageError
+from tilth.errors import RecipeError, StageError, StorageError, TimeLimitError
+from tilth.jobs.inside import _within
 from tilth.planning import plan
 from tilth.recipe import Recipe, load
 from tilth.report import write_report
@@ -29,12 +31,14 @@ from tilth.search import one_by_one
 from tilth.search.bench import Bench, Outcome
 from tilth.search.choosing import Candidate, best_first, estimate, front, lead, verdicts, winner
 from tilth.search.measures import Objective
+from tilth.search.one_by_one import limited
 from tilth.search.places import changed
 from tilth.search.space import Simplex
 from tilth.search.study import Study
 from tilth.search.trials import Asked, Journal, Trial
 from tilth.storage import Store
 from tilth.train.sft import Sft
+from tilth.trials import TimeOverError
 
 HERE = Path(__file__).parent
 XS, WIDTHS = (-0.5, 0.0, 0.25, 0.5), (2, 8, 32)
@@ -142,6 +146,20 @@ def test_a_trial_that_raises_or_hangs_is_recorded_and_the_search_goes_on(tmp_pat
         "ValueError: x is 0.800",
     ]
     assert (artifact.counts["trials"], artifact.counts["failed"]) == (3, 2)
+
+
+def test_a_trials_time_is_within_that_of_its_job() -> None:
+    def job() -> None:
+        with _within(0.6):
+            with limited(0.2), pytest.raises(TimeOverError):
+                time.sleep(5)
+            assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 0.5, "the job's goes on"
+            with limited(60):
+                time.sleep(5)
+
+    with pytest.raises(TimeLimitError):
+        job()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_a_search_in_which_every_trial_failed_tries_them_again(tmp_path: Path) -> None:

@@ -89,8 +89,11 @@ class CrowdedError(StageError):
     """Trials of a pack do not fit the device's memory at once; fewer of them may."""
 
 
-class TimeOverError(BaseException):
-    """A trial's time is over; a stage that catches every Exception does not catch this."""
+class TimeOverError(KeyboardInterrupt):
+    """A trial's time is over; a stage that catches every Exception does not catch this.
+
+    Of all that a signal may raise, this is what ends Ray's waiting at once; it comes out of there as Ctrl-C would.
+    """
 
     #: the trial of a pack whose own work it broke off; None: a trial's that runs alone, or work for all of a pack
     trial: str | None = None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from tilth.errors import StageError
 from tilth.recipe import STOP, Figures
@@ -20,22 +23,31 @@ if TYPE_CHECKING:
     from tilth.search.trials import Trial, Trials
 
 POLL_SECONDS = 0.5
+#: the shortest time that a timer takes for one
+AT_ONCE = 0.01
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Counts down the seconds of `limited`; None: never."""
+    """Counts down the seconds of `limited`; None: never. What else the timer was to end goes on being waited for."""
 
     seconds: float | None
+    #: when the timer was to ring for somebody else, by `time.monotonic`
+    theirs: float = math.inf
 
     def start(self) -> None:
         """Begin anew with all of them."""
         if self.seconds is not None:
-            signal.setitimer(signal.ITIMER_REAL, self.seconds)
+            _ring_in(min(self.seconds, self.theirs - time.monotonic()))
 
     def stop(self) -> None:
         if self.seconds is not None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            _ring_in(self.theirs - time.monotonic())
+
+
+def _ring_in(seconds: float) -> None:
+    """At once where the time is over; never where there is none."""
+    signal.setitimer(signal.ITIMER_REAL, 0 if math.isinf(seconds) else max(AT_ONCE, seconds))
 
 
 def run(trials: Trials, bench: Bench) -> None:
@@ -67,16 +79,43 @@ def limited(seconds: float | None) -> Iterator[Clock]:
     if threading.current_thread() is not threading.main_thread():
         raise StageError("a limit of seconds needs the main thread; leave limit out, or take runner: {kind: tune}")
 
-    def end(*_: Any) -> None:
+    left, again = signal.getitimer(signal.ITIMER_REAL)
+    clock = Clock(seconds, time.monotonic() + left if left else math.inf)
+    rung = False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal rung
+        if time.monotonic() >= clock.theirs and callable(before):
+            signal.setitimer(signal.ITIMER_REAL, again, again)
+            before(number, frame)
+            return
+        rung = True
+        _abort_ray_train()
         raise TimeOverError
 
     before = signal.signal(signal.SIGALRM, end)
     clock.start()
     try:
         yield clock
+    except TimeOverError:
+        raise
+    except (KeyboardInterrupt, SystemExit) as error:  # as what ends Ray's waiting comes out of there
+        if not rung:
+            raise
+        raise TimeOverError from error
     finally:
         clock.stop()
         signal.signal(signal.SIGALRM, before)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(AT_ONCE, clock.theirs - time.monotonic()), again)
+
+
+def _abort_ray_train() -> None:
+    """End a training that this process waits for as Ctrl-C would: its workers would go on, and keep their places."""
+    handler = signal.getsignal(signal.SIGINT)
+    if callable(handler) and getattr(handler, "__module__", "").startswith("ray.train"):
+        with suppress(SystemExit):
+            handler(signal.SIGINT, None)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -49,11 +50,14 @@ class Link(Protocol):
 class RayLink:
     """Under Ray Train: a checkpoint counts when all ranks have reported it.
 
-    It is uploaded while training goes on; one is under way at a time, so that local disks hold two at most.
+    It is uploaded while training goes on; one is under way at a time, so that local disks hold two at most. Where Ray
+    Train has none yet, that of an earlier attempt in `before` is taken up, as of a pack that ended before its time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: Store | None = None) -> None:
         import ray.train
+
+        self._before = before
 
         self._train = ray.train
         self._under_way = self._warned = False
@@ -63,7 +67,9 @@ class RayLink:
 
     def resume(self) -> Path | None:
         checkpoint: Any = self._train.get_checkpoint()
-        return None if checkpoint is None else _newest_sound(_up_to(checkpoint))
+        if checkpoint is None:
+            return None if self._before is None else StoreLink(self._before).resume()
+        return _newest_sound(_up_to(checkpoint))
 
     def commit(self, folder: Path, step: int) -> None:
         self.settle()
@@ -127,8 +133,9 @@ class StoreLink:
 
 
 def seal(folder: Path, rank: int) -> None:
-    """Write the SHA-256 of this rank's files beside them."""
-    sums = {file.relative_to(folder).as_posix(): sha256(file) for file in folder.rglob("*") if file.is_file()}
+    """Write the SHA-256 of this rank's files beside them; a list that a killed attempt has left is none of them."""
+    found = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    sums = {name: sha256(folder / name) for name in found if not fnmatch(name, "sha256-*.json")}
     (folder / f"sha256-{rank}.json").write_text(json.dumps(sums, indent=1, sort_keys=True), encoding="utf-8")
 
 

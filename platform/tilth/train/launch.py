@@ -85,7 +85,7 @@ def _here(job: Job) -> None:
     from tilth.train.checkpoint import StoreLink
 
     train = job.stage.trainer()
-    link = StoreLink(job.out.sub(f"{CHECKPOINTS}/{job.fingerprint[:16]}"), keep=job.stage.checkpointing.keep)
+    link = StoreLink(own_checkpoints(job), keep=job.stage.checkpointing.keep)
     while True:
         try:
             return train(job, link)
@@ -124,7 +124,13 @@ def _entry(config: dict[str, Any]) -> None:
     from tilth.train.checkpoint import RayLink
 
     job: Job = config["job"]
-    job.stage.trainer()(job, RayLink())
+    # DeepSpeed reads what it has written itself, and nothing else
+    job.stage.trainer()(job, RayLink(own_checkpoints(job) if job.stage.scale.deepspeed is None else None))
+
+
+def own_checkpoints(job: Job) -> Store:
+    """Where training without Ray Train keeps its checkpoints."""
+    return job.out.sub(f"{CHECKPOINTS}/{job.fingerprint[:16]}")
 
 
 @contextmanager

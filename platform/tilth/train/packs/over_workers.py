@@ -7,6 +7,7 @@ and the workers lies a small actor, the desk. It starts the workers too, so that
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 import time
@@ -122,10 +123,15 @@ def pack(trials: Iterable[Trial], places: int, judge: Judge) -> Iterator[Outcome
 
 def _outcomes(plan: Plan, search: Search) -> Iterator[Outcome]:
     """Start the workers, answer what they ask, and end them, whatever happens."""
+    from ray import PlacementGroupID
+    from ray.util import remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
     from tilth.trials import Outcome
 
-    ray = cluster.ray_ready()
+    ray, alone_here = cluster.ray_ready(), "RAY_ADDRESS" not in os.environ
     launch.place(plan.scale)
+    there = _places() if alone_here else set()
     desk = ray.remote(num_cpus=0)(Desk).remote()
     heard: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
     # Ray cannot be waited for where a signal ends the waiting, such as that of a limit; a queue can
@@ -146,7 +152,16 @@ def _outcomes(plan: Plan, search: Search) -> Iterator[Outcome]:
                 desk.answer.remote(key, search.answer(what))
     finally:
         _end(desk, search.workers)
+        for place in _places() - there if alone_here else ():  # of workers that had not begun yet
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(place))))
         plan.store.remove()
+
+
+def _places() -> set[str]:
+    """The placement groups that there are on this Ray, by their ids."""
+    from ray.util import placement_group_table
+
+    return {name for name, told in placement_group_table().items() if told["state"] != "REMOVED"}
 
 
 def _heard(heard: queue.SimpleQueue[tuple[Any, Any]], plan: Plan, search: Search) -> tuple[Any, Any]:

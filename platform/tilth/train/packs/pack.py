@@ -21,7 +21,7 @@ from tilth.storage import full
 from tilth.train import trace
 from tilth.train.checkpoint import StoreLink
 from tilth.train.job import FAILED
-from tilth.train.launch import CHECKPOINTS, collected, finished
+from tilth.train.launch import collected, finished, own_checkpoints
 from tilth.train.packs.base import Base, twin
 from tilth.train.packs.engine import ApartError, Engine
 from tilth.train.packs.fit import alone
@@ -106,7 +106,9 @@ class Pack:
         """The engine, made when the first trial has brought its model."""
         if self._engine is None:
             trainer = self.members[0].trainer
-            self._engine = Engine(twin(self._base.first.base_model), self._base.pad_free, trainer.args.bf16)
+            # the Trainer has moved the weights that all share, but buffers in its own copy alone
+            base = twin(self._base.first.base_model).to(trainer.args.device)
+            self._engine = Engine(base, self._base.pad_free, trainer.args.bf16)
             self._engine.backbone.train()
             if trainer.args.gradient_checkpointing:
                 self._engine.backbone.gradient_checkpointing_enable()
@@ -137,8 +139,7 @@ def _run(trial: Trial, member: Member) -> Artifact | None:
     if finished(job) is None:
         for name in (FAILED, STOP) if rank == 0 else ():
             job.out.remove(name)
-        store = job.out.sub(f"{CHECKPOINTS}/{job.fingerprint[:16]}")
-        train(job, StoreLink(store, stage.checkpointing.keep, rank, world), member)
+        train(job, StoreLink(own_checkpoints(job), stage.checkpointing.keep, rank, world), member)
     made: Artifact | None = stage.made(trial.out, job, collected(job)) if rank == 0 else None
     return made
 

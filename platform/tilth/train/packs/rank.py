@@ -70,6 +70,7 @@ class Rank:
         distributed.barrier()  # raises where it was the connection that failed, which is no trial's fault
         if self.number == 0:
             self.ask(outcome)
+        self._meet((outcome.trial, "told"))  # the search may evaluate it for hours
 
     def _meet(self, what: Any, seconds: float | None = None) -> bool:
         """Wait for the others at the desk: the search may take hours over an answer, longer than a group waits."""
