@@ -27,6 +27,7 @@ SUMMARY = "rows/s of eight trials of LoRA as a pack over one after another, from
 #: what the pack is measured beside, and what is aimed at
 OTHERS = {"sequential": ("one after another in one process", 1.2), "tuned": ("one by one on Ray Tune and Train", 4.0)}
 TRIALS, ROWS, MICRO, STEPS = 8, 64, 4, 8
+PICTURE = ROOT / "tests/bench/packs.svg"
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -60,10 +61,25 @@ def _cost(size: str, rounds: int) -> Iterator[Result]:
     for trials in (1, 2, 4, 8):
         with Worker("tests.bench.packs", "packed", size, str(trials), str(MICRO)) as worker:
             seconds[trials] = median(worker()["step_seconds"] for _ in range(rounds))
+    _draw({trials: 1000 * found for trials, found in seconds.items()}, size)
     for trials in (2, 4, 8):
         extra = (seconds[trials] - seconds[1]) / (trials - 1) / seconds[1]
         note = f"{1000 * seconds[trials]:.0f} ms a step of {trials} trials, {1000 * seconds[1]:.0f} ms of one"
         yield Result(f"cost of each further adapter, {trials} in all", extra, rounds, at_most=True, note=note)
+
+
+def _draw(milliseconds: dict[int, float], size: str) -> None:
+    """A step of a pack by the adapters in it, beside as many steps of one alone."""
+    from tilth.report.svg import SERIES, drawing
+
+    counts = list(milliseconds)
+    with drawing(5.2, 3.0) as (figure, (axes,)):
+        axes.plot(counts, list(milliseconds.values()), "o-", color=SERIES[0], label="in one pass")
+        axes.plot(counts, [count * milliseconds[1] for count in counts], "--", color=SERIES[1], label="one by one")
+        axes.set(xlabel=f"adapters ({size} model, micro-batch {MICRO})", title="milliseconds of a step", xticks=counts)
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="upper left")
+        figure.savefig(PICTURE, metadata={"Date": None, "Creator": None})
 
 
 def _demand_equal(a: dict[str, list[float]], b: dict[str, list[float]]) -> None:
