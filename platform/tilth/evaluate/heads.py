@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.nn import functional
 
+from tilth.data.asked_places import asked_places
 from tilth.data.conditioning import label_prefix
 from tilth.data.schema import Row
 from tilth.errors import StageError
@@ -124,10 +125,13 @@ class Likelihood:
         return found
 
     def run(self, batch: list[Encoded]) -> list[Any]:
-        width = max(item.size for item in batch)
-        logits = self.by.forward(batch).logits[:, -width:].float()  # a learnt prompt comes first
         targets = self.by.padded([[*item.targets[1:], IGNORED] for item in batch], IGNORED)
-        return _summed(logits, targets)
+        places = (targets.flatten() != IGNORED).nonzero()[:, 0]
+        with asked_places(self.by.model, places, targets.shape[1]):  # a learnt prompt comes first
+            logits = self.by.forward(batch).logits[0].float()
+        each = torch.zeros(targets.numel(), dtype=torch.float32, device=logits.device)
+        each[places] = functional.cross_entropy(logits, targets.flatten()[places], reduction="none")
+        return _summed(each.view_as(targets), targets)
 
     def said(self, row: Row, windows: list[Encoded], found: list[Any]) -> dict[str, Any]:
         return {**_total(found), "bytes": sum(item.bytes for item in windows)}
@@ -163,7 +167,9 @@ class Seq2Seq:
     def run(self, batch: list[Encoded]) -> list[Any]:
         targets = self.by.padded([item.targets for item in batch], IGNORED)
         logits = self.by.forward(batch, labels=targets).logits[:, -targets.shape[1] :].float()
-        return _summed(logits, targets)
+        # two-dimensional: the kernel for (batch, classes, length) sums 49,152 classes to only 4e-5
+        each = functional.cross_entropy(logits.flatten(end_dim=1), targets.flatten(), reduction="none")
+        return _summed(each.view_as(targets), targets)
 
     def said(self, row: Row, windows: list[Encoded], found: list[Any]) -> dict[str, Any]:
         text = self.by.tokenizer.decode(windows[0].targets, skip_special_tokens=True)
@@ -251,11 +257,8 @@ def _best_span(logits: torch.Tensor, offsets: list[Span]) -> tuple[tuple[float, 
     return best, float(logits[0, 0] + logits[1, 0])
 
 
-def _summed(logits: torch.Tensor, targets: torch.Tensor) -> list[dict[str, Any]]:
-    """Negative log-likelihood in nats and number of targets of each row."""
-    # two-dimensional: the kernel for (batch, classes, length) sums 49,152 classes to only 4e-5
-    each = functional.cross_entropy(logits.flatten(end_dim=1), targets.flatten(), reduction="none")
-    each = each.view_as(targets)
+def _summed(each: torch.Tensor, targets: torch.Tensor) -> list[dict[str, Any]]:
+    """Negative log-likelihood in nats and number of targets of each row, from those of each token."""
     sums, counts = each.double().sum(dim=1).tolist(), (targets != IGNORED).sum(dim=1).tolist()
     return [{"nll": nll, "tokens": tokens} for nll, tokens in zip(sums, counts, strict=True)]
 

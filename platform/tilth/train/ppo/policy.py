@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tilth.data.asked_places import asked_places
 from tilth.train.ppo import maths
 from tilth.train.ppo.batch import Batch
 
@@ -177,19 +178,10 @@ def _valued(head: nn.Module, batch: Batch, states: Tensor) -> Tensor:
 def _read(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits [N, V] of the places before each token of the completions, and the states [N, H] that they are made of.
 
-    No others are computed: what the language-model head is about to read is cut to these places.
+    No others are computed.
     """
-    states: list[Tensor] = []
-
-    def cut(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        states.append(inputs[0].flatten(0, 1)[batch.before])
-        return (states[0].unsqueeze(0),)
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(cut)
-    try:
+    with asked_places(model, batch.before) as states:
         logits: Tensor = model(**batch.inputs).logits
-    finally:
-        hook.remove()
     return logits[0], states[0]
 
 
