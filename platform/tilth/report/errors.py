@@ -50,6 +50,8 @@ def words(artifact_metrics: Mapping[str, Any], detail: Mapping[str, Any]) -> Ite
     signatures = {text for model in detail["models"].values() for text in model.get("signatures", {}).values()}
     yield from (f"sacrebleu: {text}." for text in sorted(signatures))
     for name, model in detail["models"].items():
+        if cut := model.get("truncated"):
+            yield f"{cut:,} of {detail['rows']:,} rows were cut for {name}, which reads or writes no more at once."
         if absent := model.get("auc_ovr", {}).get("absent"):
             held = f"auc_ovr of {name} is the mean over the {model['auc_ovr']['labels']} labels that rows have"
             yield f"{held}; no row has {', '.join(absent)}."
