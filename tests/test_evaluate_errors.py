@@ -165,7 +165,12 @@ def labelled(*said: tuple[str, str, float]) -> list[dict[str, Any]]:
             f"r{i}",
             "test",
             {"text": "x", "label": label},
-            {"prediction": guess, "confidence": sure, "truncated": False},
+            {
+                "prediction": guess,
+                "confidence": sure,
+                "truncated": False,
+                "probabilities": {guess: sure, "ab".replace(guess, ""): 1 - sure},
+            },
         )
         for i, (label, guess, sure) in enumerate(said)
     ]
