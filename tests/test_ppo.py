@@ -184,6 +184,18 @@ def test_a_sample_is_the_same_in_whatever_batch_it_is_drawn(llama: Path) -> None
     assert ((seen.old - seen.behaviour) * seen.mask).abs().max() < 1e-4
 
 
+def test_prompts_of_different_lengths_are_read_as_each_alone(llama: Path) -> None:
+    """Decoding pads prompts at their left: what it says of a token is what the model says of the text alone."""
+    found = learner(llama, {"kind": "gae"}, max_tokens=5)
+    asks = [Ask(f"r{n}", tuple(range(20, 21 + 3 * n)), n) for n in range(5)]
+    for sample in found.generating.generate(asks):
+        with torch.no_grad():
+            logits = found.policy.model(torch.tensor([[*sample.ask.prompt, *sample.tokens]])).logits[0]
+        for at, (token, said) in enumerate(zip(sample.tokens, sample.logprobs, strict=True)):
+            row = logits[len(sample.ask.prompt) - 1 + at].double()
+            assert said == pytest.approx(float(row[token] - torch.logsumexp(row, 0)), abs=1e-5)
+
+
 def test_draws_follow_the_distribution(llama: Path) -> None:
     found = learner(llama, {"kind": "gae"})
     prompt = (5, 6, 7)
@@ -280,8 +292,9 @@ def prompts_at(root: Path) -> Path:
     [
         pytest.param({"lora": {"rank": 4}}, {}, marks=pytest.mark.slow),
         ({}, {"rollouts": {"kind": "hf", "max_tokens": 6, "staleness": 1}}),
+        ({"lora": {"rank": 4}}, {"watchers": {"kl": {"limit": 0.05, "action": "roll_back"}, "roll_backs": 9}}),
     ],
-    ids=["lora", "full, one step off"],
+    ids=["lora", "full, one step off", "with a way back"],
 )
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     tmp_path: Path, llama: Path, method: dict[str, Any], more: dict[str, Any]
@@ -298,6 +311,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     assert (root / "train" / "checkpoints").is_dir()
     again = run_stage(root, what)
     assert figures(root) == figures(tmp_path / "whole")
+    assert any("alarms" in line for line in figures(root)) == ("watchers" in more)
     # samples of an older policy are known as such, and the others are the learner's own
     apart = [line["sync_gap"] > 1e-4 for line in figures(root)]
     assert apart == ([False] + [True] * 5 if "rollouts" in more else [False] * 6)
