@@ -60,6 +60,8 @@ def _within(seconds: float) -> Iterator[None]:
         if over:
             os._exit(TimeLimitError.exit_code)
         over = True
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in what a shell has started in the background
+            raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGALRM, ring)
