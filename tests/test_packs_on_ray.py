@@ -47,6 +47,15 @@ def recipe(root: Path, space: dict[str, list[Any]], runner: dict[str, Any], **mo
     return load({"name": "wide", "stages": stages})
 
 
+def checkpointed(root: Path, count: int) -> dict[str, Any]:
+    """So many trials of different ranks on two workers, with a checkpoint at each of four steps."""
+    rows = [original(f"r{n:02}", "train", {"text": f"row {n}" + " on" * (n % 3)}) for n in range(12)]
+    dataset(root, rows, "text")
+    model_folder(root / "llama", "llama")
+    fields = {"scale": WIDE, "checkpointing": {"every_steps": 1}}
+    return {f"t{n}": sft(root, {"kind": "lora", "rank": 2 + n}, fields=fields, steps=4) for n in range(count)}
+
+
 RATES = {"model.lora.rank": [2, 5], "optimisation.learning_rate": [1e-2, 3e-3]}
 
 
@@ -112,11 +121,7 @@ def test_training_on_workers_ends_with_the_time_of_its_trial(tmp_path: Path, ray
 
 @pytest.mark.slow
 def test_what_a_pack_has_learnt_is_taken_up_by_a_trial_that_goes_on_alone(tmp_path: Path, ray_session: Any) -> None:
-    rows = [original(f"r{n:02}", "train", {"text": f"row {n}" + " on" * (n % 3)}) for n in range(12)]
-    dataset(tmp_path, rows, "text")
-    model_folder(tmp_path / "llama", "llama")
-    fields = {"scale": WIDE, "checkpointing": {"every_steps": 1}}
-    stage = sft(tmp_path, {"kind": "lora"}, fields=fields, steps=4)
+    stage = checkpointed(tmp_path, 1)["t0"]
 
     def broken(report: Report) -> bool:
         if report.step == 3:
@@ -137,11 +142,7 @@ def test_what_a_pack_has_learnt_is_taken_up_by_a_trial_that_goes_on_alone(tmp_pa
 
 @pytest.mark.slow
 def test_a_pack_whose_worker_dies_goes_on_and_one_that_is_closed_is_gone(tmp_path: Path, ray_session: Any) -> None:
-    rows = [original(f"r{n:02}", "train", {"text": f"row {n}" + " on" * (n % 3)}) for n in range(12)]
-    dataset(tmp_path, rows, "text")
-    model_folder(tmp_path / "llama", "llama")
-    fields = {"scale": WIDE, "checkpointing": {"every_steps": 1}}
-    stages = {f"t{n}": sft(tmp_path, {"kind": "lora", "rank": 2 + n}, fields=fields, steps=4) for n in range(2)}
+    stages = checkpointed(tmp_path, 2)
     workers: list[list[int]] = []
     steps: list[int] = []
 
