@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 import feedback
 from tilth.data.loading import load_tokenizer, load_trained
 from tilth.data.schema import original
 from tilth.data.transform import Inputs
 from tilth.errors import StageError
+from tilth.generate.engines import buckets
 from tilth.generate.engines.vllm_engine import Engine, Life
 from tilth.recipe import Stage
 from tilth.report.sections import sections
@@ -39,7 +40,7 @@ from tilth.train.ppo.placement import Scoring
 from tilth.train.ppo.policy import Critic, Policy
 from tilth.train.ppo.probes import probes
 from tilth.train.ppo.prompts import prompts_of, taken
-from tilth.train.ppo.rollouts import Ask, Home, HuggingFaceRollouts, Rollouts, Sample
+from tilth.train.ppo.rollouts import Ask, Home, HuggingFaceRollouts, Rollouts, Sample, VllmRollouts
 from tilth.train.ppo.scorers import Scorers, opened
 from tilth.train.ppo.served import Served
 from tilth.train.ppo.settings import Algorithm, Kl, Shaping, Watchers
@@ -612,7 +613,7 @@ class Restarted:
 def serving(folder: Path, *, sleep: bool = False) -> Served:
     """Rollouts by vLLM, of which a test gives the engine and the policy."""
     served = object.__new__(Served)
-    served.sleeps, served.asleep = sleep, None
+    served.config, served.sleeps, served.asleep = VllmRollouts(staleness=1), sleep, None
     served.folder, served.version, served.count, served.adapter = folder, -1, 0, None
     return served
 
@@ -627,12 +628,12 @@ def test_an_engine_that_was_started_anew_gets_the_weights_before_it_is_heard(tmp
             served.engine.life.engine = "second"
         return [served.engine.life.engine]
 
-    async def reload(folder: Path) -> None:
-        told.append(f"reloaded {folder.name}")
+    async def send() -> None:
+        told.append("sent")
 
-    served._all, served._reload = every, reload  # type: ignore[method-assign]
+    served._all, served._send = every, send  # type: ignore[method-assign]
     assert served.generate([]) == ["second"]
-    assert told == ["asked first", "reloaded 000003", "asked second"]
+    assert told == ["asked first", "sent", "asked second"]
 
 
 def dead() -> Exception:
@@ -646,11 +647,16 @@ class Mortal:
 
     def __init__(self, name: str, told: list[str], dies: str | None) -> None:
         self.name, self.told, self.dies, self.errored = name, told, dies, dies == "before"
+        self.held: dict[str, torch.Tensor] = {}
 
-    async def collective_rpc(self, method: str, args: tuple[str, ...]) -> None:
+    async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> None:
         if self.errored:
             raise dead()
-        self.told.append(f"{self.name} takes {Path(args[0]).name}")
+        self.told.append(f"{self.name}: {method}")
+        if method == "take_weights":
+            path, size, bucket = args
+            memory = buckets.mapped(path, size)
+            self.held |= {name: memory[at:to].clone().view(torch.float32) for name, _, _, at, to in bucket}
         if self.dies:
             self.errored = True
             await asyncio.Event().wait()
@@ -675,7 +681,7 @@ class Mortal:
         self.told.append(f"{self.name} ends")
 
 
-@pytest.mark.parametrize(("dies", "begun"), [("before", []), ("while", ["first takes 000001"])])
+@pytest.mark.parametrize(("dies", "begun"), [("before", []), ("while", ["first: begin_weights"])])
 def test_an_engine_may_die_while_the_policy_learns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: str, begun: list[str]
 ) -> None:
@@ -683,15 +689,27 @@ def test_an_engine_may_die_while_the_policy_learns(
     engines = [Mortal("first", told, dies), Mortal("second", told, None)]
     monkeypatch.setattr(Life, "start", lambda life, arguments: setattr(life, "engine", engines.pop(0)))
     served = mortal(tmp_path)
-    assert served.sync() == 0
+    before = {name: weight.clone() for name, weight in served.policy.model.state_dict().items()}
+    assert served.sync() == sum(weight.nbytes for weight in before.values())
+    with torch.no_grad():
+        for weight in served.policy.model.parameters():
+            weight.add_(1)  # what was asked before is answered by the weights of then
     assert served.generate([]) == ["second"]
-    assert told == [*begun, "first ends", "second takes 000001", "second forgets"]
+    assert told == [*begun, "first ends", *all_given("second")]
+    held = served.engine.life.engine.held
+    assert held.keys() == before.keys()
+    assert all(torch.equal(held[name], weight.flatten()) for name, weight in before.items())
+
+
+def all_given(engine: str) -> list[str]:
+    """What an engine is told that is given all weights."""
+    return [*(f"{engine}: {method}_weights" for method in ("begin", "take", "end")), f"{engine} forgets"]
 
 
 def mortal(folder: Path, **more: bool) -> Served:
     """On an engine of the test's own, with full weights."""
     served = serving(folder, **more)
-    model = SimpleNamespace(save_pretrained=lambda folder, **_: folder.mkdir())
+    model = LlamaForCausalLM(LlamaConfig(hidden_size=64, intermediate_size=8, num_hidden_layers=1, vocab_size=8))
     served.engine, served.policy = Engine({}, restarts=1), SimpleNamespace(adapted=False, version=0, model=model)  # type: ignore[assignment]
 
     async def every(asks: Any) -> list[Any]:
@@ -713,12 +731,12 @@ def test_vllm_sleeps_while_the_policy_learns_and_is_awake_to_take_weights(
     served.sync()
     assert served.generate([]) == served.generate([]) == ["first"]
     naps = ["first wakes", "first sleeps at level 1"]
-    assert told[1:] == ["first wakes", "first takes 000001", "first forgets", "first sleeps at level 1", *naps]
+    assert told[1:] == ["first wakes", *all_given("first"), "first sleeps at level 1", *naps]
     # one that died in its sleep is not woken, and the next one is awake
     served.engine.life.engine.errored = True
     told.clear()
     assert served.generate([]) == ["second"]
-    assert told == ["first ends", "second takes 000001", "second forgets", "second sleeps at level 1"]
+    assert told == ["first ends", *all_given("second"), "second sleeps at level 1"]
 
 
 def test_memory_counts_the_reference_and_the_critic() -> None:

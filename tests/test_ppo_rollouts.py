@@ -18,6 +18,7 @@ from tilth.data.loading import Card, load_tokenizer
 from tilth.data.schema import original
 from tilth.data.transform import Inputs
 from tilth.errors import StageError
+from tilth.generate.engines import buckets
 from tilth.models import identity, resolve
 from tilth.train.config import ModelConfig, Optimisation
 from tilth.train.ppo.learner import Learner, Settings
@@ -135,8 +136,11 @@ def fine_tuned(folder: Path) -> str:
     ],
     ids=["lora", "full", "freeze", "rsLoRA", "lora on an adapter", "full on an adapter"],
 )
-def test_vllm_holds_the_learners_weights_after_every_update(peft: dict[str, Any], below: Any, tmp_path: Path) -> None:
+def test_vllm_holds_the_learners_weights_after_every_update(
+    peft: dict[str, Any], below: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Log-probabilities of the same sequences are equal; where an update is held back, that is found out."""
+    monkeypatch.setattr(buckets, "BUCKET", 2**25)  # so that there are many, and one weight is larger
     engine = {"kv_cache_gib": 0.5, "max_num_seqs": 16}
     model = below(tmp_path) if below else SMOLLM
     policy, tokenizer, served = opened(model, peft, {"kind": "vllm", "max_tokens": 8, "engine": engine})

@@ -127,7 +127,7 @@ class HuggingFaceRollouts(Rollouts):
 
 
 class VllmRollouts(Rollouts):
-    """vLLM (Kwon et al. 2023, arXiv:2309.06180): adapters are loaded anew, full weights read from a file."""
+    """vLLM (Kwon et al. 2023, arXiv:2309.06180): adapters are loaded anew, full weights sent in buckets."""
 
     engine: VllmEngine = Field(default_factory=VllmEngine, description="How vLLM runs.")
     sleep: bool = Field(

@@ -1,21 +1,23 @@
-"""Rollouts by vLLM in this process: adapters are loaded anew after each update, full weights read from a file."""
+"""Rollouts by vLLM in this process: adapters are loaded anew after each update, full weights sent in buckets."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig
+from transformers.core_model_loading import revert_weight_conversion
 
 from tilth.data.loading import load_pretrained
 from tilth.data.positions import positions
 from tilth.data.schema import row_seed
 from tilth.errors import StageError
+from tilth.generate.engines import buckets
 from tilth.generate.engines.vllm import arguments
 from tilth.generate.engines.vllm_engine import import_quietly, shared_engine
 from tilth.generate.engines.weights import Weights
@@ -59,6 +61,8 @@ class Served:
             how["worker_extension_cls"] = EXTENSION
         self.engine: Any = shared_engine(how, config.engine.restarts)
         self.version, self.count, self.adapter = -1, 0, None
+        #: all weights as they were last given to vLLM, for an engine that must be started anew
+        self.given: Mapping[str, torch.Tensor] = {}
         #: the engine that was sent to sleep, if it has not been woken since
         self.asleep: Any = None
 
@@ -71,7 +75,7 @@ class Served:
                 self._rest()
                 return found
             # an engine that was started anew holds the weights from before training
-            self.engine.loop.run(self._reload(self.folder / f"{self.count:06d}"))
+            self.engine.loop.run(self._send())
 
     async def _all(self, asks: Sequence[Ask]) -> list[Sample]:
         return list(await asyncio.gather(*map(self._one, asks)))
@@ -98,18 +102,25 @@ class Served:
         if self.version == self.policy.version:
             return 0
         self.version, self.count = self.policy.version, self.count + 1
+        return self._sync_adapter() if self.policy.adapted else self._sync_all()
+
+    def _sync_adapter(self) -> int:
         folder = self.folder / f"{self.count:06d}"
         self.policy.model.save_pretrained(folder, max_shard_size=SHARD)
-        moved = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        if self.policy.adapted:
-            # a name that vLLM does not know: it loads what lies there; the one before is no longer asked for
-            self.adapter = self.engine.adapter(folder)
-        else:
-            self._wake()
-            self.engine.loop.run(self._reload(folder))
+        # a name that vLLM does not know: it loads what lies there; the one before is no longer asked for
+        self.adapter = self.engine.adapter(folder)
         if (before := self.folder / f"{self.count - 1:06d}").exists():
             shutil.rmtree(before)
-        return moved
+        return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+    def _sync_all(self) -> int:
+        self.given = _by_checkpoint(self.policy.model)
+        if self.config.staleness:
+            # the policy learns on while completions are drawn by these
+            self.given = {name: weight.cpu().clone() for name, weight in self.given.items()}
+        self._wake()
+        self.engine.loop.run(self._send())
+        return sum(weight.nbytes for weight in self.given.values())
 
     def _rest(self) -> None:
         """Give memory back until it is woken, if so set; one that died on the way has given back all."""
@@ -126,21 +137,29 @@ class Served:
             torch.cuda.empty_cache()
             self.engine.loop.run(self.engine.told(lambda engine: engine.wake_up()))
 
-    async def _reload(self, folder: Path) -> None:
+    async def _send(self) -> None:
         """All weights in their places, and nothing remembered of what the old ones computed.
 
         A dead engine takes none; the one that is started in its place is given them by `generate`.
         """
-
-        async def take(engine: Any) -> None:
-            await engine.collective_rpc("take_weights", args=(str(folder),))
-            await engine.reset_prefix_cache()
-
-        await self.engine.told(take)
+        await self.engine.told(lambda engine: buckets.send(engine, self.given))
 
     def close(self) -> None:
         self.engine = None
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _by_checkpoint(model: Any) -> dict[str, torch.Tensor]:
+    """A model's weights as vLLM reads them: by their names in a checkpoint, those that are tied once."""
+    whole = revert_weight_conversion(model, model.state_dict())
+    seen: set[tuple[int, int]] = set()
+    found = {}
+    for name, weight in whole.items():
+        place = (weight.data_ptr(), weight.nbytes)
+        if place not in seen:
+            seen.add(place)
+            found[name] = weight
+    return found
 
 
 def _below(home: Home, folder: Path) -> Path:
