@@ -27,7 +27,9 @@ class FewUnits(BackpressurePolicy):  # type: ignore[misc]
         if ahead is None or not isinstance(op, ActorPoolMapOperator):
             return True
         waiting = (self._topology[after].total_enqueued_input_blocks() for after in later)
-        return all(op.num_active_tasks() + count < ahead for count in waiting)
+        # what is done and was not yet taken on, as where units before it are still in work
+        begun = op.num_active_tasks() + op.internal_output_queue_num_blocks()
+        return all(begun + count < ahead for count in waiting)
 
 
 def let_few_wait(context: DataContext, ahead: int | None) -> None:
