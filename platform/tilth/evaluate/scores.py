@@ -192,14 +192,16 @@ def compared_with(
         return {}
     others = [name for name in scored if name != baseline]
     found = {name: compare(scored[name], scored[baseline], samples, seed) for name in others}
-    tests = [item for items in found.values() for item in items]
+    tests = iter(corrected([item for items in found.values() for item in items]))
+    return {name: [next(tests) for _ in items] for name, items in found.items()}
+
+
+def corrected(tests: Sequence[Comparison]) -> list[Comparison]:
+    """Tests that are read together, each p corrected for all of them; a lone one as it is."""
     if len(tests) < 2:
-        return found
-    corrected = iter(holm([item.p for item in tests]))
-    return {
-        name: [replace(item, holm=next(corrected), family=len(tests)) for item in items]
-        for name, items in found.items()
-    }
+        return list(tests)
+    ps = holm([item.p for item in tests])
+    return [replace(item, holm=p, family=len(tests)) for item, p in zip(tests, ps, strict=True)]
 
 
 def flat(

@@ -6,7 +6,7 @@ Negative transfer (Wang et al. 2019, arXiv:1811.09751): a task is served worse b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tilth.data.bootstrap import Interval
@@ -18,6 +18,7 @@ from tilth.evaluate.scores import (
     Comparison,
     Scored,
     compare,
+    corrected,
     intervals,
     score,
     told_unlike,
@@ -57,7 +58,12 @@ def slices(
     for task, alone in single.items():
         _refuse_unlike(task, scored[task], alone)
     by_byte = any(_counted_otherwise(scored[task], alone) for task, alone in single.items())
-    return {task: _slice(items, by_byte, single.get(task), single, samples, seed) for task, items in scored.items()}
+    found = {task: _slice(items, by_byte, single.get(task), single, samples, seed) for task, items in scored.items()}
+    tests = iter(corrected([item for part in found.values() for item in part.against_single.values()]))
+    return {
+        task: replace(part, against_single={name: next(tests) for name in part.against_single})
+        for task, part in found.items()
+    }
 
 
 def _scored(task: str, predicted: Predicted, metrics: Sequence[Metric], compared: bool) -> dict[str, Scored] | None:
@@ -125,9 +131,9 @@ def matrix(found: Mapping[str, Slice], single: Mapping[str, str]) -> dict[str, d
 
 
 def harmed(found: Mapping[str, Slice], model: str) -> list[str]:
-    """Tasks that `model` serves worse than their own: at the level divided by their number (Bonferroni)."""
+    """Tasks that `model` serves worse than their own, by a p that is corrected for all tasks and models."""
     compared = {task: part.against_single[model] for task, part in found.items() if model in part.against_single}
-    return [task for task, item in compared.items() if item.p < LEVEL / len(compared) and item.worse]
+    return [task for task, item in compared.items() if item.decisive < LEVEL and item.worse]
 
 
 def verdicts(found: Mapping[str, Slice], single: Mapping[str, str]) -> list[str]:
@@ -139,15 +145,14 @@ def verdicts(found: Mapping[str, Slice], single: Mapping[str, str]) -> list[str]
             item, scores = part.against_single[model], part.models
             both = scores[model][item.metric], scores[alone][item.metric]
             lines.append(f"{task}: {verdict(model, alone, *both, item, part.rows)}")
-        lines.append(_advice(model, harmed(found, model), len(single)))
+        lines.append(_advice(model, harmed(found, model)))
     return lines
 
 
-def _advice(model: str, apart: Sequence[str], tasks: int) -> str:
-    held = f"p < {LEVEL / tasks:.2g}, which is {LEVEL:g} over {tasks} tasks"
+def _advice(model: str, apart: Sequence[str]) -> str:
     if apart:
-        return f"train {', '.join(apart)} apart from the other tasks of {model}: worse than alone ({held})"
-    return f"{model}: no task is shown to be worse than alone ({held}); nothing speaks for separating them"
+        return f"train {', '.join(apart)} apart from the other tasks of {model}: worse than alone"
+    return f"{model}: no task is shown to be worse than alone; nothing speaks for separating them"
 
 
 def detail(found: Mapping[str, Slice], single: Mapping[str, str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -170,10 +170,13 @@ def _known(rows: Iterable[Row], shots: Shots | None) -> tuple[list[str], list[Ro
     """The labels that there are, sorted, and the rows that are shown."""
     labels: set[str] = set()
 
-    def seen() -> Iterable[Row]:
+    def seen() -> Iterator[Row]:
         for row in rows:
             labels.update([row["label"]] if row.get("label") is not None else [])
             yield row
 
-    shown = shots.draw(seen()) if shots else [row for row in seen() if False]
+    read = seen()
+    shown = shots.draw(read) if shots else []
+    for _ in read:
+        pass  # whatever was not read for the shots has labels too
     return sorted(labels), shown
