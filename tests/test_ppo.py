@@ -820,6 +820,16 @@ def test_without_a_gold_reward_none_is_spoken_of(tmp_path: Path, llama: Path) ->
     assert "part" not in section.words[0]
 
 
+def test_a_policy_that_went_much_further_than_its_target_is_not_kept(tmp_path: Path, llama: Path) -> None:
+    kl = {"target": 1e-4, "horizon": 50}
+    made = run_stage(prompts_at(tmp_path), stage(str(llama), algorithm={"kl": kl}))
+    assert made.metrics["best_step"] == 0
+    [section] = [part for part in sections({"train": made}) if part.anchor == "feedback-train"]
+    assert "Nothing that was learnt is kept" in section.words[0]
+    assert stage("x", algorithm={"kl": kl}).gold.bounded(Kl(target=3.0)).max_kl == 6.0
+    assert stage("x", gold={"max_kl": 1}).gold.bounded(Kl(target=3.0)).max_kl == 1.0
+
+
 def test_where_reward_and_gold_part_is_said() -> None:
     first = look(0, [0.0, 0.1, 0.0, 0.1], [0.0, 0.0, 0.1, 0.1], 0.0)
     better = look(10, [1.0, 1.2, 1.1, 1.0], [1.0, 1.1, 1.0, 1.1], 2.0)

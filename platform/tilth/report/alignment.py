@@ -54,7 +54,9 @@ def words(artifact: Artifact, found: Sequence[Look]) -> Iterator[str]:
     kept = next((look for look in found if look["step"] == artifact.metrics.get("best_step")), last)
     what = "The reward that is trained on" if _without_gold(found) else "Gold"
     said = f"{what} changed by {_changed(first, last)} over {len(last['golds']):,} prompts."
-    if kept is not last:
+    if kept is first and kept is not last:
+        said += " Nothing that was learnt is kept: gold is at its highest before training, of what `gold.max_kl` allows."
+    elif kept is not last:
         said += f" Kept is the policy after step {kept['step']:,}, of which it changed by {_changed(first, kept)}."
     if "win_rate" in last:
         said += f" Judged against those from before training, answers win {last['win_rate']:.0%} of {last['judged']}."

@@ -138,10 +138,19 @@ class Gold(Component):
     prompts: int = Field(64, ge=2, description="Held-out prompts that are answered at each look, always the same.")
     shown: int = Field(8, ge=0, description="Of these, answers that are kept for the report.")
     max_kl: float | None = Field(
-        None, gt=0, description="KL of a completion, in nats, beyond which a policy is not taken for the best."
+        None,
+        gt=0,
+        description="KL of a completion, in nats, beyond which a policy is not taken for the best; null: twice the "
+        "target of `algorithm.kl`, where it has one.",
     )
 
     def check(self) -> list[Problem]:
         if self.judge is not None and not self.shown:
             return [Problem("judge", "compares the answers that are shown, and `shown` is 0", "raise shown")]
         return []
+
+    def bounded(self, kl: Kl) -> Gold:
+        """The same with its bound, if there is one."""
+        if self.max_kl is not None or kl.target is None:
+            return self
+        return self.model_copy(update={"max_kl": 2 * kl.target})

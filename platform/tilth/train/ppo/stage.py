@@ -36,7 +36,7 @@ class Ppo(Training):
     """
 
     # a detector goes back to a state that a step has proved; layers with dropout of their own draw none
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     reward: Reward = Field(description="What completions are worth.")
     scoring: Scoring = Field(Scoring(), json_schema_extra=EXECUTION, description="Where rewards are computed.")

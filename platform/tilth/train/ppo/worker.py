@@ -182,7 +182,7 @@ def _plan(stage: Ppo, prompts: int) -> Plan:
     steps = optimisation.steps or max(1, int(-(-prompts // optimisation.global_batch) * optimisation.epochs))
     return Plan(
         steps, optimisation.global_batch, optimisation.seed, stage.watchers, stage.checkpointing, stage.validation,
-        stage.gold, bool(stage.rollouts.staleness),
+        stage.gold.bounded(stage.algorithm.kl), bool(stage.rollouts.staleness),
     )  # fmt: skip
 
 
