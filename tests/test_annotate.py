@@ -19,6 +19,7 @@ from sqlalchemy import text
 import tilth
 from campaign import Browser, Campaign, write_items
 from helpers import finished_stage, write_dataset
+from processes import until
 from serving import Served, beside_us
 from tilth.annotate import people
 from tilth.annotate.book import Book
@@ -27,7 +28,7 @@ from tilth.annotate.exports import preferences
 from tilth.annotate.forms import Direct, Unanswered
 from tilth.annotate.items import campaign, from_file
 from tilth.annotate.judgements import Judgement, judgements
-from tilth.annotate.serve import listening
+from tilth.annotate.serve import kept, listening
 from tilth.annotate.text import shown
 from tilth.data.dataset import Dataset
 from tilth.data.schema import original
@@ -621,3 +622,20 @@ def test_a_check_of_a_recipe_loads_nothing_of_it(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=beside_us())
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_figures_are_left_for_the_report_while_people_still_answer(tmp_path: Path) -> None:
+    """So that a server that is killed leaves them too."""
+    campaign = Campaign(write_items(tmp_path / "items.jsonl", 2), form={"kind": "pairwise"}, overlap=1)
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run/annotation/pairs.json"
+    person = campaign.annotator("Ann")
+
+    def told() -> int:
+        return int(json.loads(file.read_text())["answers"]) if file.exists() else 0
+
+    with kept(campaign.book, str(tmp_path / "run"), "pairs", seconds=0.05):
+        assert person.prefer("red").status_code == 200
+        assert until(lambda: told() == 1, 30)
+        assert person.prefer("red").status_code == 200
+        assert until(lambda: told() == 2, 30)

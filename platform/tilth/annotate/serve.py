@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
 
 from tilth import ui
 from tilth.annotate import people
@@ -15,17 +19,22 @@ from tilth.annotate.book import Book
 from tilth.annotate.config import Annotation, Serving, load_annotation
 from tilth.annotate.forms import Form
 from tilth.annotate.items import campaign
-from tilth.annotate.judgements import judgements
+from tilth.annotate.judgements import Judgement, judgements
 from tilth.annotate.quality import figures
 from tilth.errors import StorageError
 from tilth.storage import Store
 
 #: what the report of a run reads, below the run
 RESULTS = "annotation/{name}.json"
+#: so long after an answer its figures are left for the report, at the latest
+KEEP_SECONDS = 60.0
 
 
 def annotate(source: str, file: str | None, port: int | None) -> dict[str, Any]:
-    """Serve a campaign until SIGINT or SIGTERM; its figures as they are then."""
+    """Serve a campaign until SIGINT or SIGTERM; its figures as they are then.
+
+    A run's report finds them while people still answer, too, and where the server is killed.
+    """
     settings = load_annotation(file, port)
     name = Path(file).stem if file else "answers"
     place = settings.store or _beside(source, name)
@@ -35,7 +44,8 @@ def annotate(source: str, file: str | None, port: int | None) -> dict[str, Any]:
         book.begin(form, items, settings.seed)
         with book.writing() as session:
             token = people.manager(session)
-        _serve(book, settings, form, token)
+        with kept(book, source, name):
+            _serve(book, settings, form, token)
         with book.reading() as session:
             found = figures(judgements(session))
     finally:
@@ -61,6 +71,32 @@ def _beside(source: str, name: str) -> str:
     if not store.is_local:
         raise StorageError(f"{source} is no local directory; set `store` to a path or a database's URL")
     return str(store.local(f"annotation/{name}.db"))
+
+
+@contextmanager
+def kept(book: Book, source: str, name: str, seconds: float = KEEP_SECONDS) -> Iterator[None]:
+    """Within: the figures are left for the report every so often, if anything was answered meanwhile."""
+    over = threading.Event()
+
+    def keep() -> None:
+        known: list[Judgement] = []
+        while not over.wait(seconds):
+            try:
+                with book.reading() as session:
+                    found = judgements(session)
+                if found != known:
+                    _keep(source, name, figures(found))
+                    known = found
+            except (StorageError, SQLAlchemyError) as error:
+                ui.reporter().say(f"the figures of what was answered could not be kept for the report: {error}")
+
+    keeper = threading.Thread(target=keep, name="tilth-figures", daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        over.set()
+        keeper.join()
 
 
 def _keep(source: str, name: str, found: dict[str, Any]) -> None:

@@ -55,7 +55,7 @@ def words(artifact: Artifact, found: Sequence[Look]) -> Iterator[str]:
     what = "The reward that is trained on" if _without_gold(found) else "Gold"
     said = f"{what} changed by {_changed(first, last)} over {len(last['golds']):,} prompts."
     if kept is first and kept is not last:
-        said += " Nothing that was learnt is kept: gold is at its highest before training, of what `gold.max_kl` allows."
+        said += " Nothing that was learnt is kept: gold is highest before training, of what `gold.max_kl` allows."
     elif kept is not last:
         said += f" Kept is the policy after step {kept['step']:,}, of which it changed by {_changed(first, kept)}."
     if "win_rate" in last:
