@@ -108,8 +108,10 @@ class Store:
             found = self.fs.find(root, detail=True)
         return {posixpath.relpath(name, root): int(info["size"]) for name, info in found.items()}
 
-    def open(self, name: str) -> IO[bytes]:
-        handle: IO[bytes] = self.fs.open(self.path(name), "rb")
+    def open(self, name: str, ahead: bool = True) -> IO[bytes]:
+        """A file to read; of which only a part is wanted, without `ahead`: S3's would be read on for 50 MiB."""
+        how = {} if ahead or self.is_local else {"cache_type": "none"}
+        handle: IO[bytes] = self.fs.open(self.path(name), "rb", **how)
         return handle
 
     def read(self, name: str) -> bytes:
