@@ -1,12 +1,14 @@
 """Work on a cluster of real Ray nodes, one of which is killed with all that runs on it, on the way.
 
 python tests/lose_a_node.py WHAT ROOT, where WHAT is a function below; prints what became of it as one line of JSON.
+When the node goes is drawn anew each time; TILTH_LOSS_SEED, which is printed, draws the same again.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -32,6 +34,14 @@ from training import MINILM, at_step, dataset, questions, run_stage, stage_of, t
 ROWS = 240
 #: of the questions that are learnt, epochs of eight steps
 STEPS = 24
+SEED = int(os.environ.get("TILTH_LOSS_SEED") or random.randrange(1_000_000))
+
+
+def drawn(first: int, last: int) -> int:
+    """The point at which the node goes: early enough that work is left, late enough that some is done."""
+    point = random.Random(SEED).randint(first, last)
+    print(f"TILTH_LOSS_SEED={SEED} draws {point} of {first} to {last}", flush=True)
+    return point
 
 
 @contextmanager
@@ -80,8 +90,10 @@ def recipe(workers: int, *others: dict[str, Any]) -> dict[str, Any]:
 def augment(root: Path, lose: Callable[..., None], *others: dict[str, Any], workers: int = 2) -> dict[str, Any]:
     """Augment while a node is lost, and once more without any; both as they lie on storage."""
 
+    least = drawn(12, 45)  # of 60
+
     def committed() -> bool:
-        return len(list(root.glob("out/stages/more/*/units/*.parquet"))) >= 12
+        return len(list(root.glob("out/stages/more/*/units/*.parquet"))) >= least
 
     killer = threading.Thread(target=lambda: (until(committed, 120), lose()))
     killer.start()
@@ -118,16 +130,17 @@ def loses_where(title: str, begun: Callable[[], object], lose: Callable[..., Non
 
 def learner(root: Path, lose: Callable[..., None]) -> dict[str, Any]:
     """Learn from feedback while the node of the learner is lost, and once more where none is; both traces."""
-    act = (root / "lost", 3, lambda progress: lose(progress["pid"]), lambda: True)
+    act = (root / "lost", drawn(1, 4), lambda progress: lose(progress["pid"]), lambda: True)
     return _ppo(root, threading.Thread(target=at_step, args=act))
 
 
 def rollouts(root: Path, lose: Callable[..., None]) -> dict[str, Any]:
     """The same where the node of the generating actor is lost."""
+    least = drawn(1, 4)
 
     def begun() -> bool:
         file = root / "lost/train/progress.json"
-        return file.exists() and json.loads(file.read_text())["step"] >= 3
+        return file.exists() and json.loads(file.read_text())["step"] >= least
 
     return _ppo(root, loses_where("ray::Mirror", begun, lose))
 
@@ -165,9 +178,11 @@ def search(root: Path, lose: Callable[..., None]) -> dict[str, Any]:
         },
     }  # fmt: skip
 
+    least = drawn(2, 15)
+
     def begun() -> bool:
         files = root.glob("lost/stages/sft/*/progress.json")
-        return any(json.loads(file.read_text())["step"] >= 6 for file in files)
+        return any(json.loads(file.read_text())["step"] >= least for file in files)
 
     killer = loses_where("ray::ImplicitFunc", begun, lose)
     killer.start()
@@ -192,12 +207,12 @@ def sft(root: Path, lose: Callable[..., None]) -> dict[str, Any]:
         model = {"name": MINILM, "lora": {"rank": 4, "dropout": 0.1}}
         return stage_of("sft", model, {"epochs": 3}, checkpointing={"every_steps": 3, "keep": 2}, scale=scale)
 
-    traces = []
+    traces, point = [], drawn(1, 20)
     for name, workers in (("lost", 1), ("alone", 0)):
         dataset(root / name, questions(61))
         if workers:
             killer = threading.Thread(
-                target=at_step, args=(root / name, 10, lambda progress: lose(progress["pid"]), lambda: True)
+                target=at_step, args=(root / name, point, lambda progress: lose(progress["pid"]), lambda: True)
             )
             killer.start()
         run_stage(root / name, stage(workers))

@@ -42,6 +42,7 @@ LAYERS = (
         "overrides",
         "runs",
         "trials",
+        "disk",
         "storage",
         "lock",
         "ui",

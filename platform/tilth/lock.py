@@ -120,8 +120,16 @@ def _lease(store: Store) -> Iterator[None]:
         stop.set()
         renewal.join()
         _ours.discard(mine["token"])
+        _give_back(store, mine)
+
+
+def _give_back(store: Store, mine: dict[str, Any]) -> None:
+    """Remove one's own lease. What was done is done: where the store cannot be reached, the lease ends by itself."""
+    try:
         if _holder(store).get("token") == mine["token"]:
             store.remove(LOCK)
+    except StorageError as error:
+        ui.reporter().say(f"the lease could not be given back, and is over in {LEASE_SECONDS:.0f} s: {error}")
 
 
 def _holder(store: Store) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import os
 import posixpath
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,16 +22,17 @@ from typing import IO, Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
+from tilth.disk import UNFINISHED, replace, settle, sync_directory, write_local
 from tilth.errors import StorageError
 from tilth.paths import filesystem, reaching
 
 Built = TypeVar("Built")
 #: how the names of directories in the making begin
 PARTIAL = ".partial-"
-#: how the name of a file that is being written ends; it begins with a dot
-UNFINISHED = ".tmp"
 #: by which object stores mark what a file holds or when it was written, the surest first
 MARKS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "LastModified", "mtime", "updated", "created")
+#: what S3 says of a write that met another, and of a long one whose last answer was lost: it is sent anew
+AGAIN = ("ConditionalRequestConflict", "NoSuchUpload")
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,10 @@ class Store:
             found = self.fs.find(root, detail=True)
         return {posixpath.relpath(name, root): int(info["size"]) for name, info in found.items()}
 
-    def open(self, name: str) -> IO[bytes]:
-        handle: IO[bytes] = self.fs.open(self.path(name), "rb")
+    def open(self, name: str, ahead: bool = True) -> IO[bytes]:
+        """A file to read; of which only a part is wanted, without `ahead`: S3's would be read on for 50 MiB."""
+        how = {} if ahead or self.is_local else {"cache_type": "none"}
+        handle: IO[bytes] = self.fs.open(self.path(name), "rb", **how)
         return handle
 
     def read(self, name: str) -> bytes:
@@ -149,12 +152,11 @@ class Store:
     def write_with(self, name: str, fill: Callable[[IO[bytes]], object]) -> None:
         """Let `fill` write to a handle; the file appears whole when it returns, or not at all."""
         if self.is_local:
-            _replace_local(self.local(name), fill)
+            write_local(self.local(name), fill, replace)
             return
         with tempfile.TemporaryFile() as spool:
             fill(spool)
-            spool.seek(0)
-            self._put(name, lambda: self.fs.pipe_file(self.path(name), spool.read()))
+            self._send(name, spool)
 
     def adopt(self, name: str, file: Path) -> None:
         """Make a finished local file, written in `scratch()`, appear as `name`; it is moved or uploaded."""
@@ -164,7 +166,7 @@ class Store:
             target = self.local(name)
             target.parent.mkdir(parents=True, exist_ok=True)
             file.replace(target)
-            _sync_directory(target.parent)
+            sync_directory(target.parent)
         else:
             self._put(name, lambda: self.fs.put_file(str(file), self.path(name)))
             file.unlink()
@@ -190,24 +192,43 @@ class Store:
 
     def create(self, name: str, data: bytes) -> bool:
         """Write `name` only where nothing is yet; False when something was there first."""
-        try:
-            if self.is_local:
-                self.local(name).parent.mkdir(parents=True, exist_ok=True)
-                with open(self.local(name), "xb") as handle:
-                    handle.write(data)
-            else:
-                self._put(name, lambda: self.fs.pipe_file(self.path(name), data, mode="create"))
-        except FileExistsError:
-            return False
+        return self.create_with(name, lambda handle: handle.write(data))
+
+    def create_with(self, name: str, fill: Callable[[IO[bytes]], object]) -> bool:
+        """Let `fill` write a whole file only where nothing is yet; False when something was there first.
+
+        On an object store that may be what this very call has written: the answer to a PUT can be lost.
+        """
+        if self.is_local:
+            return write_local(self.local(name), fill, settle)
+        with tempfile.TemporaryFile() as spool:
+            fill(spool)
+            try:
+                self._send(name, spool, mode="create")
+            except FileExistsError:
+                return False
         return True
+
+    def _send(self, name: str, spool: IO[bytes], **how: Any) -> None:
+        def send() -> None:
+            spool.seek(0)
+            self.fs.pipe_file(self.path(name), spool.read(), **how)
+
+        self._put(name, send)
 
     def _put(self, name: str, send: Callable[[], object]) -> None:
         """Write to an object store; a bucket that does not exist is said, not created."""
-        try:
-            with reaching(self.at_url(name)):
-                send()
-        except FileNotFoundError as error:
-            raise StorageError(f"cannot write to {self.at_url(name)}: {error}") from error
+        for last in (False, False, True):
+            try:
+                with reaching(self.at_url(name)):
+                    send()
+                return
+            except (StorageError, FileNotFoundError) as error:
+                if not last and any(word in str(cause) for cause in _causes(error) for word in AGAIN):
+                    continue
+                if isinstance(error, StorageError):
+                    raise
+                raise StorageError(f"cannot write to {self.at_url(name)}: {error}") from error
 
     def fetch(self, name: str) -> Path:
         """A local directory with the content of `name`: itself, or this node's copy of what lies there now."""
@@ -238,46 +259,23 @@ class Store:
 
     def remove(self, name: str = "") -> None:
         """Remove a file or a whole directory, without a name this one; nothing happens where there is none."""
-        with reaching(self.at_url(name)):
+        # where the answer to a first try was lost, the second finds nothing
+        with reaching(self.at_url(name)), contextlib.suppress(FileNotFoundError):
             if self.fs.exists(self.path(name)):
                 self.fs.rm(self.path(name), recursive=True)
 
 
 def full(error: BaseException | None) -> bool:
     """Whether a disk is full, which is no fault of the work that met it."""
+    return any(
+        (isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT))
+        or "No space left on device" in str(cause)  # from another process comes only the text
+        for cause in _causes(error)
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what it came from."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(error):  # from another process comes only the text
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
-
-
-def _replace_local(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    name: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
-        with os.fdopen(handle, "wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-        _sync_directory(path.parent)
-    except BaseException as error:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError):  # `fill` may have read: another file can be at fault
-            other = f": {error.filename}" if error.filename not in (None, name, str(path.parent)) else ""
-            raise StorageError(f"cannot write {path}: {error.strerror or error}{other}") from error
-        raise
-
-
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

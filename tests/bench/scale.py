@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from tests.bench.result import banking_texts
+from tests.bench.traffic import FOOTER, LIMITS, LOOK, UNIT, limited
 from tilth.data.chain import MOST_UNITS, UNIT_ROWS
 from tilth.data.finish import finish
 from tilth.data.ingest import MARK
@@ -29,6 +30,8 @@ from tilth.storage import Store
 UNITS, ROWS = 16, 10_000
 #: units whose books are measured; nothing is written for them
 BOOKS = 20_000
+#: until an object store answers; not measured
+ANSWER_SECONDS = 0.03
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Measured:
     line: float
     unit_memory: float
     row_memory: float
+    row_size: float
     place_row: float
     commit_row: float
     finish_row: float
@@ -55,7 +59,8 @@ def measured() -> Measured:
         finishing = _seconds(partial(finish, ledger, "labelled"))
         line, unit_memory, note = _books(store.sub("books"))
     rows = UNITS * ROWS
-    return Measured(line, unit_memory, memory / rows, placing / rows, seconds / rows, finishing / rows, note)
+    size = sum(record.size for record in ledger.records.values()) / rows
+    return Measured(line, unit_memory, memory / rows, size, placing / rows, seconds / rows, finishing / rows, note)
 
 
 def _committed(ledger: Ledger) -> float:
@@ -133,9 +138,34 @@ def table(found: Measured, rows: float, gpus: int, rate: float) -> str:
             f"{found.place_row * 1e6:.1f} µs a row",
         ),
         ("stage `data`: memory to place rows", f"{placing:,.0f} GiB", f"{found.row_memory:.0f} bytes a row"),
+        *_traffic(found.row_size, units, size, per_second),
     ]
     head = ["| What | At this size | Measured |", "| --- | --- | --- |"]
     return "\n".join([*head, *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def _traffic(row_size: float, units: float, size: int, per_second: float) -> list[tuple[str, str, str]]:
+    """What object storage is asked for."""
+    asked, looks = limited(UNIT), sum(LOOK.values())
+    up, down = per_second * row_size * size, per_second * (row_size * size + FOOTER)
+    return [
+        *(
+            (
+                f"{kind} of one prefix, by the workers"
+                if kind == "PUT"
+                else "GET, HEAD and LIST of one, by the workers",
+                f"{per_second * asked[kind]:.1f} a second",
+                f"{asked[kind]} a unit; S3 takes {limit:,} a second",
+            )
+            for kind, limit in LIMITS.items()
+        ),
+        ("bytes to and from storage", f"{up / 1e6:.1f} and {down / 1e6:.1f} MB/s", f"{row_size:.0f} bytes a row"),
+        (
+            "waiting for storage, in the driver",
+            f"{units * looks * ANSWER_SECONDS / 3600:.1f} h a pass over all units",
+            f"{looks} requests a unit; supposed: {ANSWER_SECONDS * 1000:.0f} ms each",
+        ),
+    ]
 
 
 def main() -> None:

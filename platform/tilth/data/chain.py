@@ -130,7 +130,7 @@ class UnitReader:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with self.store.open(unit.source) as handle, pq.ParquetFile(handle) as file:
+        with self.store.open(unit.source, ahead=False) as handle, pq.ParquetFile(handle, pre_buffer=True) as file:
             sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
             edges = [0, *(sum(sizes[: i + 1]) for i in range(len(sizes)))]
             groups = [i for i, (a, b) in enumerate(pairwise(edges)) if a < unit.stop and b > unit.start]

@@ -4,10 +4,12 @@
     ledger/HEAD.json         whose ledger this is: the stage's fingerprint and how its input was cut
     ledger/00000003.jsonl    a segment of the manifest: one line for each unit committed since the last
 
-A worker writes a unit file whole (temporary file, fsync, rename; one PUT on an object store): that is the
-commit. The driver then writes manifest segments, never appending, so that the protocol is the same on
-object stores. A unit file that no segment names yet (the driver died between the two) carries its own
-tallies and is adopted. Redoing a unit is harmless: randomness belongs to row ids, so the bytes are the same.
+A worker writes a unit file whole (temporary file, fsync, link; one PUT on an object store), and only where there is
+none: that is the commit. The driver then writes manifest segments, never appending, so that the protocol is the same
+on object stores. A unit file that no segment names yet (the driver died between the two) carries its own
+tallies and is adopted. Redoing a unit is harmless: randomness belongs to row ids, so the bytes are the same. Where
+they are not, as what a server answers, the first commit holds: a worker that was cut off and comes back after its unit
+was redone finds that file and leaves it.
 """
 
 from __future__ import annotations
@@ -102,12 +104,21 @@ def is_quarantine(reason: str | None) -> bool:
 def commit(store: Store, unit: Unit, rows: Iterable[Row], row_type: str, inputs: int | None = None) -> Record:
     """Write all rows of a unit as one file, atomically; `rows` may be a stream, memory stays bounded.
 
-    `inputs` of them were there before, the others were made; None: the unit reads a source, all are inputs.
+    `inputs` of them were there before, the others were made; None: the unit reads a source, all are inputs. Where
+    another has committed the unit meanwhile, its file stays and the record is of that.
     """
     done: dict[str, Any] = {}
-    store.write_with(unit.file, lambda handle: done.update(_write_unit(handle, rows, row_type, inputs)))
-    done["tally"].check(f"unit {unit.index}")
-    return Record(unit.index, file=unit.file, **done)
+
+    def fill(handle: IO[bytes]) -> None:
+        done.update(_write_unit(handle, rows, row_type, inputs))
+        done["tally"].check(f"unit {unit.index}")
+
+    if store.create_with(unit.file, fill):
+        return Record(unit.index, file=unit.file, **done)
+    if (first := _adopt(store, unit)) is None:
+        store.remove(unit.file)
+        raise StorageError(f"{store.at_url(unit.file)} was damaged after it was written; it is removed: run again")
+    return first
 
 
 def _write_unit(handle: IO[bytes], rows: Iterable[Row], row_type: str, inputs: int | None) -> dict[str, Any]:
@@ -177,12 +188,16 @@ class Ledger:
         return {f"units/{name}" for name in self.store.list("units") if name.endswith(".parquet")}
 
     def adopt(self) -> list[int]:
-        """Take in units whose file is there though no record names it: their indices."""
+        """Take in units whose file is there though no record names it: their indices. A file that is not whole goes."""
         present = self._present()
-        found = [record for unit in self.missing() if unit.file in present and (record := _adopt(self.store, unit))]
-        for record in found:
+        found = []
+        for unit in (unit for unit in self.missing() if unit.file in present):
+            if (record := _adopt(self.store, unit)) is None:
+                self.store.remove(unit.file)
+                continue
             self.add(record)
-        return [record.unit for record in found]
+            found.append(record.unit)
+        return found
 
     def missing(self) -> list[Unit]:
         """Units that are not committed yet, in order."""
