@@ -49,6 +49,7 @@ LAYERS = (
         "room",
         "spilling",
         "nodes",
+        "placing",
         "content",
         "models",
         "hub",
