@@ -50,6 +50,7 @@ LAYERS = (
         "spilling",
         "nodes",
         "placing",
+        "orphans",
         "content",
         "models",
         "hub",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from tilth.trials import Packs
 def test_trials_run_on_ray_tune(tmp_path: Path, ray_session: Any) -> None:
     space = {"x": {"kind": "choice", "values": [0.1, 0.3, 0.8]}}
     runner = {"kind": "tune", "at_once": 3}
+    interrupted = signal.getsignal(signal.SIGINT)
     artifact = searched(tmp_path, {"raises": 0.7}, space=space, searcher={"kind": "grid"}, runner=runner)
+    assert signal.getsignal(signal.SIGINT) is interrupted, "Ctrl-C is not Tune's any more"
     assert [trial["state"] for trial in trials(artifact)] == ["complete", "complete", "failed"]
     assert trials(artifact)[2]["error"] == "ValueError: x is 0.800"
     assert artifact.store.read("weights") == b"0.3"

@@ -21,8 +21,8 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from tilth import placing, room, ui
-from tilth.cluster import ray_ready
+from tilth import orphans, placing, room, ui
+from tilth.cluster import interrupts_given_back, ray_ready
 from tilth.errors import StorageError, TilthError
 from tilth.search.bench import Bench, Outcome, over
 from tilth.storage import Store
@@ -73,7 +73,9 @@ def run(trials: Trials, bench: Bench, most: int | None) -> None:
         ),
     )
     try:
-        tuner.fit()
+        # a trial that Tune has ended leaves the places of its stages' workers behind
+        with interrupts_given_back(), orphans.given_back():
+            tuner.fit()
     finally:
         place.remove()
     if desk.fault is not None:
