@@ -71,7 +71,7 @@ def _groups() -> Iterator[Any]:
 
 def _made_by_actor(group: Any) -> bool:
     """What a driver makes names no actor, and is marked as if that were dead."""
-    return group.creator_actor_id.strip(b"\xff") != b""
+    return bool(group.creator_actor_id.strip(b"\xff"))
 
 
 def _job() -> Any:
