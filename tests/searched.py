@@ -13,6 +13,7 @@ from pydantic import Field
 from stages import Number
 from tilth.config import EXECUTION, Component, DatasetRef, ModelRef
 from tilth.errors import StageError, StageStopped
+from tilth.nodes import Workers
 from tilth.recipe import STOP, Figures, Stage
 from tilth.runs import Artifact, Out
 from tilth.storage import Store
@@ -199,8 +200,8 @@ class Wide(Hill):
     """Takes every CPU of the cluster while it runs, as workers do that train."""
 
     @property
-    def demand(self) -> dict[str, float]:
-        return {"CPU": 2.0}
+    def at_work(self) -> tuple[Workers, ...]:
+        return (Workers({"CPU": 1.0}, 2),)
 
     def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
         import ray

@@ -50,6 +50,8 @@ LAYERS = (
         "room",
         "spilling",
         "nodes",
+        "placing",
+        "orphans",
         "content",
         "models",
         "hub",

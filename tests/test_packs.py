@@ -12,6 +12,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,30 @@ def test_task_weights_are_each_trials_own(tmp_path: Path) -> None:
         assert [line["tasks"] for line in trace(found[name].artifact)] == [  # type: ignore[arg-type]
             {task: pytest.approx(told) for task, told in line["tasks"].items()} for line in trace(by_itself)
         ]
+
+
+def test_each_trial_may_learn_from_rows_of_its_own(root: Path, tmp_path: Path) -> None:
+    """Others, fewer and longer than those of the trial beside it."""
+    rows = [
+        {"prompt": f"Of {i} we know" + " little" * (i % 3), "completion": f" that it is {i}, or more."}
+        for i in range(7)
+    ]
+    dataset(tmp_path, [original(f"o{i}", "train", row) for i, row in enumerate(rows)], "completion")
+    data = {"ours": root, "theirs": tmp_path}
+    stages = {name: sft(root, {"kind": "lora", "rank": 2 + n}, steps=4) for n, name in enumerate(data)}
+
+    def reading(place: str, name: str) -> Trial:
+        read = Artifact("data", "data", "dataset", "0" * 64, Store.at(data[name] / "data"), {})
+        return replace(trial(root, place, name, stages[name]), inputs={"@data": read})
+
+    found = {
+        outcome.trial: outcome for outcome in Sft.pack([reading("own", name) for name in data], 2, _reports([], {}))
+    }
+    for name in data:
+        one = reading("own, alone", name)
+        assert_same(found[name], one.stage.run(one.out, one.inputs))
+    seen = [{row for line in trace(Store.at(root / "own" / name)) for row in line["rows"]} for name in data]
+    assert [{row[0] for row in rows} for rows in seen] == [{"c"}, {"o"}]
 
 
 def test_a_trial_that_fails_fails_alone(root: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from test_search import trials
 from tilth.data.schema import original
 from tilth.recipe import load
 from tilth.runs import Run
+from tilth.search.one_by_one import limited
 from tilth.storage import Store
 from tilth.train import trace as traces
 from tilth.train.sft import Sft
-from tilth.trials import Outcome, Report
+from tilth.trials import Outcome, Report, TimeOverError
 from tiny import model_folder
 from together import packed, sft, trial
 from training import dataset
@@ -54,6 +56,11 @@ def checkpointed(root: Path, count: int) -> dict[str, Any]:
     model_folder(root / "llama", "llama")
     fields = {"scale": WIDE, "checkpointing": {"every_steps": 1}}
     return {f"t{n}": sft(root, {"kind": "lora", "rank": 2 + n}, fields=fields, steps=4) for n in range(count)}
+
+
+def free(ray: Any) -> bool:
+    """Whether nothing holds a CPU of this Ray."""
+    return bool(ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
 
 
 RATES = {"model.lora.rank": [2, 5], "optimisation.learning_rate": [1e-2, 3e-3]}
@@ -107,16 +114,21 @@ def test_trials_share_a_pack_on_workers_where_they_ask_for_the_same(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_training_on_workers_ends_with_the_time_of_its_trial(tmp_path: Path, ray_session: Any) -> None:
+@pytest.mark.parametrize(
+    ("runner", "limit"), [({"kind": "one_by_one"}, 45), ({"kind": "tune", "at_once": 1}, 80)], ids=["alone", "tune"]
+)
+def test_training_on_workers_ends_with_the_time_of_its_trial(
+    tmp_path: Path, ray_session: Any, runner: dict[str, Any], limit: int
+) -> None:
     """And gives its workers' places back, so that the next one has them."""
     model_folder(tmp_path / "llama", "llama")
     steps = {"optimisation.steps": [1_000_000, 3]}
     began = time.monotonic()
-    done = Run(tmp_path / "out").execute(recipe(tmp_path, steps, {"kind": "one_by_one"}, limit=45))
-    assert time.monotonic() - began < 200
+    done = Run(tmp_path / "out").execute(recipe(tmp_path, steps, runner, limit=limit))
+    assert time.monotonic() - began < 300
     assert [trial["state"] for trial in trials(done["search"])] == ["failed", "complete"]
-    assert trials(done["search"])[0]["error"] == "it took longer than its limit of 45 s"
-    assert until(lambda: ray_session.available_resources().get("CPU") == ray_session.cluster_resources()["CPU"], 30)
+    assert trials(done["search"])[0]["error"] == f"it took longer than its limit of {limit} s"
+    assert until(lambda: free(ray_session), 30)
 
 
 @pytest.mark.slow
@@ -167,4 +179,13 @@ def test_a_pack_whose_worker_dies_goes_on_and_one_that_is_closed_is_gone(tmp_pat
         packed(tmp_path, "closed", stages, judge=over)
     assert len(workers[-1]) == 2
     assert until(lambda: not alive(workers[-1]), 10)
-    assert until(lambda: ray_session.available_resources().get("CPU") == ray_session.cluster_resources()["CPU"], 30)
+    assert until(lambda: free(ray_session), 30)
+
+    def interrupt() -> None:
+        until(lambda: not free(ray_session), 120)
+        os.kill(os.getpid(), signal.SIGALRM)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(TimeOverError), limited(600):
+        packed(tmp_path, "closed before it began", stages)
+    assert until(lambda: free(ray_session), 30)

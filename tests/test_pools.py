@@ -22,12 +22,13 @@ from tilth.config import digest, identity
 from tilth.data import pools
 from tilth.data.chain import Chain
 from tilth.data.dataset import Dataset
-from tilth.data.pools import Node, shared
+from tilth.data.pools import shared
 from tilth.data.schema import NEW, Row, added
 from tilth.data.transform import Inputs, Resources, Transform
 from tilth.errors import ClusterError, RecipeError
 from tilth.generate.hf import HuggingFace
 from tilth.nodes import Nodes
+from tilth.placing import Node
 from tilth.storage import Store
 from tilth.weights import Weights
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import at_rest
 from tilth import room
 from tilth.data import pools
 from tilth.data.transform import Resources
@@ -28,18 +29,8 @@ def reported(*types: str) -> dict[str, bytes]:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Ray as it answers in a cluster whose head has two CPUs: its nodes, and what its tables hold."""
-    import ray
-    from ray._private.state import state
-    from ray.experimental import internal_kv
-
-    def at_rest(held: dict[str, bytes], **labels: str) -> None:
-        head = {"NodeID": HEAD, "Alive": True, "Resources": {"CPU": 2.0}, "Labels": labels}
-        monkeypatch.setattr(ray, "nodes", lambda: [head])
-        monkeypatch.setattr(state, "get_cluster_config", lambda: None)
-        monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda key, namespace=None: held.get(key))
-
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    return at_rest
+    return lambda held, **labels: at_rest.nodes(monkeypatch, {"CPU": 2.0}, held=held, labels=labels)
 
 
 @pytest.mark.parametrize(

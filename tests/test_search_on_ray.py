@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray import tune
 
+import at_rest
 import tilth
 from test_search import begun, searched, sft, trials
-from tilth.errors import StageError
+from tilth.errors import ClusterError
+from tilth.nodes import Workers
 from tilth.recipe import load
 from tilth.runs import Run
-from tilth.search import one_by_one
+from tilth.search import beside, one_by_one
 from tilth.search.bench import Bench
-from tilth.search.on_tune import NEXT_TO_NOTHING, room
+from tilth.search.on_tune import NEXT_TO_NOTHING, at_once, refuse_unplaceable
+from tilth.trials import Packs
 
 
 @pytest.mark.slow
 def test_trials_run_on_ray_tune(tmp_path: Path, ray_session: Any) -> None:
     space = {"x": {"kind": "choice", "values": [0.1, 0.3, 0.8]}}
     runner = {"kind": "tune", "at_once": 3}
+    interrupted = signal.getsignal(signal.SIGINT)
     artifact = searched(tmp_path, {"raises": 0.7}, space=space, searcher={"kind": "grid"}, runner=runner)
+    assert signal.getsignal(signal.SIGINT) is interrupted, "Ctrl-C is not Tune's any more"
     assert [trial["state"] for trial in trials(artifact)] == ["complete", "complete", "failed"]
     assert trials(artifact)[2]["error"] == "ValueError: x is 0.800"
     assert artifact.store.read("weights") == b"0.3"
@@ -34,23 +40,58 @@ def test_a_trial_takes_no_part_of_a_cpu_beside_its_stages() -> None:
     assert tune.with_resources(lambda config: None, NEXT_TO_NOTHING)._resources.bundles == [{"memory": 1}]
 
 
-def test_as_many_trials_run_at_once_as_the_cluster_holds(tmp_path: Path) -> None:
+def bench_of(root: Path, scale: dict[str, Any], below: dict[str, Any] | None = None) -> Bench:
+    """A search over a training of this scale, after a data stage, and on a model trained at the scale `below`."""
     data: Any = sft(**{"model.lora.rank": {"kind": "choice", "values": [4, 8]}})
+    stages = data["stages"]
+    stages["sft"]["scale"] = scale
+    if below is not None:
+        stages["base"] = {"kind": "sft", "data": "@data", "model": {"name": "org/model"}, "scale": below}
+        stages["sft"]["model"]["name"] = "@base"
+    held = load(data)
+    search: Any = held.stages["search"]
+    return Bench.of(search, held, Run(root))
 
-    def at_once(cluster: dict[str, float], **scale: Any) -> int:
-        data["stages"]["sft"]["scale"] = scale
-        held = load(data)
-        search: Any = held.stages["search"]
-        return room(Bench.of(search, held, Run(tmp_path)), cluster)
 
-    assert at_once({"CPU": 8.0, "GPU": 1.0}, cpus=0.5, gpus=0.1) == 8, "by the data stage, which takes a CPU"
-    assert at_once({"CPU": 99.0, "GPU": 1.0}, gpus=0.1) == 10
-    assert at_once({"CPU": 99.0, "GPU": 1.0}, gpus=0.3) == 3
+def test_as_many_trials_run_at_once_as_the_nodes_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def together(*nodes: dict[str, float], **scale: Any) -> int:
+        at_rest.nodes(monkeypatch, *nodes)
+        bench = bench_of(tmp_path, scale)
+        refuse_unplaceable(bench, join_seconds=0)
+        return at_once(bench)
+
+    assert together({"CPU": 8.0, "GPU": 1.0}, cpus=0.5, gpus=0.1) == 8, "by the data stage, which takes a CPU"
+    assert together({"CPU": 99.0, "GPU": 1.0}, gpus=0.1) == 10
+    assert together({"CPU": 99.0, "GPU": 1.0}, gpus=0.3) == 3
     elastic = {"workers": 2, "min_workers": 1, "cpus": 4.0}
-    assert at_once({"CPU": 17.0}, **elastic) == 2
-    assert at_once({"CPU": 4.0}, **elastic) == 1, "it goes on with one worker"
-    with pytest.raises(StageError, match="a trial takes 4 CPU, of which the cluster has 3"):
-        at_once({"CPU": 3.0}, **elastic)
+    assert together({"CPU": 17.0}, **elastic) == 2
+    assert together({"CPU": 4.0}, **elastic) == 1, "it goes on with one worker"
+    with pytest.raises(ClusterError, match=r"a stage asks for 1 worker of CPU 4, and .* never hold them: no node has"):
+        together({"CPU": 3.0}, **elastic)
+    one_each = [{"CPU": 4.0, "GPU": 1.0}] * 2
+    assert together(*one_each, workers=2, gpus=1.0) == 1
+    assert together({"CPU": 3.0}, {"CPU": 3.0}, workers=1, cpus=2.0) == 2, "what is left on two nodes is no third"
+    with pytest.raises(ClusterError, match="no node has, or can be started with, GPU 2"):
+        together(*one_each, gpus=2.0)
+
+
+def test_a_pack_leaves_room_on_single_nodes_for_a_trials_other_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nodes have six CPUs, as both ask for together, and neither has the two that are needed."""
+    bench = bench_of(tmp_path, {}, below={"cpus": 2.0, "gpus": 1.0})
+    at_rest.nodes(monkeypatch, {"CPU": 3.0, "GPU": 1.0}, {"CPU": 3.0, "GPU": 1.0})
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+
+    def why(*holds: Workers) -> str | None:
+        return beside.placed(bench, ["1", "2"], Packs((("1", "2"),), holds=holds)).apart.get("1")
+
+    assert why() is None
+    assert why(Workers({"CPU": 3.0})) is None
+    assert why(Workers({"CPU": 3.0}), Workers({"CPU": 2.0}, 2)) == (
+        "a pack would hold 2 x (CPU 2) while base runs for a trial with 1 x (CPU 2, GPU 1), and the nodes of the "
+        "cluster have not both"
+    )
 
 
 @pytest.mark.slow

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -182,6 +184,19 @@ def ray_ready(num_cpus: int | None = None) -> Any:
         _secure_token()
     _refuse_unshared(ray)
     return ray
+
+
+@contextmanager
+def interrupts_given_back() -> Iterator[None]:
+    """Ray Train and Ray Tune take Ctrl-C for themselves and keep it when they are done: no later stage would stop."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if handler is not None:
+                    signal.signal(number, handler)
 
 
 def never_begun(error: BaseException) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -56,3 +58,23 @@ class Nodes(Component):
         if self.selector:
             found["label_selector"] = self.selector
         return found
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Workers that are alike and run at the same time, and what each of them takes, as Ray names resources."""
+
+    each: Mapping[str, float]
+    count: int = 1
+    #: which a node must have
+    labels: Mapping[str, str] = field(default_factory=dict)
+    #: with how many they go on while nodes are missing; None: with all of them
+    fewest: int | None = None
+
+    @property
+    def least(self) -> int:
+        return self.count if self.fewest is None else self.fewest
+
+    @property
+    def total(self) -> dict[str, float]:
+        return {name: amount * self.count for name, amount in self.each.items()}

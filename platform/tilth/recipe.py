@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from tilth import yaml12
 from tilth.config import Component, DatasetRef, DatasetRefStr, Ref
 from tilth.errors import Problem, RecipeError
+from tilth.nodes import Workers
 from tilth.overrides import overridden
 from tilth.problems import nearest, problems
 from tilth.sound import sound
@@ -107,9 +108,18 @@ class Stage(Component, family="stage"):
         return {}
 
     @property
+    def at_work(self) -> tuple[Workers, ...]:
+        """Its workers and actors while it runs, those that are alike together."""
+        return (Workers({"CPU": 1.0}),)
+
+    @property
     def demand(self) -> dict[str, float]:
-        """What it takes of a cluster while it runs, as Ray names resources."""
-        return {"CPU": 1.0}
+        """What all of them take of a cluster, as Ray names resources."""
+        found: dict[str, float] = {}
+        for workers in self.at_work:
+            for name, amount in workers.total.items():
+                found[name] = found.get(name, 0.0) + amount
+        return found
 
     @property
     def tells(self) -> tuple[str, ...]:

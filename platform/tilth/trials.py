@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tilth.errors import StageError
+from tilth.nodes import Workers
 
 if TYPE_CHECKING:
     from tilth.recipe import Stage
@@ -27,8 +28,8 @@ class Packs:
     apart: Mapping[str, str] = field(default_factory=dict)
     #: how many trials of each pack there is memory for at once; empty: for as many as there are places
     at_once: tuple[int, ...] = ()
-    #: what a pack takes of a cluster as long as it is trained, as Ray names resources; empty: it is in this process
-    holds: Mapping[str, float] = field(default_factory=dict)
+    #: the workers of every pack that is not trained in this process, which it holds as long as it is trained
+    holds: tuple[Workers, ...] = ()
 
 
 @dataclass(frozen=True)

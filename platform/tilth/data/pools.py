@@ -13,44 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tilth import room, ui
+from tilth import placing, room, ui
+from tilth.nodes import Workers
+from tilth.placing import Node
 from tilth.spilling import refuse_unspillable
 
 if TYPE_CHECKING:
     from tilth.data.transform import Resources
-
-#: sums of shares are no exact numbers
-EXACT = 1e-9
-
-
-@dataclass
-class Node:
-    """What is free on a node. `labels` are None of one that the autoscaler may start, which does not tell them."""
-
-    free: dict[str, float]
-    labels: dict[str, str] | None = None
-    id: str | None = None
-
-    def __post_init__(self) -> None:
-        #: what is free of each GPU: a worker's share lies on one of them
-        self.gpus = [1.0] * int(self.free.get("GPU", 0.0))
-
-    def take(self, pool: Resources) -> bool:
-        """Put a worker there, where it may be and fits."""
-        labels, each = pool.nodes.selector, pool.each
-        if self.labels is not None and not labels.items() <= self.labels.items():
-            return False
-        if any(self.free.get(name, 0.0) < need - EXACT for name, need in each.items()):
-            return False
-        share = min(1.0, pool.gpus)
-        devices = [at for at, left in enumerate(self.gpus) if left >= share - EXACT][: math.ceil(pool.gpus)]
-        if len(devices) < math.ceil(pool.gpus):
-            return False
-        for at in devices:
-            self.gpus[at] -= share
-        for name, need in each.items():
-            self.free[name] -= need
-        return True
 
 
 @dataclass(frozen=True)
@@ -163,12 +132,11 @@ def shared(pools: Sequence[Resources], nodes: Sequence[Node], startable: Sequenc
     may be anywhere: of their labels nothing is told.
     """
     placed: list[list[Node]] = [[] for _ in pools]
-    order = sorted(range(len(pools)), key=lambda index: _demand(pools[index]), reverse=True)
+    ones = [Workers(pool.each, labels=pool.nodes.selector) for pool in pools]
+    order = sorted(range(len(pools)), key=lambda index: placing.size(ones[index]), reverse=True)
 
     def grown(index: int, among: Iterable[Node]) -> bool:
-        pool = pools[index]
-        found = sorted(among, key=lambda node: not pool.gpus and bool(node.gpus))
-        node = next((node for node in found if node.take(pool)), None) if len(placed[index]) < most else None
+        node = placing.place(ones[index], among) if len(placed[index]) < most else None
         placed[index] += [node] if node is not None else []
         return node is not None
 
@@ -183,21 +151,11 @@ def shared(pools: Sequence[Resources], nodes: Sequence[Node], startable: Sequenc
     return placed
 
 
-def _demand(pool: Resources) -> tuple[float, int, float]:
-    return pool.gpus, len(pool.nodes.selector), pool.cpus
-
-
 def _nodes(pools: Sequence[Resources], most: int = 1) -> tuple[list[Node], list[Node]]:
     """The nodes that there are, and those that may be started, as many as the pools could use."""
-    there = [Node(dict(node["Resources"]), dict(node["Labels"]), node["NodeID"]) for node in room.alive({})]
     asked = sum(pool.workers if isinstance(pool.workers, int) else 1 for pool in pools)
     could = len(pools) * most  # of a group without a limit no more are started than are asked for
-    more = [
-        Node(dict(has))
-        for has, copies in room.startable()
-        for _ in range(int(min(copies, asked if math.isinf(copies) else max(asked, could))))
-    ]
-    return there, more
+    return placing.there(), placing.startable(max(asked, could), asked)
 
 
 def _lacking(pools: Sequence[Resources], placed: Sequence[Sequence[Node]]) -> str | None:

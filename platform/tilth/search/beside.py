@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tilth import cluster, room
-from tilth.errors import ClusterError
+from tilth import cluster, placing, room
 from tilth.trials import Packs
 
 if TYPE_CHECKING:
+    from tilth.nodes import Workers
+    from tilth.recipe import Stage
     from tilth.search.bench import Bench
 
 
 def placed(bench: Bench, trials: Iterable[str], packs: Packs) -> Packs:
     """The packs, or all of these trials apart where the cluster cannot hold a pack beside what one trial runs."""
-    why = _crowded_out(bench, packs.holds)
+    if packs.holds:
+        cluster.ray_ready()
+    why = next((why for pack in packs.holds if (why := _crowded_out(bench, pack)) is not None), None)
     return packs if why is None else Packs(apart=dict.fromkeys(trials, why))
 
 
-def _crowded_out(bench: Bench, holds: Mapping[str, float]) -> str | None:
-    """Why what is run for one trial would wait for ever for a pack that holds so much, while the pack waits for it.
+def _crowded_out(bench: Bench, pack: Workers) -> str | None:
+    """Why what is run for one trial would wait for ever for a pack that waits for it; None where it need not.
 
-    None where it need not. It is reckoned with the stage that takes the most, whether or not it is run again.
+    It is reckoned with every stage, whether or not it is run again.
     """
-    if not holds:
-        return None
-    cluster.ray_ready()
     for name, stage in bench.recipe.stages.items():
-        if name == bench.target:
-            continue
-        taken = {what: holds.get(what, 0.0) + stage.demand.get(what, 0.0) for what in {*holds, *stage.demand}}
-        try:
-            room.refuse_beyond(taken, join_seconds=0)
-        except ClusterError:
+        if name != bench.target and not _both(pack, stage):
             return (
-                f"a pack would hold {room.written(holds)} while {name} runs for a trial with "
-                f"{room.written(stage.demand)}, and the cluster has not both"
+                f"a pack would hold {pack.count} x ({room.written(pack.each)}) while {name} runs for a trial with "
+                f"{written(stage)}, and the nodes of the cluster have not both"
             )
     return None
+
+
+def _both(pack: Workers, stage: Stage) -> bool:
+    """Whether the nodes there can be have a place for each worker of the pack and, at least, of the stage."""
+    asked = [pack, *(replace(workers, count=workers.least) for workers in stage.at_work)]
+    workers = sum(one.count for one in asked)
+    return placing.together(asked, [*placing.there(), *placing.startable(workers, workers)])
+
+
+def written(stage: Stage) -> str:
+    """What a stage's workers take, as people write it."""
+    return " and ".join(f"{workers.count} x ({room.written(workers.each)})" for workers in stage.at_work) or "nothing"

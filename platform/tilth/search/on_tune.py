@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,14 +21,14 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from tilth import ui
-from tilth.cluster import ray_ready
-from tilth.errors import StageError, StorageError, TilthError
+from tilth import orphans, placing, room, ui
+from tilth.cluster import interrupts_given_back, ray_ready
+from tilth.errors import StorageError, TilthError
 from tilth.search.bench import Bench, Outcome, over
 from tilth.storage import Store
 
 if TYPE_CHECKING:
-    from tilth.recipe import Stage
+    from tilth.nodes import Workers
     from tilth.runs import Step
     from tilth.search.trials import Trial, Trials
 
@@ -41,14 +41,15 @@ TOLD = "told"
 RETRIES = 2
 #: characters of what Ray says of that
 SAID = 400
-#: by which parts of a GPU may fail to add up: ten times 0.1 is one, and 1.0 // 0.1 is 9
-SLACK = 1e-6
+#: trials at once where there is room for more: Tune, which looks after all of them in one loop, keeps up with so many
+MOST = 1000
 Given = TypeVar("Given")
 
 
-def run(trials: Trials, bench: Bench, at_once: int | None) -> None:
+def run(trials: Trials, bench: Bench, most: int | None) -> None:
     """Run every trial; StorageError where the disk failed one of them, which then stays open."""
-    ray = ray_ready()
+    ray_ready()
+    refuse_unplaceable(bench)
     desk = Desk(trials)
     kept = Store.at(bench.url).sub("tune")
     kept.remove()  # what a killed search has left; nobody else works here
@@ -60,7 +61,7 @@ def run(trials: Trials, bench: Bench, at_once: int | None) -> None:
             search_alg=Asking(desk),
             scheduler=Deciding(desk),
             num_samples=-1,
-            max_concurrent_trials=at_once or room(bench, ray.cluster_resources()),
+            max_concurrent_trials=most or at_once(bench),
             trial_dirname_creator=folder,
         ),
         run_config=tune.RunConfig(
@@ -72,36 +73,35 @@ def run(trials: Trials, bench: Bench, at_once: int | None) -> None:
         ),
     )
     try:
-        tuner.fit()
+        # a trial that Tune has ended leaves the places of its stages' workers behind
+        with interrupts_given_back(), orphans.given_back():
+            tuner.fit()
     finally:
         place.remove()
     if desk.fault is not None:
         raise desk.fault
 
 
-def room(bench: Bench, cluster: Mapping[str, float]) -> int:
-    """Trials that the cluster holds at the same time, by the stage that takes the most of it.
-
-    One that goes on with fewer workers takes what there is, but has to have room for those.
-    """
-    most: dict[str, float] = {}
-    least: dict[str, float] = {}
+def refuse_unplaceable(bench: Bench, join_seconds: float = room.JOIN_SECONDS) -> None:
+    """ClusterError where the nodes there can be have no room for a stage of a trial, whatever else runs."""
     for stage in bench.recipe.stages.values():
-        for name, amount in stage.demand.items():
-            most[name] = max(most.get(name, 0.0), amount)
-            least[name] = max(least.get(name, 0.0), amount * _fewest(stage))
-    short = [name for name, amount in least.items() if cluster.get(name, 0.0) < amount - SLACK]
-    if short:
-        has = cluster.get(short[0], 0.0)
-        raise StageError(f"a trial takes {least[short[0]]:g} {short[0]}, of which the cluster has {has:g}")
-    return max(1, int(min(cluster[name] / amount + SLACK for name, amount in most.items() if amount)))
+        for workers in stage.at_work:
+            room.refuse_unplaceable(workers.each, workers.least, workers.labels, join_seconds)
 
 
-def _fewest(stage: Stage) -> float:
-    """The share of its demand that a stage goes on with."""
-    scale = getattr(stage, "scale", None)
-    fewest = getattr(scale, "min_workers", None)
-    return 1.0 if scale is None or fewest is None else float(min(1.0, fewest / max(1, scale.workers)))
+def at_once(bench: Bench) -> int:
+    """Trials that the nodes there can be hold at the same time, by the stage that takes the most of them.
+
+    One that goes on with fewer workers is counted with all of them, and runs where there is less too.
+    """
+    found = [_copies(stage.at_work) for stage in bench.recipe.stages.values() if stage.at_work]
+    return max(1, min(found, default=1))
+
+
+def _copies(asked: Sequence[Workers]) -> int:
+    """How often all of these workers find a place, at most MOST times."""
+    nodes = [*placing.there(), *placing.startable(MOST, sum(workers.count for workers in asked))]
+    return next((copies for copies in range(MOST) if not placing.together(asked, nodes)), MOST)
 
 
 def folder(trial: Any) -> str:

@@ -45,9 +45,9 @@ class Clock:
             _ring_in(self.theirs - time.monotonic())
 
 
-def _ring_in(seconds: float) -> None:
-    """At once where the time is over; never where there is none."""
-    signal.setitimer(signal.ITIMER_REAL, 0 if math.isinf(seconds) else max(AT_ONCE, seconds))
+def _ring_in(seconds: float, again: float = 0.0) -> None:
+    """At once where the time is over; never where there is none. Then every `again` seconds, if that is given."""
+    signal.setitimer(signal.ITIMER_REAL, 0 if math.isinf(seconds) else max(AT_ONCE, seconds), again)
 
 
 def run(trials: Trials, bench: Bench) -> None:
@@ -104,10 +104,8 @@ def limited(seconds: float | None) -> Iterator[Clock]:
             raise
         raise TimeOverError from error
     finally:
-        clock.stop()
+        _ring_in(clock.theirs - time.monotonic(), again)
         signal.signal(signal.SIGALRM, before)
-        if left:
-            signal.setitimer(signal.ITIMER_REAL, max(AT_ONCE, clock.theirs - time.monotonic()), again)
 
 
 def _abort_ray_train() -> None:

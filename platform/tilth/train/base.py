@@ -13,6 +13,7 @@ from pydantic import Field
 from tilth import ui
 from tilth.config import EXECUTION, DatasetRef
 from tilth.errors import Problem
+from tilth.nodes import Workers
 from tilth.recipe import Figures, Stage
 from tilth.train.config import Checkpointing, Fillers, ModelConfig, Optimisation, Scale, Validation
 from tilth.train.forgetting import Forgetting, Probe
@@ -159,8 +160,9 @@ class Training(Stage):
         return None
 
     @property
-    def demand(self) -> dict[str, float]:
-        return {name: amount * max(1, self.scale.workers) for name, amount in self.scale.each.items()}
+    def at_work(self) -> tuple[Workers, ...]:
+        scale = self.scale
+        return (Workers(scale.each, max(1, scale.workers), scale.nodes.selector, scale.min_workers),)
 
     @property
     def tells(self) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -111,7 +110,7 @@ def _on_ray(job: Job) -> None:
         run_config=_run_config(job),
     )
     try:
-        with _interrupt_given_back():
+        with cluster.interrupts_given_back():
             trainer.fit()
     except TrainingFailedError as error:
         if fitting.noted(job) != before:  # workers are started anew as often as it takes to fit
@@ -131,17 +130,6 @@ def _entry(config: dict[str, Any]) -> None:
 def own_checkpoints(job: Job) -> Store:
     """Where training without Ray Train keeps its checkpoints."""
     return job.out.sub(f"{CHECKPOINTS}/{job.fingerprint[:16]}")
-
-
-@contextmanager
-def _interrupt_given_back() -> Iterator[None]:
-    """Ray Train takes Ctrl-C for itself and keeps it when it is done: no later stage could be stopped with it."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        if before is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
 
 
 def cause(error: Any) -> str:

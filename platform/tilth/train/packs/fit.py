@@ -62,8 +62,8 @@ def packs(stages: Mapping[str, Sft], places: int, room: float | None) -> Packs:
                 apart[part[0]] = f"the other trials of its kind fill packs of {most}"
             else:
                 apart[part[0]] = "no other trial has its model, number formats, kind of adapter and workers"
-    wide = [stages[names[0]].demand for names in together if on_workers(stages[names[0]].scale)]
-    holds = {name: max(one.get(name, 0.0) for one in wide) for name in sorted({name for one in wide for name in one})}
+    firsts = [stages[names[0]] for names in together]
+    holds = tuple(workers for stage in firsts if on_workers(stage.scale) for workers in stage.at_work)
     return Packs(tuple(together), apart, tuple(at_once), holds)
 
 

@@ -7,7 +7,6 @@ and the workers lies a small actor, the desk. It starts the workers too, so that
 from __future__ import annotations
 
 import asyncio
-import os
 import queue
 import threading
 import time
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from tilth import cluster, room
+from tilth import cluster, orphans, room
 from tilth.errors import StageError
 from tilth.storage import Store
 from tilth.train import launch
@@ -39,8 +38,6 @@ class Begin:
     """A worker begins: each of a new group does."""
 
     actor: Any
-    #: the placement group that holds its place
-    place: Any
 
 
 @dataclass(frozen=True)
@@ -123,15 +120,10 @@ def pack(trials: Iterable[Trial], places: int, judge: Judge) -> Iterator[Outcome
 
 def _outcomes(plan: Plan, search: Search) -> Iterator[Outcome]:
     """Start the workers, answer what they ask, and end them, whatever happens."""
-    from ray import PlacementGroupID
-    from ray.util import remove_placement_group
-    from ray.util.placement_group import PlacementGroup
-
     from tilth.trials import Outcome
 
-    ray, alone_here = cluster.ray_ready(), "RAY_ADDRESS" not in os.environ
+    ray = cluster.ray_ready()
     launch.place(plan.scale)
-    there = _places() if alone_here else set()
     desk = ray.remote(num_cpus=0)(Desk).remote()
     heard: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
     # Ray cannot be waited for where a signal ends the waiting, such as that of a limit; a queue can
@@ -152,16 +144,7 @@ def _outcomes(plan: Plan, search: Search) -> Iterator[Outcome]:
                 desk.answer.remote(key, search.answer(what))
     finally:
         _end(desk, search.workers)
-        for place in _places() - there if alone_here else ():  # of workers that had not begun yet
-            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(place))))
         plan.store.remove()
-
-
-def _places() -> set[str]:
-    """The placement groups that there are on this Ray, by their ids."""
-    from ray.util import placement_group_table
-
-    return {name for name, told in placement_group_table().items() if told["state"] != "REMOVED"}
 
 
 def _heard(heard: queue.SimpleQueue[tuple[Any, Any]], plan: Plan, search: Search) -> tuple[Any, Any]:
@@ -188,22 +171,18 @@ def _listen(desk: Any, heard: queue.SimpleQueue[tuple[Any, Any]]) -> None:
 def _end(desk: Any, workers: list[Begin]) -> None:
     """Kill the workers, and wait until Ray knows them dead: what they were at may be begun elsewhere right after.
 
-    Their places are given back here, for Ray Train's own cleaner finds out that its run is gone from the dashboard.
+    Then the places are given back that they held or, where they had not begun, were to hold.
     """
     import ray
-    from ray.util import remove_placement_group
 
-    for actor in (desk, *(worker.actor for worker in workers)):
+    actors = [worker.actor for worker in workers]
+    ending = orphans.started_by(desk) | {actor._actor_id.hex() for actor in actors}
+    for actor in (desk, *actors):
         ray.kill(actor)
     end = time.monotonic() + GONE_SECONDS
-    with suppress(ray.exceptions.RayError):  # the last of them is gone
-        for worker in workers:
-            with suppress(ray.exceptions.RayActorError):
-                while time.monotonic() < end:
-                    ray.get(worker.actor.__ray_ready__.remote(), timeout=GONE_SECONDS)
-                    time.sleep(POLL_SECONDS)
-    for place in {worker.place.id: worker.place for worker in workers}.values():
-        remove_placement_group(place)
+    while orphans.living(ending) and time.monotonic() < end:
+        time.sleep(POLL_SECONDS)
+    orphans.give_back()
 
 
 class Desk:

@@ -9,7 +9,6 @@ from typing import Any
 
 import ray
 import torch.distributed as distributed
-from ray.util import get_current_placement_group
 
 from tilth.errors import StageError, TilthError
 from tilth.train.packs.over_workers import Begin, Broke, Next, Plan
@@ -40,7 +39,7 @@ class Rank:
         self._asked = count()
         #: which of the groups of workers it belongs to that were started, one after another
         self.group: str = self._told(uuid.uuid4().hex)
-        self.ask(Begin(ray.get_runtime_context().current_actor, get_current_placement_group()))
+        self.ask(Begin(ray.get_runtime_context().current_actor))
         distributed.barrier()  # a new group is given first what was begun: all of it must be known as new before
 
     def ask(self, what: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tilth.config import EXECUTION, Component
-from tilth.nodes import Nodes
+from tilth.nodes import Nodes, Workers
 
 
 class Placed(Component):
@@ -31,6 +31,10 @@ class Placed(Component):
     def actors_of(self, learners: int) -> int:
         """How many actors so many learners start together: each has the same number, and one at least."""
         return learners * max(1, self.actors // learners) if self.apart else 0
+
+    def workers_of(self, learners: int) -> Workers:
+        """The same, and what each of them takes."""
+        return Workers(self.nodes.each(self.cpus, self.gpus), self.actors_of(learners), self.nodes.selector)
 
     @property
     def options(self) -> dict[str, Any]:

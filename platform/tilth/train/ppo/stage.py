@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tilth.config import EXECUTION
 from tilth.errors import Problem, StageError
+from tilth.nodes import Workers
 from tilth.train.base import Training
 from tilth.train.memory import FLOAT32
 from tilth.train.ppo.placement import Placed, Scoring
@@ -69,15 +70,11 @@ class Ppo(Training):
         return held + copies + (held if critic and critic.trunk == "separate" else 0.0)
 
     @property
-    def demand(self) -> dict[str, float]:
-        """That of the learners and of the actors that draw completions and score them."""
-        found = dict(super().demand)
-        for part in self._placed().values():
-            actors = part.actors_of(max(1, self.scale.workers))
-            for name, amount in (("CPU", part.cpus), ("GPU", part.gpus)):
-                if actors and amount:
-                    found[name] = found.get(name, 0.0) + amount * actors
-        return found
+    def at_work(self) -> tuple[Workers, ...]:
+        """The learners, and the actors that draw completions and score them."""
+        learners = max(1, self.scale.workers)
+        actors = [part.workers_of(learners) for part in self._placed().values() if part.apart]
+        return *super().at_work, *actors
 
     @property
     def half(self) -> bool:
