@@ -153,6 +153,22 @@ def test_what_a_pack_has_learnt_is_taken_up_by_a_trial_that_goes_on_alone(tmp_pa
 
 
 @pytest.mark.slow
+def test_a_trial_that_fails_on_one_worker_alone_fails_alone(tmp_path: Path, ray_session: Any) -> None:
+    """Of its trained model, which rank 0 alone saves: the other worker does not wait for it."""
+    stages = checkpointed(tmp_path, 2)
+
+    def spoiling(report: Report) -> bool:
+        if (report.trial, report.step) == ("t0", report.steps):
+            Store.at(tmp_path / "spoilt/t0").write("trace/00000001.jsonl", b"nothing that can be read")
+        return True
+
+    found = packed(tmp_path, "spoilt", stages, judge=spoiling)
+    assert "JSONDecodeError" in found["t0"].why
+    assert found["t0"].artifact is None
+    assert [line["step"] for line in trace(found["t1"].artifact)] == [1, 2, 3, 4]  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
 def test_a_pack_whose_worker_dies_goes_on_and_one_that_is_closed_is_gone(tmp_path: Path, ray_session: Any) -> None:
     stages = checkpointed(tmp_path, 2)
     workers: list[list[int]] = []

@@ -28,5 +28,8 @@ class Company(Protocol):
     def unreduced(self, model: Any) -> AbstractContextManager[None]:
         """Where no gradient is reduced over workers before `backward` does."""
 
+    def alike(self) -> AbstractContextManager[None]:
+        """Where what raises on one worker alone, as what only rank 0 does, raises on all of them."""
+
     def backward(self) -> None:
         """Called after the trainer's own backward pass; afterwards its parameters have their gradients."""

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,8 @@ def _train(job: Job, link: Link, folder: Path, company: Company | None) -> Any:
         if trainer.average:
             trainer.average.apply()
         watch.flush(trainer.state.global_step)
-        _leave(job, link, trainer, principal, {**measured, "seconds": time.monotonic() - start})
+        with _alike(company):
+            _leave(job, link, trainer, principal, {**measured, "seconds": time.monotonic() - start})
     return trainer
 
 
@@ -98,6 +99,11 @@ def _memory(job: Job, batches: Batches, company: Company | None) -> Iterator[Non
         if company is not None:
             raise
         raise fitting.shrunk(job, batches) from error
+
+
+def _alike(company: Company | None) -> AbstractContextManager[None]:
+    """A worker alone that fails ends the others too, which are started anew with it; in company it must not."""
+    return nullcontext() if company is None else company.alike()
 
 
 def _folder(job: Job) -> Path:
@@ -125,8 +131,9 @@ def _parts(job: Job, link: Link, folder: Path, batches: Batches, company: Compan
     key = (source, job.leaves, job.labels, stage.model.dtype, stage.optimisation.seed)
     loaded = load() if company is None else company.lend(key, load)
     tokenizer = load_tokenizer(source)
-    if link.rank == 0:
-        retention.probe_before(job, loaded.model, tokenizer)
+    with _alike(company):
+        if link.rank == 0:
+            retention.probe_before(job, loaded.model, tokenizer)
     if stage.model.freeze:
         freeze(loaded.model, stage.model.freeze)
     adapter = peft.build(job.objective, loaded.new, str(source)) if peft else None

@@ -8,8 +8,8 @@ the trial's own backward pass, which ends at the backbone, it holds again.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from tilth.data.loading import Pretrained
+from tilth.errors import StageError
 from tilth.train.masking import IGNORED
 from tilth.train.packs.base import Base
 from tilth.train.packs.engine import ApartError, refuse_others
@@ -74,6 +75,21 @@ class Member:
         accelerator = self.trainer.accelerator
         if accelerator.num_processes > 1 and accelerator.sync_gradients:
             _average([p for p in self.trainer.model.parameters() if p.requires_grad])
+
+    @contextmanager
+    def alike(self) -> Iterator[None]:
+        """Raises what is raised within; where that was on another worker, StageError with what it says there."""
+        failed: Exception | None = None
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - raised again once the others know
+            failed = error
+        said = _of_all_ranks(None if failed is None else f"{type(failed).__name__}: {failed}")
+        if failed is not None:
+            raise failed
+        for rank, why in enumerate(said):
+            if why is not None:
+                raise StageError(f"worker {rank}: {why}")
 
     def unreduced(self, model: Any) -> AbstractContextManager[None]:
         """Keep DDP from reducing gradients, which the pack's pass makes behind its back: `backward` averages them."""
@@ -161,6 +177,15 @@ def _average(parameters: list[Any]) -> None:
     flat /= torch.distributed.get_world_size()
     for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter)
+
+
+def _of_all_ranks(word: str | None) -> list[str | None]:
+    """What each of them says."""
+    if not torch.distributed.is_initialized():
+        return [word]
+    said: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(said, word)
+    return said
 
 
 def _agreed(judge: Judge, report: Report) -> bool:
