@@ -19,7 +19,7 @@ from tilth.data.dataset import Dataset
 from tilth.data.loading import Card, load_pretrained, load_tokenizer
 from tilth.data.schema import Row, original
 from tilth.errors import ModelError, RecipeError, StageError, TilthError
-from tilth.evaluate.heads import scored_spans
+from tilth.evaluate.language_model import scored_spans
 from tilth.evaluate.predictor import Predictor
 from tilth.evaluate.scores import Comparison, verdict
 from tilth.evaluate.stage import Evaluate

@@ -23,7 +23,7 @@ from tilth.data.schema import original
 from tilth.data.transform import Inputs
 from tilth.errors import RecipeError, StageError
 from tilth.evaluate.measures.base import AnswerMetric, compared
-from tilth.evaluate.predictor import Predictor
+from tilth.evaluate.predictor import Predictor, Wanted
 from tilth.evaluate.tasks.choices import Ranking
 from tilth.evaluate.tasks.generation import Answers, Ask
 from tilth.evaluate.tasks.prompting import Questions, Shots
@@ -381,7 +381,7 @@ def test_the_likeliest_span_is_found_by_trying_all_also_in_windows(tmp_path: Pat
                         spans = batch["offset_mapping"][at]
                         best = (starts[a] + ends[b], row["context"][int(spans[a][0]) : int(spans[b][1])])
         assert row["meta"]["prediction"] == best[1]
-    nothing = Predictor(folder, nulls=True).predict(rows)
+    nothing = Predictor(folder, Wanted(nulls=True)).predict(rows)
     assert {row["meta"]["prediction"] for row in nothing} <= {"", *(row["meta"]["prediction"] for row in found)}
 
 
@@ -389,7 +389,7 @@ def test_long_texts_are_read_in_windows_each_token_once(tmp_path: Path):
     folder = trained(tmp_path / "llama", "llama", "language_model", length=16)
     model, tokenizer = load_pretrained(folder, "language_model").model.eval(), load_tokenizer(folder)
     text = "où est ma carte, s'il vous plaît ? "
-    (row,) = Predictor(folder, stride=5).predict([original("r", "test", {"text": text})])
+    (row,) = Predictor(folder, Wanted(stride=5)).predict([original("r", "test", {"text": text})])
     ids = tokenizer(text)["input_ids"]
     total = 0.0
     for at in range(1, len(ids)):  # the context that the window of token `at` holds

@@ -47,12 +47,12 @@ def tokenizer(seq2seq: bool = False) -> PreTrainedTokenizerFast:
     return made
 
 
-def model_folder(folder: Path, kind: str, dropout: float = 0.0) -> Path:
-    """A model of this architecture without a head's weights for any task, three blocks of width 16."""
+def model_folder(folder: Path, kind: str, dropout: float = 0.0, width: int = 16) -> Path:
+    """A model of this architecture without a head's weights for any task, three blocks of four attention heads."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
     names = NAMES.get(kind, {})
-    sizes = {names.get(key, key): value for key, value in SHAPE.items()}
+    sizes = {names.get(key, key): value for key, value in {**SHAPE, "hidden_size": width}.items()}
     marks = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 0}
     config = AutoConfig.for_model(kind, vocab_size=len(SPECIAL) + 256, **sizes, **SIZES[kind], **marks)
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout_rate"):

@@ -44,7 +44,12 @@ def measure(options: Options) -> Iterator[Result]:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as scratch:
         predictor = Predictor(_folder(Path(scratch), options))
-        theirs = HFLM(pretrained=predictor.model, tokenizer=predictor.tokenizer, batch_size=SEQUENCES, max_length=512)
+        theirs = HFLM(
+            pretrained=predictor.loaded.model,
+            tokenizer=predictor.loaded.tokenizer,
+            batch_size=SEQUENCES,
+            max_length=512,
+        )
         count = options.size(32, 200)
         for name, sides in (("choices", _choices(count)), ("texts", _texts(count))):
             rows, requests = sides

@@ -22,6 +22,12 @@ def positions(config: Any) -> int | None:
     return fit if fit > 0 else None
 
 
+def readable(config: Any, tokenizer: Any, trained: int | None, most: int | None = None) -> int:
+    """Tokens that are read at a time: as many as it was `trained` on and has positions for, and `most` at most."""
+    known = [size for size in (trained, positions(config)) if size] or [tokenizer.model_max_length]
+    return int(min([*known, most] if most else known))
+
+
 def _before(config: Any) -> int:
     """Positions that no token has."""
     kind = getattr(config, "model_type", "")

@@ -1,93 +1,75 @@
-"""Forward passes of a trained model over rows, batched by length; needs no Ray."""
+"""What a trained model makes of rows: one in a directory by forward passes here, or a generator's; needs no Ray."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import torch
-
-from tilth.data.batching import in_batches
-from tilth.data.positions import positions
+from tilth.data.loading import load_trained
+from tilth.data.passes import Passes
 from tilth.data.schema import Row
+from tilth.data.transform import Inputs, RowsFunction
 from tilth.errors import StageError
-from tilth.evaluate.heads import Classes, Encoded, Head, Likelihood, Seq2Seq, Spans, Tags
+from tilth.evaluate.heads import Classes, Head, Seq2Seq, Spans, Tags, predicted
+from tilth.evaluate.language_model import LanguageModel
+from tilth.generate.base import LocalModel
+from tilth.generate.engines.likelihood import PassLikelihood
 
-if TYPE_CHECKING:
-    from torch import Tensor
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of a model, each by the kinds that have it: see `LanguageModel`, `Spans` and `Classes`."""
+
+    stride: int | None = None
+    keeps_end: bool = False
+    nulls: bool = False
+    probabilities: bool = False
+
+
+_HEADS: dict[str, Callable[[Passes, Wanted], Head]] = {
+    "classification": lambda by, wanted: Classes(by, wanted.probabilities),
+    "language_model": lambda by, wanted: LanguageModel(PassLikelihood(by), wanted.stride, wanted.keeps_end),
+    "seq2seq": lambda by, wanted: Seq2Seq(by),
+    "token_classification": lambda by, wanted: Tags(by),
+    "question_answering": lambda by, wanted: Spans(by, wanted.nulls),
+}
 
 
 class Predictor:
     """A trained model in a directory, ready to say what it makes of rows.
 
     dtype: a torch dtype's name, or "auto" for that of the weights. In bfloat16 what is said of a row depends on
-    the batch that it is in: of SmolLM2-135M a question's nll moves by 0.2 %. `stride` and `keeps_end`, `nulls` and
-    `probabilities`: see `heads.Likelihood`, `heads.Spans` and `heads.Classes`.
+    the batch that it is in: of SmolLM2-135M a question's nll moves by 0.2 %.
     """
 
     def __init__(
-        self, folder: Path, *, batch_tokens: int = 2048, dtype: str = "float32", device: str = "auto",
-        stride: int | None = None, nulls: bool = False, probabilities: bool = False, keeps_end: bool = False,
-    ) -> None:  # fmt: skip
-        from tilth.data.loading import load_trained
-
-        self.loaded = load_trained(folder, device=device, dtype=dtype)
-        self.model: Any = self.loaded.model
-        self.tokenizer: Any = self.loaded.tokenizer
-        self.batch_tokens = batch_tokens
-        heads: dict[str, Head] = {
-            "classification": Classes(self, probabilities),
-            "language_model": Likelihood(self, stride, keeps_end),
-            "seq2seq": Seq2Seq(self),
-            "token_classification": Tags(self),
-            "question_answering": Spans(self, nulls),
-        }
-        if self.loaded.objective == "reward":
+        self, folder: Path, wanted: Wanted | None = None, *, batch_tokens: int = 2048, dtype: str = "float32"
+    ) -> None:
+        self.loaded = load_trained(folder, dtype=dtype)
+        objective = self.loaded.objective
+        if objective == "reward":
             raise StageError(f"{folder} is a reward model: its own stage tells what it makes of held-out pairs")
-        if self.loaded.objective not in heads:
-            what = self.loaded.objective.replace("_", " ")
+        if objective not in _HEADS:
             raise StageError(
-                f"{folder} was trained for {what}: a model of that kind says nothing of a row that could be scored; "
-                "evaluate what is trained on it"
+                f"{folder} was trained for {objective.replace('_', ' ')}: a model of that kind says nothing of a row "
+                "that could be scored; evaluate what is trained on it"
             )
-        self.head = heads[self.loaded.objective]
+        self.head = _HEADS[objective](Passes(self.loaded, batch_tokens), wanted or Wanted())
 
     def predict(self, rows: list[Row]) -> list[Row]:
         """The rows with the model's word in `meta`, see `Predict`. StageError where a row has nothing to score."""
-        windows = [self.head.encode(row) for row in rows]
-        items = [item for parts in windows for item in parts]
-        found = iter(in_batches(items, self.head.run, size=self.batch_tokens, length=lambda item: item.size))
-        said = [
-            self.head.said(row, parts, [next(found) for _ in parts]) for row, parts in zip(rows, windows, strict=True)
-        ]
-        return [
-            {**row, "meta": {**row["meta"], **told, "truncated": any(item.truncated for item in parts)}}
-            for row, told, parts in zip(rows, said, windows, strict=True)
-        ]
+        return predicted(self.head, rows)
 
-    def cut(self, *texts: Any, **how: Any) -> tuple[Any, bool]:
-        """What the tokenizer makes of texts, cut as in training so that its marks stay, and whether it was cut."""
-        found = self.tokenizer(*texts, **how)
-        if len(found["input_ids"]) <= self.max_length:
-            return found, False
-        return self.tokenizer(*texts, truncation=True, max_length=self.max_length, **how), True
 
-    @property
-    def max_length(self) -> int:
-        """Tokens that the model can attend to."""
-        known = [size for size in (self.loaded.max_length, positions(self.model.config)) if size]
-        return int(min(known, default=self.tokenizer.model_max_length))
-
-    def forward(self, batch: list[Encoded], **more: Tensor) -> Any:
-        """The model's outputs for padded windows."""
-        ids = self.padded([item.ids for item in batch], self.tokenizer.pad_token_id or 0)
-        mask = self.padded([[1] * item.size for item in batch], 0)
-        if batch[0].segments:
-            more["token_type_ids"] = self.padded([item.segments for item in batch], 0)
-        with torch.inference_mode():
-            return self.model(input_ids=ids, attention_mask=mask, **more)
-
-    def padded(self, rows: list[list[int]], fill: int) -> Tensor:
-        """Rows of unlike length as one tensor."""
-        width = max(map(len, rows))
-        return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=self.model.device)
+def predictions(
+    model: str | LocalModel, inputs: Inputs, wanted: Wanted, batch_tokens: int, dtype: str, *, causal: bool = False
+) -> RowsFunction:
+    """What a model says of rows; a generator's is a language model. With `causal`, StageError for any other."""
+    if not isinstance(model, str):
+        return partial(predicted, LanguageModel(model.load_likelihood(inputs), wanted.stride, wanted.keeps_end))
+    predictor = Predictor(inputs.model(model), wanted, batch_tokens=batch_tokens, dtype=dtype)
+    if causal and predictor.loaded.objective != "language_model":
+        raise StageError(f"{model} is no causal language model; choices are ranked by their likelihood in one")
+    return predictor.predict

@@ -38,11 +38,12 @@ class Evaluate(Stage):
 
     By default a classifier gets accuracy and macro F1 with a confusion matrix, a tagger F1 of entities, a model that
     answers by spans SQuAD's F1 and exact match, a language model its perplexity and bits per byte; the task
-    `generation` has models write answers, `choices` has them rank. Every score has a 95 % bootstrap interval. With a
-    baseline, every other model is compared to it row by row, and p is corrected for all these tests together. Rows of
-    several tasks are scored task by task too; with `single`, models of several tasks are compared with each task's own,
-    and tasks that are better kept apart are named. What models said stays as datasets under `predictions/MODEL`, every
-    row once, whatever dies.
+    `generation` has models write answers, `choices` has them rank. Forward passes are transformers' in the worker; a
+    language model that needs several GPUs is named in the task's `generators` and read by vLLM. Every score has a 95 %
+    bootstrap interval. With a baseline, every other model is compared to it row by row, and p is corrected for all
+    these tests together. Rows of several tasks are scored task by task too; with `single`, models of several tasks are
+    compared with each task's own, and tasks that are better kept apart are named. What models said stays as datasets
+    under `predictions/MODEL`, every row once, whatever dies.
     """
 
     produces: ClassVar[str] = "report"
@@ -73,7 +74,8 @@ class Evaluate(Stage):
     bootstrap: Bootstrap = Field(default_factory=Bootstrap, description="Intervals and tests.")
     dtype: Literal["float32", "auto"] = Field(
         "float32",
-        description="Of forward passes. float32: the same score however rows are batched; auto: as weights are stored.",
+        description="Of forward passes. float32: the same score however rows are batched; auto: as weights are stored. "
+        "Generators have their own.",
     )
     batch_tokens: int = Field(
         2048, ge=1, json_schema_extra=EXECUTION, description="Padded tokens of one forward pass; bounds memory."
@@ -85,7 +87,7 @@ class Evaluate(Stage):
     @property
     def named(self) -> dict[str, str | Generator]:
         """All models by name: those of `models`, and generators of the task."""
-        return {**self.models, **self.task.asked}
+        return {**self.models, **self.task.generators}
 
     @property
     def asked_for(self) -> object:
@@ -103,7 +105,7 @@ class Evaluate(Stage):
             if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
                 mend = "use letters, digits, . _ -"
                 yield Problem(f"models.{name}", "holds a character that a metric's name cannot", mend)
-        for name in self.models.keys() & self.task.asked.keys():
+        for name in self.models.keys() & self.task.generators.keys():
             yield Problem(f"models.{name}", "names two models: the task has one of that name", "rename one")
         for place, name in enumerate(self.slices):
             if name not in SLICES and "." not in name:

@@ -1,27 +1,31 @@
 """What is asked of a language model, what it answers, and the family of generators that do it.
 
-| kind  | what answers                              | guided by a schema | seeds            |
-|-------|-------------------------------------------|--------------------|------------------|
-| vllm  | vLLM's engine in the worker, GPU or CPU   | yes                | per completion   |
-| hf    | transformers' `generate` in the worker    | yes                | per completion   |
-| http  | any OpenAI-compatible server              | where it can       | if the server can|
-| echo  | a rule: for dry runs and tests            | yes                | per completion   |
+| kind  | what answers                              | guided by a schema | seeds            | likelihoods |
+|-------|-------------------------------------------|--------------------|------------------|-------------|
+| vllm  | vLLM's engine in the worker, GPU or CPU   | yes                | per completion   | yes         |
+| hf    | transformers' `generate` in the worker    | yes                | per completion   | yes         |
+| http  | any OpenAI-compatible server              | where it can       | if the server can| no          |
+| echo  | a rule: for dry runs and tests            | yes                | per completion   | no          |
 
 A method or judge calls `generator.open(inputs)` once in a worker and gets a function from prompts to answers:
-one answer for each prompt, in order, with all n completions, each with how it ended.
+one answer for each prompt, in order, with all n completions, each with how it ended. One that holds the model itself
+also tells how likely that finds a text: `load_likelihood(inputs)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from pydantic import Field
 
 from tilth.config import Component, ModelRef
 from tilth.data.transform import Inputs
 from tilth.generate.shape import Shape
+
+if TYPE_CHECKING:
+    from tilth.data.passes import Window
 
 Message = Mapping[str, str]
 #: how the names of a judge's tokens begin, among those of a row
@@ -89,6 +93,20 @@ AHEAD = 2
 Generate = Callable[[Sequence[Prompt]], list[Answer]]
 
 
+class Likelihood(Protocol):
+    """How likely a causal language model finds what stands in windows of at most `max_length` tokens.
+
+    `conditioned`: its texts were trained after their labels, and so they are to be scored.
+    """
+
+    tokenizer: Any
+    max_length: int
+    conditioned: bool
+
+    def __call__(self, windows: Sequence[Window]) -> list[float]:
+        """For each window, in order, the negative log-likelihood in nats that its targets sum to."""
+
+
 class SamplingParams(Component):
     """How completions are drawn; names and meanings are vLLM's."""
 
@@ -142,6 +160,13 @@ class LocalModel(Generator, family="generator"):
     max_model_len: int | None = Field(
         None, ge=16, description="Tokens of prompt and completion together; none: as many as the model knows."
     )
+
+    def load_likelihood(self, inputs: Inputs) -> Likelihood:
+        """How likely the model finds texts; called once in each worker. It draws nothing, so `sampling` is not read.
+
+        ModelError where it is no causal language model.
+        """
+        raise TypeError(f"{type(self).__name__} must define load_likelihood()")
 
 
 def total_usage(answers: Sequence[Answer]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tilth.config import EXECUTION
 from tilth.data.transform import Inputs
-from tilth.generate.base import Generate, LocalModel
+from tilth.generate.base import Generate, Likelihood, LocalModel
 
 
 class HuggingFace(LocalModel):
@@ -38,3 +38,8 @@ class HuggingFace(LocalModel):
         from tilth.generate.engines.transformers import TransformersEngine
 
         return TransformersEngine(self, inputs.model(self.model))
+
+    def load_likelihood(self, inputs: Inputs) -> Likelihood:
+        from tilth.generate.engines.likelihood import transformers_likelihood
+
+        return transformers_likelihood(self, inputs.model(self.model))

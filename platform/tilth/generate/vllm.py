@@ -9,7 +9,7 @@ from pydantic import Field
 from tilth.config import EXECUTION, Component
 from tilth.data.transform import Inputs
 from tilth.errors import Problem
-from tilth.generate.base import AHEAD, Generate, LocalModel
+from tilth.generate.base import AHEAD, Generate, Likelihood, LocalModel
 
 #: where nobody says how much an engine decodes at a time: vLLM takes 1,024 sequences on the largest GPUs, 256 elsewhere
 ROWS_IN_FLIGHT = 1024
@@ -83,3 +83,8 @@ class Vllm(LocalModel):
         from tilth.generate.engines.vllm import VllmGenerate
 
         return VllmGenerate(self, inputs.model(self.model))
+
+    def load_likelihood(self, inputs: Inputs) -> Likelihood:
+        from tilth.generate.engines.vllm_likelihood import VllmLikelihood
+
+        return VllmLikelihood(self, inputs.model(self.model))

@@ -5,24 +5,25 @@
 | forward    | says what it was trained to say, or how likely it finds the row | directories, hub names, stages |
 | generation | writes an answer to a prompt, zero-shot or few-shot              | the same, and any generator   |
 | choices    | finds one of several continuations likeliest                    | causal language models        |
+
+Causal language models of `forward` and `choices` may also be generators that hold the model themselves, such as vLLM
+over several GPUs: these tell how likely it finds a text, which no server and no rule does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from tilth.config import Component
 from tilth.data.schema import Row
 from tilth.data.transform import Transform
-from tilth.errors import Problem
+from tilth.errors import Problem, StageError
 from tilth.evaluate.measures.base import Metric
-
-if TYPE_CHECKING:
-    from tilth.generate.base import Generator
+from tilth.generate.base import Generator, LocalModel
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,11 @@ class Pass:
 class Task(Component, family="task"):
     """What models are put to. A kind writes `step`."""
 
-    metrics: tuple[Metric, ...] = Field((), description="What is measured; none: what the rows and models call for.")
+    #: whether it needs to be told how likely a model finds a text: of generators, those do that hold the model
+    likelihoods: ClassVar[bool] = False
 
-    @property
-    def asked(self) -> Mapping[str, Generator]:
-        """Models that are none of the stage's `models` but generators of their own."""
-        return {}
+    metrics: tuple[Metric, ...] = Field((), description="What is measured; none: what the rows and models call for.")
+    generators: dict[str, Generator] = Field(default_factory=dict, description="Further models, by name.")
 
     @property
     def shown(self) -> str | None:
@@ -63,8 +63,29 @@ class Task(Component, family="task"):
 
     def check(self) -> list[Problem]:
         titles = [metric.title for metric in self.metrics]
-        return [
+        twice = [
             Problem(f"metrics.{place}", f"{title} is measured already", "leave out one of the two")
             for place, title in enumerate(titles)
             if title in titles[:place]
         ]
+        return [*twice, *(self._silent() if self.likelihoods else ())]
+
+    def _silent(self) -> Iterator[Problem]:
+        for name, generator in self.generators.items():
+            if not isinstance(generator, LocalModel):
+                mend = "use kind vllm or hf, which hold the model, or the task generation"
+                yield Problem(f"generators.{name}", f"{_untold(generator)}, as the task {self.kind} needs", mend)
+            elif generator.system:
+                what = "is put before no text whose likelihood is asked for"
+                yield Problem(f"generators.{name}.system", what, "leave it out, or write it into the rows")
+
+
+def told_by(model: str | Generator) -> str | LocalModel:
+    """The model, where it tells how likely it finds a text; StageError for a generator that does not."""
+    if isinstance(model, str | LocalModel):
+        return model
+    raise StageError(f"{_untold(model)}; use kind vllm or hf, which hold the model, or the task generation")
+
+
+def _untold(generator: Generator) -> str:
+    return f"kind {generator.kind} answers, but does not tell how likely it finds a text"

@@ -11,9 +11,9 @@ from pydantic import Field
 from tilth.config import EXECUTION, ModelRef
 from tilth.data.schema import Row, original
 from tilth.data.transform import Inputs, RowsFunction, Transform
-from tilth.errors import StageError
-from tilth.evaluate.tasks.base import Pass, Task
+from tilth.evaluate.tasks.base import Pass, Task, told_by
 from tilth.evaluate.tasks.prompting import Shots
+from tilth.generate.base import LocalModel
 from tilth.generate.choosing import Choosing, Said
 from tilth.generate.render import joined
 
@@ -28,11 +28,15 @@ class Ranking(Choosing, Transform):
     With `probabilities`, those of all choices are told.
     """
 
-    model: ModelRef = Field(description="The model: @stage, a hub name or a directory.")
+    model: ModelRef | LocalModel = Field(description="@stage, a hub name or a directory; or a generator that holds it.")
     shots: Shots | None = Field(None, description="Answered rows that are shown first.")
     probabilities: bool = Field(False, description="Whether the shares of all choices are told.")
     dtype: Literal["float32", "auto"] = Field("float32", description="Number format of the weights.")
     batch_tokens: int = Field(2048, ge=1, json_schema_extra=EXECUTION, description="Padded tokens of a forward pass.")
+
+    @property
+    def in_flight(self) -> int:
+        return 1 if isinstance(self.model, str) else self.model.in_flight
 
     def fit(self, rows: Iterable[Row], inputs: Inputs) -> Fitted:
         """The labels that there are, and the shots."""
@@ -44,13 +48,10 @@ class Ranking(Choosing, Transform):
         return {"labels": np.array(labels, dtype=str), "shots": np.array([json.dumps(shot) for shot in shots])}
 
     def load(self, inputs: Inputs, fitted: Fitted) -> RowsFunction:
-        from tilth.evaluate.predictor import Predictor
+        from tilth.evaluate.predictor import Wanted, predictions
 
-        predictor = Predictor(
-            inputs.model(self.model), batch_tokens=self.batch_tokens, dtype=self.dtype, keeps_end=True
-        )
-        if predictor.loaded.objective != "language_model":
-            raise StageError(f"{self.model} is no causal language model; choices are ranked by their likelihood in one")
+        wanted = Wanted(keeps_end=True)
+        predict = predictions(self.model, inputs, wanted, self.batch_tokens, self.dtype, causal=True)
         labels = fitted["labels"].tolist()
         shots = [json.loads(shot) for shot in fitted["shots"].tolist()]
 
@@ -59,7 +60,7 @@ class Ranking(Choosing, Transform):
             parts = [
                 part for row, choices in zip(rows, offered, strict=True) for part in self._parts(row, choices, shots)
             ]
-            found = iter(predictor.predict(parts))
+            found = iter(predict(parts))
             return [
                 self._ranked(row, choices, [next(found)["meta"] for _ in choices])
                 for row, choices in zip(rows, offered, strict=True)
@@ -95,7 +96,11 @@ class Choices(Choosing, Task):
     """Multiple choice by likelihood (Brown et al. 2020): accuracy, and what else holds of labels.
 
     What is longer than the model reads loses its beginning, as in lm-evaluation-harness: choices are scored whole.
+    The stage's models are read by transformers in the worker; one that needs several GPUs is named in `generators`,
+    and vLLM reads the same windows.
     """
+
+    likelihoods: ClassVar[bool] = True
 
     # a model without weights for its head is refused; long rows lose their beginning
     version: ClassVar[int] = 3
@@ -107,9 +112,7 @@ class Choices(Choosing, Task):
         return self.shots.split if self.shots else None
 
     def step(self, model: str | Generator, how: Pass) -> Transform:
-        if not isinstance(model, str):
-            raise StageError("choices are ranked by the model itself, not by a generator; name it in models")
         fields = {name: getattr(self, name) for name in (*Choosing.model_fields, "shots")}
         return Ranking(
-            model=model, **fields, probabilities=self.tells_all, dtype=how.dtype, batch_tokens=how.batch_tokens
+            model=told_by(model), **fields, probabilities=self.tells_all, dtype=how.dtype, batch_tokens=how.batch_tokens
         )

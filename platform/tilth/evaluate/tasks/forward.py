@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from tilth.data.transform import Transform
-from tilth.errors import StageError
 from tilth.evaluate.predict import Predict
-from tilth.evaluate.tasks.base import Pass, Task
+from tilth.evaluate.tasks.base import Pass, Task, told_by
 
 if TYPE_CHECKING:
     from tilth.generate.base import Generator
 
 
 class Forward(Task):
-    """The score follows from what the model is: a classifier, a tagger, one that answers by spans, a language model."""
+    """The score follows from what the model is: a classifier, a tagger, one that answers by spans, a language model.
 
+    The stage's models are read by transformers in the worker. A language model may be named in `generators` instead,
+    as one that needs several GPUs must be; it finds texts as likely there, up to the number format.
+    """
+
+    likelihoods: ClassVar[bool] = True
     version: ClassVar[int] = 2  # a model without weights for its head is refused
 
     stride: int | None = Field(
@@ -28,9 +32,7 @@ class Forward(Task):
     )
 
     def step(self, model: str | Generator, how: Pass) -> Transform:
-        if not isinstance(model, str):
-            raise StageError("a forward pass needs the model itself, not a generator; use the task generation")
         return Predict(
-            model=model, stride=self.stride, probabilities=self.tells_all, dtype=how.dtype,
+            model=told_by(model), stride=self.stride, probabilities=self.tells_all, dtype=how.dtype,
             batch_tokens=how.batch_tokens,
         )  # fmt: skip

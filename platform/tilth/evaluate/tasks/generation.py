@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -60,12 +60,7 @@ class Generation(Task):
     form: Literal["chat", "text"] = Field("chat", description="Asked as a turn of a conversation, or continued.")
     shots: Shots | None = Field(None, description="Answered rows that are shown first.")
     engine: Literal["hf", "vllm"] = Field("hf", description="What answers for the stage's models.")
-    generators: dict[str, Generator] = Field(default_factory=dict, description="Further models, by name.")
     answers: Answers = Field(default_factory=Answers, description="How answers are drawn.")
-
-    @property
-    def asked(self) -> Mapping[str, Generator]:
-        return self.generators
 
     @property
     def shown(self) -> str | None:

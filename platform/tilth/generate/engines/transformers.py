@@ -42,10 +42,7 @@ class TransformersEngine:
 
     def __init__(self, config: HuggingFace, folder: Path) -> None:
         self.config = config
-        self.device = config.device
-        if config.device == "auto":
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = "float32" if config.dtype == "auto" and self.device == "cpu" else config.dtype
+        self.device, dtype = placed(config)
         self.model, self.tokenizer = Weights.at(folder).load(self.device, dtype)
         self.ends = _ends(self.model, self.tokenizer)
         # the model's own settings (a penalty, a temperature) would be applied on top of ours
@@ -151,6 +148,14 @@ class Endings:
         text = self.tokenizer.decode(tokens[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False)
         cuts = [at for stop in self.batch[row].stops if (at := text.find(stop)) >= 0]
         return Completion(text[: min(cuts)] if cuts else text, finish, count, logs[count - 1])
+
+
+def placed(config: HuggingFace) -> tuple[str, str]:
+    """The device and the number format of a generator's model."""
+    device: str = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return device, "float32" if config.dtype == "auto" and device == "cpu" else config.dtype
 
 
 def _ends(model: Any, tokenizer: Any) -> list[int]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tilth.errors import ModelError
 from tilth.generate.base import Answer, Completion, Finish, Prompt
@@ -23,12 +24,23 @@ _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # below it vLLM takes the likeliest token
 _GREEDY = 1e-5
 _FINISH: dict[str, Finish] = {"stop": "stop"}
+R = TypeVar("R")
 
 
-class VllmGenerate:
-    """Implements `tilth.generate.base.Generate`."""
+@dataclass(frozen=True)
+class Held:
+    """What of a model's directory vLLM loads, and what its prompts are made with."""
 
-    def __init__(self, config: Vllm, folder: Path) -> None:
+    base: Path
+    adapter: Path | None
+    rank: int
+    tokenizer: Any
+    #: transformers' config of the base
+    settings: Any
+
+    @staticmethod
+    def at(folder: Path) -> Held:
+        """ModelError where there is no vLLM, or no model that it loads."""
         import_quietly()
         from transformers import AutoConfig
 
@@ -38,27 +50,24 @@ class VllmGenerate:
         if weights.objective == "seq2seq":
             raise ModelError(f"{folder} is an encoder-decoder, which vLLM does not load; use `kind: hf` for it")
         base, adapter = weights.servable()
-        tokenizer = load_tokenizer(weights.tokenizer)
-        limit = context(
-            AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True),
-            tokenizer,
-            config.max_model_len,
-        )
+        settings = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
+        return Held(base, adapter, weights.rank, load_tokenizer(weights.tokenizer), settings)
+
+
+class VllmGenerate:
+    """Implements `tilth.generate.base.Generate`."""
+
+    def __init__(self, config: Vllm, folder: Path) -> None:
+        held = Held.at(folder)
+        limit = context(held.settings, held.tokenizer, config.max_model_len)
         self.config = config
-        self.encode = Encoder(tokenizer, limit, config.sampling, config.chat_template)
-        self.engine = shared_engine(arguments(config, base, limit, weights.rank), config.engine.restarts)
-        self.adapter = self.engine.adapter(adapter)
+        self.encode = Encoder(held.tokenizer, limit, config.sampling, config.chat_template)
+        self.engine = shared_engine(arguments(config, held.base, limit, held.rank), config.engine.restarts)
+        self.adapter = self.engine.adapter(held.adapter)
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        return self.engine.loop.run(self._all(prompts, self.encode(prompts)))
-
-    async def _all(self, prompts: Sequence[Prompt], encoded: Sequence[Encoded]) -> list[Answer]:
-        tasks = [asyncio.ensure_future(self._answer(*pair)) for pair in zip(prompts, encoded, strict=True)]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+        pairs = zip(prompts, self.encode(prompts), strict=True)
+        return self.engine.loop.run(together(self._answer(*pair) for pair in pairs))
 
     async def _answer(self, prompt: Prompt, encoded: Encoded) -> Answer:
         if encoded.failure is not None:
@@ -82,6 +91,16 @@ class VllmGenerate:
             except ValueError:
                 pass
         return await self.engine.ask(ids, parameters(self.config, prompt, encoded), self.adapter)
+
+
+async def together(doing: Iterable[Coroutine[Any, Any, R]]) -> list[R]:
+    """What all of them return; once one has raised, none goes on."""
+    tasks = [asyncio.ensure_future(one) for one in doing]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def parameters(config: Vllm, prompt: Prompt, encoded: Encoded, guide: Any = None) -> Any:
