@@ -58,11 +58,11 @@ def slices(
     for task, alone in single.items():
         _refuse_unlike(task, scored[task], alone)
     by_byte = any(_counted_otherwise(scored[task], alone) for task, alone in single.items())
-    found = {task: _slice(items, by_byte, single.get(task), single, samples, seed) for task, items in scored.items()}
-    tests = iter(corrected([item for part in found.values() for item in part.against_single.values()]))
+    parts = {task: _slice(items, by_byte, single.get(task), single, samples, seed) for task, items in scored.items()}
+    tests = iter(corrected([item for part in parts.values() for item in part.against_single.values()]))
     return {
         task: replace(part, against_single={name: next(tests) for name in part.against_single})
-        for task, part in found.items()
+        for task, part in parts.items()
     }
 
 
