@@ -39,8 +39,11 @@ class Held:
     settings: Any
 
     @staticmethod
-    def at(folder: Path) -> Held:
-        """ModelError where there is no vLLM, or no model that it loads."""
+    def at(folder: Path, merged: str | None = None) -> Held:
+        """What `folder` holds, any adapter in one with its base where it is to be `merged`, in that number format.
+
+        ModelError where there is no vLLM, or no model that it loads.
+        """
         import_quietly()
         from transformers import AutoConfig
 
@@ -49,9 +52,9 @@ class Held:
         weights = Weights.at(folder)
         if weights.objective == "seq2seq":
             raise ModelError(f"{folder} is an encoder-decoder, which vLLM does not load; use `kind: hf` for it")
-        base, adapter = weights.servable()
+        base, adapter = weights.servable() if merged is None else (weights.whole(merged), None)
         settings = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
-        return Held(base, adapter, weights.rank, load_tokenizer(weights.tokenizer), settings)
+        return Held(base, adapter, weights.rank if adapter else 0, load_tokenizer(weights.tokenizer), settings)
 
 
 class VllmGenerate:

@@ -27,17 +27,19 @@ class VllmLikelihood:
     A window is read up to the last token that is scored, which is left out: vLLM tells log-probabilities of the
     tokens of a prompt, and must write one token more. It is made to write that very token. So a window may be as
     long as the model reads. What such prompts have in common vLLM computes anew for each, whatever it may cache.
+
+    An adapter is merged into its base once: vLLM 0.32 applies one to the logits of the next token alone, and ends
+    where those of a prompt are asked for.
     """
 
     def __init__(self, config: Vllm, folder: Path) -> None:
         decoder(folder)
-        card, held = Card.read(folder), Held.at(folder)
+        card, held = Card.read(folder), Held.at(folder, merged=config.dtype)
         self.tokenizer: Any = templated(held.tokenizer, config.chat_template)
         self.max_length = readable(held.settings, held.tokenizer, card.max_length, config.max_model_len)
         self.conditioned = card.conditioned
-        given = _in_small_steps(arguments(config, held.base, self.max_length, held.rank))
+        given = _in_small_steps(arguments(config, held.base, self.max_length, rank=0))
         self.engine = shared_engine(given, config.engine.restarts)
-        self.adapter = self.engine.adapter(held.adapter)
 
     def __call__(self, windows: Sequence[Window]) -> list[float]:
         return self.engine.loop.run(together(self._one(window) for window in windows))
@@ -46,7 +48,7 @@ class VllmLikelihood:
         scored = [at for at, target in enumerate(window.targets) if target != IGNORED]
         last = scored[-1]
         try:
-            output = await self.engine.ask(window.ids[:last], _parameters(window.ids[last]), self.adapter)
+            output = await self.engine.ask(window.ids[:last], _parameters(window.ids[last]), None)
         except ValueError as error:
             raise StageError(f"vLLM refuses a window of {window.size} tokens: {error}") from error
         told: list[float] = [output.prompt_logprobs[at][window.ids[at]].logprob for at in scored[:-1]]

@@ -68,9 +68,12 @@ class Weights:
             model = adapted(load_pretrained(self.base, self.objective, dtype=dtype).model, self.adapter)
         return model.to(device).eval(), load_tokenizer(self.tokenizer)
 
-    def whole(self) -> Path:
-        """A directory with all weights in one: an adapter, of whatever kind, is merged and kept in the cache."""
-        return self.base if self.adapter is None else _merged(self.adapter)
+    def whole(self, dtype: str = "auto") -> Path:
+        """A directory with all weights in one: an adapter, of whatever kind, is merged and kept in the cache.
+
+        `dtype` is the number format that it is merged in; auto: that of its base.
+        """
+        return self.base if self.adapter is None else _merged(self.adapter, dtype)
 
     def servable(self) -> tuple[Path, Path | None]:
         """For an engine that knows full weights and plain LoRA: a directory of the former, an adapter or None.
@@ -94,8 +97,8 @@ def _plain(settings: dict[str, Any]) -> bool:
     )
 
 
-def _merged(folder: Path) -> Path:
-    """A directory with the adapter in `folder` merged into what it stands on; cached by content."""
+def _merged(folder: Path, dtype: str = "auto") -> Path:
+    """A directory with the adapter in `folder` merged into what it stands on; cached by content and number format."""
     from tilth.packages import install
 
     weights = Weights.at(folder)
@@ -107,10 +110,11 @@ def _merged(folder: Path) -> Path:
         # the copies share their weights, and PEFT would merge what belongs to one into all
         raise ModelError(f"{folder}: layers that are replicated cannot be merged for vLLM; use `kind: hf` for it")
     own = [file_hash(file) for file in sorted(folder.glob("adapter_*")) if file.is_file()]
-    pin = hashlib.sha256("\n".join([models.identity(str(weights.base)), *own]).encode()).hexdigest()[:16]
+    parts = [models.identity(str(weights.base)), *own, *([] if dtype == "auto" else [dtype])]
+    pin = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def make(new: Path) -> None:
-        below = load_pretrained(weights.base, weights.objective).model
+        below = load_pretrained(weights.base, weights.objective, dtype=dtype).model
         beside = adapted(below, folder)
         try:
             whole = beside.merge_and_unload()
