@@ -347,7 +347,10 @@ def test_the_stage_leaves_the_best_policy_and_says_what_it_did(tmp_path: Path, l
     assert len(section.pictures) == 1
     won = f"answers win {seen[-1]['win_rate']:.0%} of {seen[-1]['judged']}"
     compared = f"Judged against those from before training, {won}."
-    kept = "" if top is seen[-1] else f" Kept is the policy after step {top['step']}, of which it changed by"
+    learnt = (
+        f"Kept is the policy after step {top['step']}, of which" if top["step"] else "Nothing that was learnt is kept"
+    )
+    kept = "" if top is seen[-1] else f" {learnt}"
     assert f"over 4 prompts.{kept}" in section.words[0]
     assert f"{compared} Reward and gold do not part" in section.words[0]
     assert re.match(r"A step takes [\d.e-]+ s in the median: sync [\d.e-]+, generate ", section.words[1])
