@@ -45,6 +45,7 @@ LAYERS = (
         "disk",
         "storage",
         "lock",
+        "meanwhile",
         "ui",
         "cluster",
         "room",

@@ -617,13 +617,13 @@ def serving(folder: Path, *, sleep: bool = False) -> Served:
     """Rollouts by vLLM, of which a test gives the engine and the policy."""
     served = object.__new__(Served)
     served.config, served.sleeps, served.asleep = VllmRollouts(staleness=1), sleep, None
-    served.folder, served.version, served.count, served.adapter = folder, -1, 0, None
+    served.folder, served.version, served.given, served.adapter = folder, -1, {}, None
     return served
 
 
 def test_an_engine_that_was_started_anew_gets_the_weights_before_it_is_heard(tmp_path: Path) -> None:
     served, told = serving(tmp_path), []
-    served.engine, served.policy, served.count = Restarted(), SimpleNamespace(adapted=False), 3  # type: ignore[assignment]
+    served.engine, served.policy, served.given = Restarted(), SimpleNamespace(), {"weight": torch.ones(1)}  # type: ignore[assignment]
 
     async def every(asks: Any) -> list[Any]:
         told.append(f"asked {served.engine.life.engine}")

@@ -27,6 +27,7 @@ from typing import Any
 
 from tilth import ui
 from tilth.errors import RunLocked, StorageError
+from tilth.meanwhile import repeated
 from tilth.storage import Store
 
 LOCK = "LOCK"
@@ -111,14 +112,10 @@ def _lease(store: Store) -> Iterator[None]:
     mine = _owner()
     _acquire(store, mine)
     _ours.add(mine["token"])
-    stop = threading.Event()
-    renewal = threading.Thread(target=_renew, args=(store, mine, stop), daemon=True, name="tilth-lease")
-    renewal.start()
     try:
-        yield
+        with repeated(lambda: _renew(store, mine), lambda: RENEW_SECONDS, "lease"):
+            yield
     finally:
-        stop.set()
-        renewal.join()
         _ours.discard(mine["token"])
         _give_back(store, mine)
 
@@ -184,18 +181,18 @@ def _take_over(store: Store, mine: dict[str, Any]) -> None:
         raise _refuse(store, winner)
 
 
-def _renew(store: Store, mine: dict[str, Any], stop: threading.Event) -> None:
-    """Renew until told to stop. A run that lost its lease, its machine having slept, stops: another goes on with it."""
-    while not stop.wait(RENEW_SECONDS):
-        try:
-            holder = _holder(store)
-            if holder.get("token", mine["token"]) != mine["token"]:
-                ui.reporter().say(str(_refuse(store, holder)))
-                _interrupt_main()
-                return
-            store.write(LOCK, _renewed(mine))
-        except StorageError as error:  # the lease outlasts several renewals: the next may succeed
-            ui.reporter().say(f"the lease could not be renewed: {error}")
+def _renew(store: Store, mine: dict[str, Any]) -> bool:
+    """Renew, if it is still one's own. A run that lost its lease, its machine having slept, stops: another goes on."""
+    try:
+        holder = _holder(store)
+        if holder.get("token", mine["token"]) != mine["token"]:
+            ui.reporter().say(str(_refuse(store, holder)))
+            _interrupt_main()
+            return False
+        store.write(LOCK, _renewed(mine))
+    except StorageError as error:  # the lease outlasts several renewals: the next may succeed
+        ui.reporter().say(f"the lease could not be renewed: {error}")
+    return True
 
 
 def _renewed(owner: dict[str, Any]) -> bytes:

@@ -6,10 +6,11 @@ are read that every Ray has.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
+
+from tilth.meanwhile import repeated
 
 SWEEP_SECONDS = 1.0
 
@@ -25,22 +26,9 @@ def give_back() -> None:
             remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 
-@contextmanager
-def given_back() -> Iterator[None]:
+def given_back() -> AbstractContextManager[None]:
     """Within, that is done every second: what waits for such a place would wait for ever."""
-    over = threading.Event()
-
-    def sweep() -> None:
-        while not over.wait(SWEEP_SECONDS):
-            give_back()
-
-    thread = threading.Thread(target=sweep, daemon=True, name="tilth-places")
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return repeated(give_back, lambda: SWEEP_SECONDS, "places")
 
 
 def started_by(actor: Any) -> set[str]:

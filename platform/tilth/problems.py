@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -114,3 +114,27 @@ def _fields_at(location: tuple[Any, ...], data: Any, root: type[Component]) -> l
         if cls is not None and cls.abstract and isinstance(data, Mapping) and "kind" in data:
             cls = load_class(cls.family, data["kind"])
     return list(cls.model_fields) if cls is not None else []
+
+
+def located(problem: Problem, lines: Mapping[str, int], name: str, changed: Sequence[str]) -> Problem:
+    """The problem with file and line, where the recipe came from a file and the value from no override."""
+    path = problem.where
+    unwritten = bool(lines) and path not in lines  # made by an override on the way to its own field
+    if any(
+        f"{path}.".startswith(f"{override}.")
+        or override == f"{path}.kind"
+        or (unwritten and override.startswith(f"{path}."))
+        for override in changed
+    ):
+        return Problem(f"override {path}", problem.what, problem.mend)
+    if not lines:
+        return problem
+    return Problem(f"{name}:{line(problem, lines)}: {problem.where}", problem.what, problem.mend)
+
+
+def line(problem: Problem, lines: Mapping[str, int]) -> int:
+    """The line of the faulty value, or of the nearest thing around it that is written."""
+    path = problem.where
+    while path and path not in lines:
+        path = path.rpartition(".")[0]
+    return lines.get(path, 1)

@@ -16,7 +16,7 @@ from tilth.config import Component, DatasetRef, DatasetRefStr, Ref
 from tilth.errors import Problem, RecipeError
 from tilth.nodes import Workers
 from tilth.overrides import overridden
-from tilth.problems import nearest, problems
+from tilth.problems import line, located, nearest, problems
 from tilth.sound import sound
 
 if TYPE_CHECKING:
@@ -234,9 +234,9 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[st
     except ValidationError as error:
         found = problems(error, data, Recipe) + _sound_part(data)
     if found or refused:
-        found.sort(key=lambda problem: _line(problem, lines))
+        found.sort(key=lambda problem: line(problem, lines))
         changed = [override.partition("=")[0].strip() for override in overrides]
-        raise RecipeError([*(_located(problem, lines, str(source), changed) for problem in found), *refused])
+        raise RecipeError([*(located(problem, lines, str(source), changed) for problem in found), *refused])
     return recipe
 
 
@@ -283,27 +283,3 @@ def _text(path: str | Path) -> str:
 
 def _under(prefix: str, problem: Problem) -> Problem:
     return Problem(f"{prefix}.{problem.where}".rstrip("."), problem.what, problem.mend)
-
-
-def _located(problem: Problem, lines: Mapping[str, int], name: str, changed: Sequence[str]) -> Problem:
-    """The problem with file and line, where the recipe came from a file and the value from no override."""
-    path = problem.where
-    unwritten = bool(lines) and path not in lines  # made by an override on the way to its own field
-    if any(
-        f"{path}.".startswith(f"{override}.")
-        or override == f"{path}.kind"
-        or (unwritten and override.startswith(f"{path}."))
-        for override in changed
-    ):
-        return Problem(f"override {path}", problem.what, problem.mend)
-    if not lines:
-        return problem
-    return Problem(f"{name}:{_line(problem, lines)}: {problem.where}", problem.what, problem.mend)
-
-
-def _line(problem: Problem, lines: Mapping[str, int]) -> int:
-    """The line of the faulty value, or of the nearest thing around it that is written."""
-    path = problem.where
-    while path and path not in lines:
-        path = path.rpartition(".")[0]
-    return lines.get(path, 1)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
+
+from tilth.meanwhile import repeated
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -88,23 +89,14 @@ class _Counter:
         if time.monotonic() - self.last >= PLAIN_SECONDS:
             self.report()
 
-    @contextmanager
-    def beating(self) -> Iterator[None]:
+    def beating(self) -> AbstractContextManager[None]:
         """Within: a line also where nothing gets done, so that a log tells what takes long from what hangs."""
-        over = threading.Event()
 
         def beat() -> None:
-            while not over.wait(max(0.0, self.last + SILENT_SECONDS - time.monotonic())):
-                if time.monotonic() - self.last >= SILENT_SECONDS:
-                    self.report()
+            if time.monotonic() - self.last >= SILENT_SECONDS:
+                self.report()
 
-        thread = threading.Thread(target=beat, daemon=True, name="tilth-heartbeat")
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+        return repeated(beat, lambda: max(0.0, self.last + SILENT_SECONDS - time.monotonic()), "heartbeat")
 
     def report(self, final: bool = False) -> None:
         self.last = time.monotonic()

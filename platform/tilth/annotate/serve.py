@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from tilth.annotate.items import campaign
 from tilth.annotate.judgements import Judgement, judgements
 from tilth.annotate.quality import figures
 from tilth.errors import StorageError
+from tilth.meanwhile import repeated
 from tilth.storage import Store
 
 #: what the report of a run reads, below the run
@@ -73,30 +72,22 @@ def _beside(source: str, name: str) -> str:
     return str(store.local(f"annotation/{name}.db"))
 
 
-@contextmanager
-def kept(book: Book, source: str, name: str, seconds: float = KEEP_SECONDS) -> Iterator[None]:
+def kept(book: Book, source: str, name: str, seconds: float = KEEP_SECONDS) -> AbstractContextManager[None]:
     """Within: the figures are left for the report every so often, if anything was answered meanwhile."""
-    over = threading.Event()
+    known: list[Judgement] = []
 
     def keep() -> None:
-        known: list[Judgement] = []
-        while not over.wait(seconds):
-            try:
-                with book.reading() as session:
-                    found = judgements(session)
-                if found != known:
-                    _keep(source, name, figures(found))
-                    known = found
-            except (StorageError, SQLAlchemyError) as error:
-                ui.reporter().say(f"the figures of what was answered could not be kept for the report: {error}")
+        nonlocal known
+        try:
+            with book.reading() as session:
+                found = judgements(session)
+            if found != known:
+                _keep(source, name, figures(found))
+                known = found
+        except (StorageError, SQLAlchemyError) as error:
+            ui.reporter().say(f"the figures of what was answered could not be kept for the report: {error}")
 
-    keeper = threading.Thread(target=keep, name="tilth-figures", daemon=True)
-    keeper.start()
-    try:
-        yield
-    finally:
-        over.set()
-        keeper.join()
+    return repeated(keep, lambda: seconds, "figures")
 
 
 def _keep(source: str, name: str, found: dict[str, Any]) -> None:

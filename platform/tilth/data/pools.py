@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tilth import placing, room, ui
+from tilth.meanwhile import repeated
 from tilth.nodes import Workers
 from tilth.placing import Node
 from tilth.spilling import refuse_unspillable
@@ -68,25 +68,19 @@ def _refuse_stuck(pools: Sequence[Resources]) -> None:
 def watched(title: str, pools: Sequence[Resources]) -> Iterator[Callable[[], None]]:
     """Within: where the function that it gives is not called for a minute, it is said what the cluster lacks, if it
     does; as where the only node of a pool went, or the disk broke to which its object store spills."""
-    over, last = threading.Event(), time.monotonic()
+    last = time.monotonic()
 
     def seen() -> None:
         nonlocal last
         last = time.monotonic()
 
     def watch() -> None:
-        while not over.wait(max(0.0, last + room.LACK_SECONDS - time.monotonic())):
-            if time.monotonic() - last >= room.LACK_SECONDS:
-                seen()
-                room.say_lacking(title, lambda: _refuse_stuck(pools))
+        if time.monotonic() - last >= room.LACK_SECONDS:
+            seen()
+            room.say_lacking(title, lambda: _refuse_stuck(pools))
 
-    thread = threading.Thread(target=watch, daemon=True, name="tilth-room")
-    thread.start()
-    try:
+    with repeated(watch, lambda: max(0.0, last + room.LACK_SECONDS - time.monotonic()), "room"):
         yield seen
-    finally:
-        over.set()
-        thread.join()
 
 
 def crews(pools: Sequence[Resources], most: int) -> list[Crew]:

@@ -79,15 +79,12 @@ class Member:
     @contextmanager
     def alike(self) -> Iterator[None]:
         """Raises what is raised within; where that was on another worker, StageError with what it says there."""
-        failed: Exception | None = None
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - raised again once the others know
-            failed = error
-        said = _of_all_ranks(None if failed is None else f"{type(failed).__name__}: {failed}")
-        if failed is not None:
-            raise failed
-        for rank, why in enumerate(said):
+        except Exception as error:
+            _of_all_ranks(f"{type(error).__name__}: {error}")
+            raise
+        for rank, why in enumerate(_of_all_ranks(None)):
             if why is not None:
                 raise StageError(f"worker {rank}: {why}")
 

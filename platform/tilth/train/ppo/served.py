@@ -71,7 +71,7 @@ class Served:
         while True:
             begun = self.engine.life.engine
             found: list[Sample] = self.engine.loop.run(self._all(asks))
-            if self.policy.adapted or not self.count or self.engine.life.engine is begun:
+            if not self.given or self.engine.life.engine is begun:
                 self._rest()
                 return found
             # an engine that was started anew holds the weights from before training
@@ -101,10 +101,11 @@ class Served:
     def sync(self) -> int:
         if self.version == self.policy.version:
             return 0
-        self.version, self.count = self.policy.version, self.count + 1
+        self.version = self.policy.version
         return self._sync_adapter() if self.policy.adapted else self._sync_all()
 
     def _sync_adapter(self) -> int:
+        self.count += 1
         folder = self.folder / f"{self.count:06d}"
         self.policy.model.save_pretrained(folder, max_shard_size=SHARD)
         # a name that vLLM does not know: it loads what lies there; the one before is no longer asked for

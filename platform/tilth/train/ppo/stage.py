@@ -36,7 +36,7 @@ class Ppo(Training):
     counted. The reference is the model as it begins: with an adapter the same weights and the adapter off.
     """
 
-    # a detector goes back to a state that a step has proved; layers with dropout of their own draw none
+    # what went beyond twice its KL target is not taken for the best
     version: ClassVar[int] = 4
 
     reward: Reward = Field(description="What completions are worth.")
