@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -100,6 +101,55 @@ def test_a_task_that_was_scored_stays_scored_when_the_next_one_fails(folder: Pat
     found = tilth.run(plan, tmp_path / "out")["harness"]
     assert found.detail["models"]["one"]["versions"]["first"] == "kept", "it was not put to the model again"
     assert found.metrics["one/first/acc"] == found.metrics["one/second/acc"]
+
+
+@pytest.mark.long
+def test_figures_that_are_no_mean_and_those_of_groups_have_intervals_too(folder: Path, tmp_path: Path):
+    """F1 of one question, perplexity of texts, and a group: each beside a plain count of what the harness logged."""
+    task = yaml.safe_load((folder / "tasks/colours.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "tasks").mkdir()
+    pairs = [[CHOICES[i % 4], CHOICES[(i // 4 + i + 1) % 4]] for i in range(30)]
+    lines = [{"question": f"Is {i} it?", "choices": pair, "gold": i // 2 % 2} for i, pair in enumerate(pairs)]
+    (tmp_path / "even.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
+    told = dict.fromkeys(("colours_too", "texts"), task["dataset_kwargs"])
+    told["even"] = {"data_files": {"test": str(tmp_path / "even.jsonl")}}
+    texts = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{question}}"}
+    made = {
+        "even": {"metric_list": [{"metric": "f1"}, {"metric": "acc"}]}, "colours_too": {},
+        "texts": {**texts, "metric_list": [{"metric": "bits_per_byte"}]},
+    }  # fmt: skip
+    for name, fields in made.items():
+        content = {**task, "task": name, "dataset_kwargs": told[name], **fields}
+        (tmp_path / f"tasks/{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    for name, by_size in (("by_documents", True), ("by_tasks", False)):
+        group = {"group": name, "task": ["even", "colours_too"],
+                 "aggregate_metric_list": [{"metric": "acc", "weight_by_size": by_size}]}  # fmt: skip
+        (tmp_path / f"tasks/{name}.yaml").write_text(yaml.safe_dump(group), encoding="utf-8")
+    plan = recipe(folder, tasks=["even", "texts", "by_documents", "by_tasks"], include=str(tmp_path / "tasks/*.yaml"))
+    plan["stages"] = {"harness": {**plan["stages"]["harness"], "bootstrap": {"samples": 300}}}
+    found = tilth.run(plan, tmp_path / "out")["harness"]
+    metrics, intervals = found.metrics, found.detail["models"]["two"]["intervals"]
+    figures = {"even/f1": 30, "texts/bits_per_byte": 24, "by_documents/acc": 54, "by_tasks/acc": 54}
+    for name, documents in figures.items():
+        low, value, high = (metrics[f"two/{name}{end}"] for end in ("_low", "", "_high"))
+        assert low < value < high, name
+        assert intervals[name]["n"] == documents
+    store = Path(found.store.url.removeprefix("file://")) / "harness"
+    even = json.loads((store / "two/even.json").read_text())
+    by_tasks = json.loads((store / "two/by_tasks.json").read_text())["samples"]
+    both = [by_tasks[f"{name}/acc"] for name in ("even", "colours_too")]
+    assert metrics["two/by_tasks/acc"] == pytest.approx(np.mean([np.mean(values) for values in both]))
+    assert metrics["two/by_documents/acc"] == pytest.approx(np.mean(np.concatenate(both)))
+    # the draws of F1 are those of the documents that `resamples` draws, and of both models the same
+    assert np.std(even["draws"]["even/f1"]) > 0
+    [paired] = [item for item in found.detail["differences"]["two"] if item["metric"] == "even/f1"]
+    other = json.loads((store / "one/even.json").read_text())["draws"]["even/f1"]
+    gaps = np.array(even["draws"]["even/f1"]) - other
+    assert paired["test"] == "paired bootstrap"
+    assert [paired["difference"][end] for end in ("low", "high")] == pytest.approx(np.percentile(gaps, [2.5, 97.5]))
+    [bits] = [item for item in found.detail["differences"]["two"] if item["metric"] == "texts/bits_per_byte"]
+    assert bits["less_is_better"]
+    assert {item["family"] for item in found.detail["differences"]["two"]} == {len(found.detail["differences"]["two"])}
 
 
 @pytest.mark.slow  # the harness reads all of its thousands of tasks first

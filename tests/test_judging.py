@@ -27,7 +27,7 @@ from tilth.errors import RecipeError, StageError
 from tilth.evaluate.judging.people import People, Verdicts, majority
 from tilth.evaluate.judging.ranking import length_controlled, ratings
 from tilth.evaluate.judging.stage import JudgeAnswers
-from tilth.evaluate.judging.tally import Judged, agreements, self_preference
+from tilth.evaluate.judging.tally import Draws, Judged, agreements, self_preference
 from tilth.report import write_report
 from tilth.runs import Artifact, Out, Run
 from tilth.storage import Store
@@ -99,6 +99,9 @@ def test_a_judge_that_counts_letters_is_found_out_by_people_and_length(
     among = [cohen_kappa_score(one, other) for one, other in combinations(as_text[2:], 2)]
     assert agreed["people"]["kappa"] == pytest.approx(np.mean(among))
     assert artifact.metrics["length/kappa_people"] < agreed["people"]["kappa"], "letters are not what people count"
+    found = [artifact.metrics[f"length/kappa_people{end}"] for end in ("_low", "", "_high")]
+    assert found == sorted(found)
+    assert found[2] < agreed["people"]["kappa_low"], "beyond what other rows could have said"
 
     placed = artifact.detail["judges"]["first"]
     assert (placed["biases"]["position"]["value"], placed["biases"]["first_place"]["value"]) == (1, 1)
@@ -208,7 +211,8 @@ def test_models_of_an_evaluation_are_judged_and_ranked(tmp_path: Path):
         assert np.mean([item["value"] for item in elo.values()]) == pytest.approx(1000)
         assert elo["curt"]["n"] == 12
     assert detail["judges"]["marks"]["marks"]["middling"]["value"] == 4
-    assert detail["agreement"]["judges"]["pairs and marks"] == {"pairs": 36, "same": 1.0, "kappa": None}
+    both = detail["agreement"]["judges"]["pairs and marks"]
+    assert both == {"pairs": 36, **figure("same", 1.0, 1.0, 1.0), **figure("kappa")}
     assert detail["verdicts"][0].startswith("pairs: long_winded ")
     plan["stages"]["evaluate"]["task"]["metrics"].append({"kind": "rouge", "types": ["rouge1"]})
     marks = plan["stages"]["judged"]["judges"]["marks"]
@@ -328,6 +332,12 @@ def test_the_win_rate_at_equal_length_is_that_of_a_logistic_model():
     )
 
 
+def figure(
+    name: str, value: float | None = None, low: float | None = None, high: float | None = None
+) -> dict[str, Any]:
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
 def test_verdicts_that_nobody_knows_are_refused_and_majorities_may_be_ties():
     assert [majority(v) for v in ([1.0, 1.0, 0.0], [1.0, 0.0], [None, None], [None, 0.0])] == [1.0, 0.5, None, 0.0]
     verdicts = Verdicts(columns=("meta.a",), models=("x", "y"))
@@ -345,10 +355,15 @@ def test_a_judge_that_favours_its_own_model_is_told_by_the_others():
         return Judged(("mine", "other"), rows)
 
     told = {"me": judged([1, 1, 1, 0]), "a": judged([0, 1, 0, 0.5])}
-    told_of_mine = {"model": "mine", "own": 0.75, "others": 0.375, "excess": 0.375}
-    assert self_preference(told, {"me": ["mine"]}) == {"me": [told_of_mine]}
+    draws = Draws(400)
+    [told_of_mine] = self_preference(told, {"me": ["mine"]}, draws)["me"]
+    low, high = told_of_mine.pop("low"), told_of_mine.pop("high")
+    assert told_of_mine == {"model": "mine", "own": 0.75, "others": 0.375, "excess": 0.375}
+    # rows differ by 1, 0, 1 and -0.5, and four of them tell little
+    assert -0.5 <= low < 0.375 < high <= 1
+    told_of_mine |= {"low": low, "high": high}
     mine_too = {**told, "me again": judged([1, 1, 1, 1])}
-    found = self_preference(mine_too, {"me": ["mine", "other"], "me again": ["mine"]})
+    found = self_preference(mine_too, {"me": ["mine", "other"], "me again": ["mine"]}, draws)
     assert found["me"][0] == told_of_mine, "a judge of the same model is no other one"
     assert found["me again"][0]["others"] == 0.375
     assert [item["model"] for item in found["me"]] == ["mine", "other"], "a model that answered under two names"
@@ -360,8 +375,8 @@ def test_a_judge_that_shares_no_pair_with_people_has_no_agreement_with_them():
 
     rows = [row("r0", judged={"pairs": [["x", "y", 1.0, False, False]]}), row("r1", judged={}, said=1)]
     people = People(verdicts=Verdicts(columns=("meta.said",), models=("x", "y")))
-    found = agreements({"j": Judged(("x", "y"), rows)}, people)
-    assert found["with_people"]["j"]["each"] == {"pairs": 0, "same": None, "kappa": None}
+    found = agreements({"j": Judged(("x", "y"), rows)}, people, Draws(100))
+    assert found["with_people"]["j"]["each"] == {"pairs": 0, **figure("same"), **figure("kappa")}
     json.dumps(found, allow_nan=False)
 
 
@@ -407,7 +422,9 @@ def test_judges_are_held_against_the_people_of_a_campaign_on_the_same_answers(tm
         "kind": "judge", "answers": "@asked", "judges": {"j": judge}, "people": {"campaign": str(answers)}, **here,
     }  # fmt: skip
     agreed = tilth.run({"name": "asked", "stages": stages}, tmp_path / "out")["judged"].detail["agreement"]
-    assert agreed["people"] == {"pairs": 6, "same": 0.5, "kappa": pytest.approx(0.0)}
+    assert (agreed["people"]["pairs"], agreed["people"]["same"]) == (6, 0.5)
+    assert agreed["people"]["kappa"] == pytest.approx(0.0)
+    assert agreed["people"]["same_low"] < 0.5 < agreed["people"]["same_high"]
     assert (agreed["with_people"]["j"]["majority"]["pairs"], agreed["with_people"]["j"]["majority"]["same"]) == (6, 0.5)
     assert agreed["with_people"]["j"]["each"]["same"] == pytest.approx(0.75)
     answers.write_text(answers.read_text(encoding="utf-8").replace("says", "said"), encoding="utf-8")
@@ -426,8 +443,9 @@ def test_marks_of_a_campaign_are_held_against_a_judges_scores(tmp_path: Path):
         {**original(f"r{n}", "test", {"text": "q"}), "meta": {"candidates": {"m": "x"}, "judged": {"scores": {"m": n}}}}
         for n in range(4)
     ]
-    found = agreements({"j": Judged(("m",), rows)}, People(campaign=str(tmp_path / "answers.jsonl")))
+    people = People(campaign=str(tmp_path / "answers.jsonl"))
+    found = agreements({"j": Judged(("m",), rows)}, people, Draws(100))
     assert (found["ratings"]["j"]["n"], found["ratings"]["j"]["rho"]) == (4, pytest.approx(1.0))
     (tmp_path / "answers.jsonl").write_text("{}\n")
     with pytest.raises(StageError, match="holds no exported answers"):
-        agreements({"j": Judged(("m",), rows)}, People(campaign=str(tmp_path / "answers.jsonl")))
+        agreements({"j": Judged(("m",), rows)}, people, Draws(100))

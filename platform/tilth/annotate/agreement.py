@@ -86,7 +86,7 @@ def _counts(labels: Labels) -> Marks:
     return np.stack([(labels == name).sum(axis=1) for name in names], axis=1).astype(np.float64)
 
 
-def alpha(marks: Marks, level: Literal["nominal", "ordinal", "interval"]) -> float | None:
+def alpha(marks: Marks, level: Literal["nominal", "interval"]) -> float | None:
     """Krippendorff's alpha (2004) of marks (items, people), NaN where there is none."""
     import krippendorff
 

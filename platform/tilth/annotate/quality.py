@@ -14,6 +14,7 @@ from tilth.annotate.judgements import Judgement
 
 if TYPE_CHECKING:
     from tilth.annotate.agreement import Labels, Marks
+    from tilth.data.bootstrap import Statistic
 
 #: whose median time is so many times shorter or longer than the middle person's is an outlier
 SPEED = 3.0
@@ -78,24 +79,38 @@ def figures(found: Sequence[Judgement]) -> dict[str, Any]:
 
 def _pairwise(grid: Grid) -> dict[str, Any]:
     from tilth.annotate import agreement
+    from tilth.data import agreement as resampled
 
     labels = grid.labels()
     marks = labels.astype(float)
     marks[labels < 0] = float("nan")
     known, truth = agreement.competence(labels, grid.sides(), len(LABELS))
-    lines = {
-        "Krippendorff's alpha": agreement.alpha(marks, "nominal"), "Fleiss' kappa": agreement.fleiss(labels),
-        "Cohen's kappa, mean of pairs": agreement.cohen(labels),
-    }  # fmt: skip
+    lines = [
+        _line(
+            "preference", "Krippendorff's alpha", agreement.alpha(marks, "nominal"), resampled.alpha(marks, "nominal")
+        ),
+        _line("preference", "Fleiss' kappa", agreement.fleiss(labels), resampled.fleiss(marks)),
+        _line(
+            "preference", "Cohen's kappa, mean of pairs", agreement.cohen(labels), resampled.of_pairs(marks, "nominal")
+        ),
+    ]
     sides = [cell.value.get("choice") for cell in grid.cells.values()]
     shown = [side for side in sides if side in ("A", "B")]
     return {
-        "agreement": [{"of": "preference", **{"figure": name, "value": value}} for name, value in lines.items()],
+        "agreement": lines,
         "models": _wins(grid, labels, truth),
         "first_shown": shown.count("A") / len(shown) if shown else None,
         "alike": _with_majority(labels),
         "competence": known.tolist(),
     }
+
+
+def _line(of: str, figure: str, value: float | None, statistic: Statistic) -> dict[str, Any]:
+    """A figure of agreement with its 95 % interval over items."""
+    from tilth.data.agreement import spread
+
+    low, high = (None, None) if value is None else spread(statistic, SAMPLES)
+    return {"of": of, "figure": figure, "value": value, "low": low, "high": high}
 
 
 def _with_majority(labels: Labels) -> list[float | None]:
@@ -134,6 +149,7 @@ def _wins(grid: Grid, labels: Labels, truth: Marks) -> list[dict[str, Any]]:
 
 def _direct(grid: Grid) -> dict[str, Any]:
     from tilth.annotate import agreement
+    from tilth.data import agreement as resampled
 
     criteria = list(dict.fromkeys(name for cell in grid.cells.values() for name in cell.value["scores"]))
     lines: list[dict[str, Any]] = []
@@ -144,8 +160,17 @@ def _direct(grid: Grid) -> dict[str, Any]:
         z = agreement.standardised(marks)
         standard.append(z)
         lines += [
-            {"of": criterion, "figure": "Krippendorff's alpha (interval)", "value": agreement.alpha(marks, "interval")},
-            {"of": criterion, "figure": "Pearson's r, mean of pairs", "value": agreement.pearson(marks)},
+            _line(
+                criterion,
+                "Krippendorff's alpha (interval)",
+                *(of.alpha(marks, "interval") for of in (agreement, resampled)),
+            ),
+            _line(
+                criterion,
+                "Pearson's r, mean of pairs",
+                agreement.pearson(marks),
+                resampled.of_pairs(marks, "correlation"),
+            ),
             *_kappas(criterion, marks),
         ]
         models += _marked(grid, criterion, marks, z)
@@ -159,13 +184,19 @@ def _kappas(criterion: str, marks: Marks) -> list[dict[str, Any]]:
     import numpy as np
 
     from tilth.annotate import agreement
+    from tilth.data import agreement as resampled
 
     labels = np.where(np.isnan(marks), agreement.NONE, marks).astype(np.int64)
     if labels.max() > 10:
         return []
     return [
-        {"of": criterion, "figure": "Fleiss' kappa", "value": agreement.fleiss(labels)},
-        {"of": criterion, "figure": "Cohen's kappa (quadratic)", "value": agreement.cohen(labels, "quadratic")},
+        _line(criterion, "Fleiss' kappa", agreement.fleiss(labels), resampled.fleiss(marks)),
+        _line(
+            criterion,
+            "Cohen's kappa (quadratic)",
+            agreement.cohen(labels, "quadratic"),
+            resampled.of_pairs(marks, "quadratic"),
+        ),
     ]
 
 

@@ -46,7 +46,8 @@ class Judged:
         found |= {"answers": self.figures["answers"], "pairs": sum(p.reason is None for p in self.preferences)}
         for line in self.figures["agreement"]:
             if line["figure"].startswith("Krippendorff") and line["value"] is not None:
-                found[f"{line['of']}/alpha"] = line["value"]
+                ends = {"": "value", "_low": "low", "_high": "high"}
+                found |= {f"{line['of']}/alpha{end}": line[at] for end, at in ends.items() if line[at] is not None}
         for line in self.figures["models"]:
             name = f"{line['model']}/{line['of']}"
             found |= {name: line["value"], f"{name}_low": line["low"], f"{name}_high": line["high"]}

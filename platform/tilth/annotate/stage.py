@@ -36,8 +36,7 @@ class Feedback(Stage):
     """
 
     produces: ClassVar[str] = "dataset"
-    # two answers that are alike are no pair; pairs of one prompt have ids of their own
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4  # alpha has an interval
 
     answers: Annotated[str, Field(min_length=1), AfterValidator(AnswersPlace)] = Field(
         description="A campaign's database, by path or SQLAlchemy URL, or its exported answers (.jsonl)."

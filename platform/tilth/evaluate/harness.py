@@ -24,12 +24,13 @@ class Harness(Stage):
     """Tasks as lm-evaluation-harness defines them (Gao et al. 2021), run by it on transformers models.
 
     Models are what training leaves, adapters too, directories and hub names. A task that was scored stays scored when
-    the stage is run again. Where a task's figure is a mean over its documents it has a bootstrap interval, and with a
-    baseline a paired test. The data of most tasks comes from the hub; `include` names tasks of one's own.
+    the stage is run again. Every figure has a bootstrap interval over documents and, with a baseline, a paired test:
+    means over documents, those of a group, and what the harness aggregates otherwise, as F1 or perplexity. The data of
+    most tasks comes from the hub; `include` names tasks of one's own.
     """
 
     produces: ClassVar[str] = "report"
-    version: ClassVar[int] = 3  # tests are corrected for all of them together
+    version: ClassVar[int] = 4  # figures that are no mean, and groups, have intervals
 
     models: dict[str, ModelRef] = Field(min_length=1, description="Name in the report → @stage, hub name or directory.")
     tasks: tuple[str, ...] = Field(min_length=1, description="Tasks or groups, as lm-evaluation-harness calls them.")

@@ -9,32 +9,36 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tilth import ui
-from tilth.data.bootstrap import mean
+from tilth.data.bootstrap import resamples
 from tilth.data.transform import Inputs
 from tilth.errors import StageError
-from tilth.evaluate.scores import Scored, compared_detail, compared_with, flat, intervals, plain
+from tilth.evaluate.harness_scores import Told, compared_of, intervals_of, is_mean, scored_of, sizes
+from tilth.evaluate.scores import compared_detail, flat, plain
 
 if TYPE_CHECKING:
     from tilth.evaluate.harness import Harness
     from tilth.runs import Artifact, Out
 
-#: figures and samples of a task: {"figures": {name: value}, "samples": {name: [value of each document]}}
-Told = dict[str, Any]
+#: figures of texts as a whole are slow: the harness itself draws them a hundred times
+SLOW, FEW = ("bleu", "chrf", "chrf++", "ter"), 200
 
 
 def harness(stage: Harness, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
     """See `Harness`."""
     context = Inputs.of(inputs, out.pins)
     told = {name: _told(name, stage, out, context) for name in stage.models}
-    scored = {name: _scored(tasks) for name, tasks in told.items()}
+    scored = {name: scored_of(tasks) for name, tasks in told.items()}
     drawn = stage.bootstrap.samples, stage.bootstrap.seed
-    found = {name: intervals(item, *drawn) for name, item in scored.items()}
-    compared = compared_with(scored, stage.baseline, *drawn)
+    found = {name: intervals_of(tasks, scored[name], *drawn) for name, tasks in told.items()}
+    compared = compared_of(told, scored, stage.baseline, *drawn)
     points = {name: {key: v for task in tasks for key, v in task["figures"].items()} for name, tasks in told.items()}
-    detail = {
-        "split": "each task's own", "rows": sum(map(_documents, next(iter(told.values())))),
+    detail: dict[str, Any] = {
+        "split": "each task's own", "rows": sum(sum(task["documents"].values()) for task in next(iter(told.values()))),
         "baseline": stage.baseline, "verdicts": [], "points": points,
-        "models": {name: {**item.detail, "intervals": plain(found[name], item)} for name, item in scored.items()},
+        "models": {
+            name: {**item.detail, "intervals": plain(found[name], item, sizes(told[name]))}
+            for name, item in scored.items()
+        },
         "differences": {name: compared_detail(items) for name, items in compared.items()},
     }  # fmt: skip
     without = {
@@ -112,7 +116,48 @@ def _one(stage: Harness, model: Any, task: str, manager: Any) -> Told:
         for key, value in each.items()
         if "," in key and "_stderr" not in key and isinstance(value, int | float)
     }
-    return {"figures": figures, "samples": _samples(found["samples"]), "versions": found["versions"]}
+    samples = _samples(found["samples"])
+    means = {name for name, values in samples.items() if is_mean(values, figures.get(name))}
+    whole = [name for name in figures if name not in means and name.partition("/")[0] in found["samples"]]
+    return {
+        "figures": figures, "samples": samples, "versions": found["versions"],
+        "documents": {name: len({item["doc_id"] for item in logged}) for name, logged in found["samples"].items()},
+        "groups": {name: list(parts) for name, parts in found.get("group_subtasks", {}).items() if parts},
+        "less": [name for name in figures if _less(name, found.get("higher_is_better", {}))],
+        "draws": _draws(whole, found["samples"], manager, task, stage) if whole else {},
+    }  # fmt: skip
+
+
+def _less(figure: str, higher: Mapping[str, Mapping[str, bool]]) -> bool:
+    """Whether less is better in a figure."""
+    task, _, metric = figure.partition("/")
+    return higher.get(task, {}).get(metric.partition(" ")[0]) is False
+
+
+def _draws(
+    figures: Sequence[str], logged: Mapping[str, Sequence[Mapping[str, Any]]], manager: Any, task: str, stage: Harness
+) -> dict[str, list[float]]:
+    """Figures that are no mean over documents, of documents drawn anew, as the harness aggregates them.
+
+    The same documents in the same draw of every model, so that their differences are paired.
+    """
+    found: dict[str, list[float]] = {}
+    tasks = manager.load([task])["tasks"]
+    for name, samples in logged.items():
+        for metric, aggregate in tasks[name].aggregation().items():
+            for kept in {sample["filter"]: None for sample in samples if metric in sample}:
+                if (figure := _name(name, f"{metric},{kept}")) not in figures:
+                    continue
+                ordered = sorted((s for s in samples if s["filter"] == kept), key=lambda item: item["doc_id"])
+                items = [sample[metric] for sample in ordered]
+                often = min(stage.bootstrap.samples, FEW) if metric in SLOW else stage.bootstrap.samples
+                ui.reporter().say(f"{figure}: drawn {often:,} times for its interval")
+                found[figure] = [
+                    float(aggregate([items[at] for at in np.repeat(np.arange(len(items)), counts.astype(int))]))
+                    for weights in resamples(len(items), often, stage.bootstrap.seed)
+                    for counts in weights
+                ]
+    return found
 
 
 def _name(task: str, key: str) -> str:
@@ -130,21 +175,3 @@ def _samples(logged: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, lis
                 if isinstance(sample[metric], int | float):
                     found.setdefault(_name(task, f"{metric},{sample['filter']}"), []).append(float(sample[metric]))
     return found
-
-
-def _documents(told: Told) -> int:
-    """Documents of a task, of all tasks of a group."""
-    sizes = {name.partition("/")[0]: len(values) for name, values in told["samples"].items()}
-    return sum(sizes.values())
-
-
-def _scored(tasks: Sequence[Told]) -> Scored:
-    """Figures that are means of their documents' values."""
-    statistics = {
-        name: mean(values)
-        for told in tasks
-        for name, values in told["samples"].items()
-        if name in told["figures"] and np.isclose(np.mean(values), told["figures"][name], rtol=1e-9)
-    }
-    versions = {task: version for told in tasks for task, version in told["versions"].items()}
-    return Scored(statistics, {"task": "harness", "versions": versions})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from tilth.data.bootstrap import Interval, Statistic, interval
@@ -185,13 +186,20 @@ def told_unlike(model: str, baseline: str, rows: int, of: int) -> str:
 
 
 def compared_with(
-    scored: Mapping[str, Scored], baseline: str | None, samples: int, seed: int
+    scored: Mapping[str, Scored],
+    baseline: str | None,
+    samples: int,
+    seed: int,
+    more: Mapping[str, Sequence[Comparison]] = MappingProxyType({}),
 ) -> dict[str, list[Comparison]]:
-    """Every other model against the baseline, each p corrected for all tests of all models in all metrics."""
+    """Every other model against the baseline, each p corrected for all tests of all models in all metrics.
+
+    `more`: comparisons of a model that were made elsewhere, which are read together with these.
+    """
     if baseline is None:
         return {}
     others = [name for name in scored if name != baseline]
-    found = {name: compare(scored[name], scored[baseline], samples, seed) for name in others}
+    found = {name: [*compare(scored[name], scored[baseline], samples, seed), *more.get(name, ())] for name in others}
     tests = iter(corrected([item for items in found.values() for item in items]))
     return {name: [next(tests) for _ in items] for name, items in found.items()}
 
@@ -225,9 +233,12 @@ def flat(
     return found
 
 
-def plain(found: Mapping[str, Interval], scored: Scored) -> dict[str, Any]:
-    """Intervals as plain data, each with the number of rows that it is of."""
-    return {name: {**asdict(item), "n": len(scored.statistics[name])} for name, item in found.items()}
+def plain(
+    found: Mapping[str, Interval], scored: Scored, sizes: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Intervals as plain data, each with the number of rows that it is of; `sizes`: of those that are no statistic."""
+    told = {name: len(statistic) for name, statistic in scored.statistics.items()} | dict(sizes)
+    return {name: {**asdict(item), "n": told[name]} for name, item in found.items()}
 
 
 def _three(name: str, item: Interval) -> dict[str, float]:

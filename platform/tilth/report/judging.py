@@ -86,12 +86,28 @@ def _trust(detail: Mapping[str, Any]) -> Iterator[Plain]:
     lines += [("people with each other, mean", agreement["people"])] if "people" in agreement else []
     lines += list(_items(agreement, "judges"))
     if lines:
-        shown = [(who, item["pairs"], item["same"], item["kappa"]) for who, item in lines]
-        yield "Agreement", ("who", "pairs", "say the same", "Cohen's kappa"), shown
-    if rated := [(name, item["n"], item["rho"], item["p"]) for name, item in _items(agreement, "ratings")]:
-        yield "Scores beside people's ratings", ("judge", "answers", "Spearman's rho", "p"), rated
-    if own := [(name, *item.values()) for name, items in detail["self_preference"].items() for item in _each(items)]:
-        yield "Judges of their own answers", ("judge", "its model", "own wins", "by other judges", "excess"), own
+        shown = [(who, item["pairs"], *_with_ends(item, "same"), *_with_ends(item, "kappa")) for who, item in lines]
+        head = ("who", "pairs", "say the same", "low", "high", "Cohen's kappa", "low", "high")
+        yield "Agreement, with 95 % intervals over rows", head, shown
+    rated = [
+        (name, item["n"], item["rho"], item.get("low"), item.get("high"), item["p"])
+        for name, item in _items(agreement, "ratings")
+    ]
+    if rated:
+        yield "Scores beside people's ratings", ("judge", "answers", "Spearman's rho", "low", "high", "p"), rated
+    own = [
+        (name, *(item.get(key) for key in ("model", "own", "others", "excess", "low", "high")))
+        for name, items in detail["self_preference"].items()
+        for item in _each(items)
+    ]
+    if own:
+        columns = ("judge", "its model", "own wins", "by other judges", "excess", "low", "high")
+        yield "Judges of their own answers", columns, own
+
+
+def _with_ends(item: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+    """A figure and its interval, which older runs lack."""
+    return item[key], item.get(f"{key}_low"), item.get(f"{key}_high")
 
 
 def _each(items: Any) -> Sequence[Mapping[str, Any]]:

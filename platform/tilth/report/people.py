@@ -35,10 +35,11 @@ def tables(found: Mapping[str, Any]) -> Iterator[Lines]:
     value, weighed = ("share of wins", "by competence") if pairwise else ("mean mark", "standardised")
     head = ("model", "of", value, "low", "high", weighed, "items")
     yield "Models, with 95 % intervals over items", head, _rows(found["models"], _SCORES)
-    yield "Agreement", ("of", "figure", "value"), _rows(found["agreement"], ("of", "figure", "value"))
+    agreement = ("of", "figure", "value", "low", "high")
+    yield "Agreement, with 95 % intervals over items", agreement, _rows(found["agreement"], agreement)
     people = ("person", "answers", "seconds", "speed", "checks", "failed", "agreement", "competence")
     yield "People", people, _rows(found["people"], _PEOPLE)
 
 
 def _rows(lines: list[Mapping[str, Any]], names: tuple[str, ...]) -> list[list[Any]]:
-    return [[line[name] for name in names] for line in lines]
+    return [[line.get(name) for name in names] for line in lines]  # older runs lack some

@@ -43,7 +43,8 @@ def judge(stage: JudgeAnswers, out: Out, inputs: Mapping[str, Artifact]) -> Arti
     told = corrected({name: tally(item, stage.baseline, draws) for name, item in judged.items()})
     detail: dict[str, Any] = {
         "rows": len(data), "judged_models": list(models), "baseline": stage.baseline, "judges": told,
-        "agreement": agreements(judged, stage.people), "self_preference": self_preference(judged, _own(stage, inputs)),
+        "agreement": agreements(judged, stage.people, draws),
+        "self_preference": self_preference(judged, _own(stage, inputs), draws),
     }  # fmt: skip
     detail["verdicts"] = list(_verdicts(told, stage.baseline, len(data)))
     for line in detail["verdicts"]:
@@ -149,6 +150,7 @@ def _flat(detail: Mapping[str, Any]) -> dict[str, float]:
             found |= {f"{name}/{key}": figure["value"]}
             found |= {f"{name}/{key}_{end}": figure[end] for end in ("low", "high")}
     for name, item in detail["agreement"].get("with_people", {}).items():
-        if item["majority"]["kappa"] is not None:
-            found[f"{name}/kappa_people"] = item["majority"]["kappa"]
+        for end in ("", "_low", "_high"):
+            if (value := item["majority"][f"kappa{end}"]) is not None:
+                found[f"{name}/kappa_people{end}"] = value
     return found

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from tilth.data.bootstrap import Statistic, interval, mean
+from tilth.data.agreement import spread
+from tilth.data.bootstrap import Floats, Statistic, interval, mean
 from tilth.data.schema import Row
 from tilth.evaluate.bootstrap import holm, mcnemar
-from tilth.evaluate.judging.agreement import agree, among, averaged, spearman
+from tilth.evaluate.judging.agreement import agree, among, spearman
 from tilth.evaluate.judging.opinions import Opinions, opinions
 from tilth.evaluate.judging.people import Outcomes, People
 from tilth.evaluate.judging.ranking import Won, elo, length_controlled
@@ -57,6 +58,10 @@ class Draws:
     def of(self, statistic: Statistic) -> dict[str, Any]:
         """A figure with its interval and the rows that it is of."""
         return {**asdict(interval(statistic, self.samples, self.seed)), "n": len(statistic)}
+
+    def ends(self, statistic: Statistic) -> tuple[float, float] | tuple[None, None]:
+        """The interval alone, of a figure that some draws cannot tell."""
+        return spread(statistic, self.samples, self.seed)
 
     def mean(self, values: Sequence[float]) -> dict[str, Any] | None:
         return self.of(mean(values)) if values else None
@@ -133,63 +138,97 @@ def biases(judged: Judged, outcomes: Outcomes, draws: Draws) -> dict[str, Any]:
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
-def agreements(judges: Mapping[str, Judged], people: People | None) -> dict[str, Any]:
+def agreements(judges: Mapping[str, Judged], people: People | None, draws: Draws) -> dict[str, Any]:
     """Judges with each other and with people, and people among themselves, which no judge can be held to exceed."""
     outcomes = {name: judged.outcomes() for name, judged in judges.items()}
     found: dict[str, Any] = {
         "judges": {
-            f"{one} and {other}": agree(outcomes[one], outcomes[other]) for one, other in combinations(outcomes, 2)
+            f"{one} and {other}": agree([(outcomes[one], outcomes[other])], draws.ends)
+            for one, other in combinations(outcomes, 2)
         }
     }
     first = next(iter(judges.values()))
     said = opinions(people, first.rows, first.models) if people else Opinions()
     if said.persons:
         most = said.most
-        found["people"] = among(said.persons)
+        found["people"] = among(said.persons, draws.ends)
         found["with_people"] = {
-            name: {"majority": agree(own, most), "each": averaged([agree(own, person) for person in said.persons])}
+            name: {
+                "majority": agree([(own, most)], draws.ends),
+                "each": agree([(own, person) for person in said.persons], draws.ends),
+            }
             for name, own in outcomes.items()
         }
     if said.marks:
-        found["ratings"] = {name: _rated(judged, said.marks) for name, judged in judges.items() if any(judged.scores)}
+        scoring = {name: judged for name, judged in judges.items() if any(judged.scores)}
+        found["ratings"] = {name: _rated(judged, said.marks, draws) for name, judged in scoring.items()}
     return found
 
 
-def _rated(judged: Judged, marks: Mapping[tuple[str, str], float]) -> dict[str, Any]:
+def _rated(judged: Judged, marks: Mapping[tuple[str, str], float], draws: Draws) -> dict[str, Any]:
     """Rank correlation of the judge's scores with people's marks, over all answers that both saw."""
     pairs = [
-        (scores[model], marks[row["id"], model])
+        (scores[model], marks[row["id"], model], row["id"])
         for row, scores in zip(judged.rows, judged.scores, strict=True)
         for model in judged.models
         if model in scores and (row["id"], model) in marks
     ]
-    return spearman([score for score, _ in pairs], [mark for _, mark in pairs])
+    said, rated = ([pair[at] for pair in pairs] for at in range(2))
+    return spearman(said, rated, [row for *_, row in pairs], draws.ends)
 
 
-def self_preference(judges: Mapping[str, Judged], own: Mapping[str, Sequence[str]]) -> dict[str, list[dict[str, Any]]]:
+def self_preference(
+    judges: Mapping[str, Judged], own: Mapping[str, Sequence[str]], draws: Draws
+) -> dict[str, list[dict[str, Any]]]:
     """How much oftener a judge lets its own models' answers win than the judges do that are other models.
 
     `own`: judge → the judged models that it is itself, as where one model answered under several names.
     Panickssery et al. 2024, arXiv:2404.13076. Only of several judges can one say so: its own answers may be better.
+    The interval of the excess is over rows, which all judges keep in a draw.
     """
-    shares = {name: {model: _win_share(judged, model) for model in judged.models} for name, judged in judges.items()}
+    wins = {name: {model: _wins(judged, model) for model in judged.models} for name, judged in judges.items()}
     found: dict[str, list[dict[str, Any]]] = {}
     for judge, model in ((judge, model) for judge, models in own.items() for model in models):
-        strangers = [wins for name, wins in shares.items() if model not in own.get(name, ())]
-        others = [value for wins in strangers if (value := wins.get(model)) is not None]
-        mine = shares[judge].get(model)
-        if mine is not None and others:
-            gap = mine - float(np.mean(others))
-            item = {"model": model, "own": mine, "others": float(np.mean(others)), "excess": gap}
-            found.setdefault(judge, []).append(item)
+        strangers = [told[model] for name, told in wins.items() if model not in own.get(name, ()) and model in told]
+        others = [won for won in strangers if won]
+        mine = wins[judge].get(model)
+        if mine and others:
+            statistic = _excess(mine, others)
+            low, high = draws.ends(statistic)
+            own_share, rest = _share(mine), float(np.mean([_share(won) for won in others]))
+            item = {"model": model, "own": own_share, "others": rest, "excess": own_share - rest}
+            found.setdefault(judge, []).append(item | {"low": low, "high": high})
     return found
 
 
-def _win_share(judged: Judged, model: str) -> float | None:
-    """A model's share of its comparisons won."""
-    won = [
-        share if one == model else 1 - share
-        for (_, one, other), share in judged.outcomes().items()
-        if model in (one, other)
-    ]
-    return float(np.mean(won)) if won else None
+#: row → what a model won there, and of how many comparisons
+Wins = dict[str, tuple[float, int]]
+
+
+def _wins(judged: Judged, model: str) -> Wins:
+    found: Wins = {}
+    for (row, one, other), share in judged.outcomes().items():
+        if model in (one, other):
+            won, of = found.get(row, (0.0, 0))
+            found[row] = won + (share if one == model else 1 - share), of + 1
+    return found
+
+
+def _share(wins: Wins) -> float:
+    """The share of its comparisons that a model won."""
+    won, of = (sum(item[at] for item in wins.values()) for at in range(2))
+    return float(won / of)
+
+
+def _excess(mine: Wins, others: Sequence[Wins]) -> Statistic:
+    """A judge's share less the mean of other judges', a column of sums for each judge's wins and comparisons."""
+    rows = list(dict.fromkeys(row for wins in (mine, *others) for row in wins))
+    terms = np.array([[wins.get(row, (0.0, 0)) for wins in (mine, *others)] for row in rows], dtype=np.float64)
+
+    def value(sums: Floats) -> Floats:
+        each = sums.reshape(len(sums), -1, 2)
+        shares = each[..., 0] / each[..., 1]  # NaN where a draw holds none of a judge's rows
+        found: Floats = shares[:, 0] - shares[:, 1:].mean(axis=1)
+        return found
+
+    return Statistic(terms.reshape(len(rows), -1), value)
