@@ -30,7 +30,13 @@ WIDE = {"workers": 2, "cpus": 0.5}
 SOUND = ["q_proj", "v_proj"]
 
 
-def recipe(root: Path, space: dict[str, list[Any]], runner: dict[str, Any], **more: Any) -> Any:
+def recipe(
+    root: Path,
+    space: dict[str, list[Any]],
+    runner: dict[str, Any],
+    deepspeed: dict[str, Any] | None = None,
+    **more: Any,
+) -> Any:
     """A search over a small Llama on two workers."""
     rows = [{"prompt": f"Thing {n} is", "completion": f" green{'er' * (n % 4)}."} for n in range(12)]
     stages = {
@@ -38,7 +44,7 @@ def recipe(root: Path, space: dict[str, list[Any]], runner: dict[str, Any], **mo
         "sft": {
             "kind": "sft", "data": "@data", "max_length": 64,
             "model": {"name": str(root / "llama"), "lora": {"targets": SOUND}},
-            "optimisation": {"global_batch": 4, "steps": 4}, "scale": WIDE,
+            "optimisation": {"global_batch": 4, "steps": 4}, "scale": {**WIDE, "deepspeed": deepspeed},
         },
         "search": {
             "kind": "search", "stage": "sft", "metric": "train_loss", "mode": "min", "searcher": {"kind": "grid"},
@@ -67,15 +73,19 @@ RATES = {"model.lora.rank": [2, 5], "optimisation.learning_rate": [1e-2, 3e-3]}
 
 
 @pytest.mark.slow
-def test_trials_on_workers_are_as_they_would_have_been_alone(tmp_path: Path, ray_session: Any) -> None:
+@pytest.mark.parametrize("deepspeed", [None, {"stage": 1}, {"stage": 2}], ids=["plain", "ZeRO 1", "ZeRO 2"])
+def test_trials_on_workers_are_as_they_would_have_been_alone(
+    tmp_path: Path, ray_session: Any, deepspeed: dict[str, Any] | None
+) -> None:
+    """A pack averages gradients by itself where a trial alone is DeepSpeed's, and learns the same."""
     model_folder(tmp_path / "llama", "llama")
     unfit = {"model.lora.targets": [SOUND, ["nowhere"]]}
-    done = Run(tmp_path / "packed").execute(recipe(tmp_path, RATES | unfit, {"kind": "packed", "places": 2}))
+    done = Run(tmp_path / "packed").execute(recipe(tmp_path, RATES | unfit, {"kind": "packed", "places": 2}, deepspeed))
     told = trials(done["search"])
     failed = [trial for trial in told if trial["values"]["model.lora.targets"] == ["nowhere"]]
     assert [trial["state"] for trial in told].count("complete") == len(failed) == 4
     assert all("nowhere" in trial["error"] for trial in failed)
-    Run(tmp_path / "alone").execute(recipe(tmp_path, RATES, {"kind": "one_by_one"}))
+    Run(tmp_path / "alone").execute(recipe(tmp_path, RATES, {"kind": "one_by_one"}, deepspeed))
     stages = sorted((tmp_path / "alone/stages/sft").iterdir())
     assert len(stages) == 5, "one is the recipe as written"
     for stage in stages:

@@ -555,11 +555,15 @@ def test_one_held_out_prompt_is_too_few(tmp_path: Path, llama: Path) -> None:
 
 def test_what_a_cluster_must_hold_are_learners_and_the_actors_that_draw() -> None:
     actors = {"kind": "hf", "max_tokens": 6, "placement": "disaggregate", "actors": 5, "cpus": 2, "gpus": 0.5}
-    assert stage("x", scale={"workers": 2, "cpus": 3}, rollouts=actors).demand == {"CPU": 6 + 4 * 2, "GPU": 2.0}
-    assert stage("x", scale={"workers": 2, "cpus": 3}, rollouts={**actors, "placement": "colocate"}).demand["CPU"] == 6
+
+    def total(**fields: Any) -> dict[str, float]:
+        kinds = stage("x", scale={"workers": 2, "cpus": 3}, **fields).at_work
+        return {name: sum(kind.total.get(name, 0.0) for kind in kinds) for name in ("CPU", "GPU")}
+
+    assert total(rollouts=actors) == {"CPU": 6 + 4 * 2, "GPU": 2.0}
+    assert total(rollouts={**actors, "placement": "colocate"})["CPU"] == 6
     scoring = {"placement": "disaggregate", "actors": 2, "gpus": 1}
-    both = stage("x", scale={"workers": 2, "cpus": 3}, rollouts=actors, scoring=scoring).demand
-    assert both == {"CPU": 6 + 4 * 2 + 2, "GPU": 2.0 + 2}
+    assert total(rollouts=actors, scoring=scoring) == {"CPU": 6 + 4 * 2 + 2, "GPU": 2.0 + 2}
 
 
 class Unlearnt:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 import at_rest
-from tilth import room
+from tilth import placing, room
 from tilth.data import pools
 from tilth.data.transform import Resources
 from tilth.errors import ClusterError
-from tilth.nodes import Nodes
+from tilth.nodes import Nodes, Workers
 
 HEAD = "aa11"
 GPU = {"CPU": 1.0, "GPU": 1.0}
@@ -50,7 +50,7 @@ def test_what_an_autoscaler_may_start_is_waited_for(
 
     def tried() -> None:
         room.refuse_unplaceable(GPU, 2, join_seconds=0.01)
-        room.refuse_beyond({"GPU": 2.0}, join_seconds=0.01)
+        placing.refuse_crowded([Workers({"GPU": 1.0}), Workers({"CPU": 1.0, "GPU": 1.0})], join_seconds=0.01)
         pools.refuse_unplaceable([Resources(gpus=1), Resources()], 0.01)
 
     if not starts:
@@ -61,9 +61,25 @@ def test_what_an_autoscaler_may_start_is_waited_for(
     assert "waits for nodes: a stage asks for 2 workers of CPU 1, GPU 1, and this cluster cannot yet" in (
         said := capsys.readouterr().err
     )
-    assert "in all its workers" in said
+    assert "a stage asks for 1 x (GPU 1) and 1 x (CPU 1, GPU 1) at the same time" in said
     with pytest.raises(ClusterError, match=r"cannot yet, for its autoscaler .* hold them: no node has GPU 1"):
         room.refuse_unplaceable(GPU, 2, join_seconds=0)  # as it is said every minute
+
+
+def test_workers_of_two_kinds_need_nodes_that_hold_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight CPUs in all and one GPU: enough by the sum, but two workers of three leave no node two of them."""
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    at_rest.nodes(monkeypatch, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0})
+    actor = Workers({"CPU": 2.0, "GPU": 1.0})
+    with pytest.raises(
+        ClusterError,
+        match=r"2 x \(CPU 3\) and 1 x \(CPU 2, GPU 1\) at the same time, .* never .* has 1 x \(CPU 4, GPU 1\), 1 x \(CPU 4\)",
+    ):
+        placing.refuse_crowded([Workers({"CPU": 3.0}, 2), actor], join_seconds=0)
+    placing.refuse_crowded([Workers({"CPU": 3.0}, 2, fewest=1), actor], join_seconds=0)
+    placing.refuse_crowded([Workers({"CPU": 2.0}, 3), actor], join_seconds=0)
+    with pytest.raises(ClusterError, match="2 workers of CPU 2, GPU 1"):
+        placing.refuse_crowded([Workers({"CPU": 1.0}), Workers({"CPU": 2.0, "GPU": 1.0}, 2)], join_seconds=0)
 
 
 def test_what_the_driver_of_a_job_holds_is_not_counted(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:

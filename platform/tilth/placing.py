@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import permutations
 
 from tilth import room
 from tilth.nodes import Workers
@@ -70,5 +72,37 @@ def size(one: Workers) -> tuple[float, int, float]:
 
 def together(asked: Sequence[Workers], nodes: Sequence[Node]) -> bool:
     """Put all of these on the nodes; whether there was a place for each."""
-    order = sorted(asked, key=size, reverse=True)
+    return _put(sorted(asked, key=size, reverse=True), nodes)
+
+
+def _put(order: Iterable[Workers], nodes: Sequence[Node]) -> bool:
     return all(place(one, nodes) is not None for one in order for _ in range(one.count))
+
+
+def refuse_crowded(asked: Sequence[Workers], join_seconds: float = room.JOIN_SECONDS) -> None:
+    """ClusterError unless the nodes there can be hold all of these at the same time, or as few as they go on with.
+
+    Kinds are few, and every order of them is tried: what is refused has no place however it is begun.
+    """
+    least = [replace(one, count=one.least) for one in asked]
+    for one in least:
+        room.refuse_unplaceable(one.each, one.count, one.labels, join_seconds)
+
+    def lacking() -> str | None:
+        count = sum(one.count for one in least)
+        if any(_put(order, [*there(), *startable(count, count)]) for order in permutations(least)):
+            return None
+        names = {name: None for one in least for name in one.each}
+        has = Counter(room.written(node.free, names) for node in there())
+        return (
+            f"a stage asks for {written(least)} at the same time, and this cluster {room.cannot()} hold them beside "
+            f"each other: it has {', '.join(f'{number} x ({each})' for each, number in has.items())}; ask for less "
+            "(scale, rollouts, scoring), or give the cluster more nodes"
+        )
+
+    room.refuse(lacking, join_seconds)
+
+
+def written(asked: Iterable[Workers]) -> str:
+    """What workers take, as people write it."""
+    return " and ".join(f"{workers.count} x ({room.written(workers.each)})" for workers in asked) or "nothing"

@@ -113,15 +113,6 @@ class Stage(Component, family="stage"):
         return (Workers({"CPU": 1.0}),)
 
     @property
-    def demand(self) -> dict[str, float]:
-        """What all of them take of a cluster, as Ray names resources."""
-        found: dict[str, float] = {}
-        for workers in self.at_work:
-            for name, amount in workers.total.items():
-                found[name] = found.get(name, 0.0) + amount
-        return found
-
-    @property
     def tells(self) -> tuple[str, ...]:
         """Names of the figures that it measures on the way."""
         return ()

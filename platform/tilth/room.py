@@ -43,23 +43,6 @@ def refuse_unplaceable(
     refuse(lacking, join_seconds)
 
 
-def refuse_beyond(demand: Mapping[str, float], join_seconds: float = JOIN_SECONDS) -> None:
-    """ClusterError unless all nodes there can be have together what a stage's workers and actors ask for together."""
-
-    def lacking() -> str | None:
-        shapes = _shapes({})
-        total = {name: sum(copies * has[name] for has, copies in shapes if has.get(name)) for name in demand}
-        short = {name: total[name] for name, need in demand.items() if need > total[name] + 1e-9}
-        if not short:
-            return None
-        return (
-            f"a stage asks for {written(demand)} in all its workers and actors, and this cluster {cannot()} give it: "
-            f"it has {written(short)}; ask for less (scale, rollouts, scoring), or give the cluster more nodes"
-        )
-
-    refuse(lacking, join_seconds)
-
-
 def refuse(lacking: Callable[[], str | None], join_seconds: float = JOIN_SECONDS) -> None:
     """ClusterError with what is lacking, where it still is once nodes on their way have had time to join.
 

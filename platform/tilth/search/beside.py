@@ -32,7 +32,7 @@ def _crowded_out(bench: Bench, pack: Workers) -> str | None:
         if name != bench.target and not _both(pack, stage):
             return (
                 f"a pack would hold {pack.count} x ({room.written(pack.each)}) while {name} runs for a trial with "
-                f"{written(stage)}, and the nodes of the cluster have not both"
+                f"{placing.written(stage.at_work)}, and the nodes of the cluster have not both"
             )
     return None
 
@@ -42,8 +42,3 @@ def _both(pack: Workers, stage: Stage) -> bool:
     asked = [pack, *(replace(workers, count=workers.least) for workers in stage.at_work)]
     workers = sum(one.count for one in asked)
     return placing.together(asked, [*placing.there(), *placing.startable(workers, workers)])
-
-
-def written(stage: Stage) -> str:
-    """What a stage's workers take, as people write it."""
-    return " and ".join(f"{workers.count} x ({room.written(workers.each)})" for workers in stage.at_work) or "nothing"

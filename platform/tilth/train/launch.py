@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tilth import cluster, room, ui
+from tilth import cluster, placing, room, ui
 from tilth.data.dataset import Dataset
 from tilth.errors import StageError, StageStopped
 from tilth.recipe import STOP
@@ -99,8 +99,8 @@ def _on_ray(job: Job) -> None:
 
     scale = job.stage.scale
     place(scale)
-    if scale.min_workers is None:
-        room.refuse_beyond(job.stage.demand)
+    if len(job.stage.at_work) > 1:
+        placing.refuse_crowded(job.stage.at_work)
     before = fitting.noted(job)
     trainer = TorchTrainer(
         _entry,
