@@ -21,7 +21,7 @@ from tests.bench.traffic import FOOTER, LIMITS, LOOK, UNIT, limited
 from tilth.data.chain import MOST_UNITS, UNIT_ROWS
 from tilth.data.finish import finish
 from tilth.data.ingest import MARK
-from tilth.data.ledger import Ledger, Record, Tally, Unit, commit
+from tilth.data.ledger import AHEAD, Ledger, Record, Tally, Unit, commit
 from tilth.data.placement import place_rows
 from tilth.data.schema import original
 from tilth.data.split import Split
@@ -162,8 +162,8 @@ def _traffic(row_size: float, units: float, size: int, per_second: float) -> lis
         ("bytes to and from storage", f"{up / 1e6:.1f} and {down / 1e6:.1f} MB/s", f"{row_size:.0f} bytes a row"),
         (
             "waiting for storage, in the driver",
-            f"{units * looks * ANSWER_SECONDS / 3600:.1f} h a pass over all units",
-            f"{looks} requests a unit; supposed: {ANSWER_SECONDS * 1000:.0f} ms each",
+            f"{units * looks * ANSWER_SECONDS / AHEAD / 3600:.1f} h a pass over all units",
+            f"{looks} requests a unit; supposed: {ANSWER_SECONDS * 1000:.0f} ms each, {AHEAD} units at once",
         ),
     ]
 

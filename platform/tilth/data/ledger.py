@@ -22,7 +22,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
-from tilth.data.parts import ROW_GROUP, Hashing, batch, checked, digest, parts
+from tilth import meanwhile
+from tilth.data.parts import ROW_GROUP, WHOLE, Hashing, batch, checked, digest, parts
 from tilth.data.schema import NEW, Row, arrow_schema, to_table
 from tilth.errors import StageError, StorageError
 from tilth.storage import Store
@@ -35,6 +36,8 @@ HEAD = "ledger/HEAD.json"
 HALT = "ledger/HALT"
 FLUSH_RECORDS = 200
 FLUSH_SECONDS = 2.0
+#: units that are read at once, of WHOLE bytes together
+AHEAD = 8
 _TALLY = b"tilth.tally"
 _USAGE = b"tilth.usage"
 
@@ -241,12 +244,14 @@ class Ledger:
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The committed rows in the order of their units, every file checked against its hash; all columns, or some.
 
-        One table for each unit, several of a large one: a unit may be a whole file of any size.
+        One table for each unit, several of a large one: a unit may be a whole file of any size. The next ones are
+        fetched meanwhile, for a distant store takes longer to answer than it takes to send a unit.
         """
         import pyarrow.parquet as pq
 
-        for _, record in sorted(self.records.items()):
-            if (handle := checked(self.store, record.file, record.size, record.sha256)) is None:
+        records = (record for _, record in sorted(self.records.items()))
+        for record, handle in meanwhile.ahead(self._read, records, AHEAD, lambda record: record.size, WHOLE):
+            if handle is None:
                 self.store.remove(record.file)
                 raise StorageError(
                     f"{self.store.at_url(record.file)} was damaged after it was written (its sha256 differs); "
@@ -254,6 +259,9 @@ class Ledger:
                 )
             with handle:
                 yield from parts(pq.ParquetFile(handle), columns)  # half the time of read_table on a small unit
+
+    def _read(self, record: Record) -> IO[bytes] | None:
+        return checked(self.store, record.file, record.size, record.sha256)
 
 
 def _parsed(line: bytes) -> Record | None:
