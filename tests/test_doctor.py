@@ -96,6 +96,26 @@ def test_a_port_of_ray_beyond_loopback_is_seen(home, monkeypatch, host, mode, st
     assert "NetworkPolicy" in found.mend
 
 
+def test_a_title_that_hides_the_environment_is_looked_behind(tmp_path):
+    """Ray's agents and workers write their titles over what they were begun with; their raylet tells."""
+
+    def process(number: int, parent: int, command: bytes, environ: bytes) -> Path:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "cmdline").write_bytes(command)
+        (folder / "environ").write_bytes(environ)
+        (folder / "stat").write_text(f"{number} (a (b) c) S {parent} 1 1 0")
+        return folder
+
+    process(1, 0, b"init", b"")
+    process(10, 1, b"/ray/raylet\0--x", b"HOME=/\0RAY_AUTH_MODE=token\0")
+    process(20, 1, b"/ray/raylet\0--x", b"HOME=/\0")
+    assert machine._asks(process(11, 10, b"ray::DashboardAgent  ", b"OMP_NUM_THREADS=1\0"))
+    assert not machine._asks(process(21, 20, b"ray::DashboardAgent  ", b"OMP_NUM_THREADS=1\0"))
+    assert not machine._asks(process(12, 10, b"python\0-m\0ray/dashboard", b"HOME=/\0")), "its own, which is whole"
+    assert not machine._asks(process(13, 10, b"ray::IDLE", b"RAY_AUTH_MODE=disabled\0"))
+
+
 def test_storage_is_tried_and_left_clean(tmp_path):
     found = tried(str(tmp_path / "store"))
     assert [item.state for item in found] == ["ok"] * 3

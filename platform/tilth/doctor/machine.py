@@ -106,12 +106,12 @@ def ports() -> Finding:
     if not found:
         return Finding("ports", OK, "no Ray process of this user listens beyond loopback")
     named = ", ".join(f"{port} ({name})" for port, (name, _) in sorted(found.items()))
-    guarded = all(asks for _, asks in found.values())
+    open_to_all = ", ".join(f"{port} ({name})" for port, (name, asks) in sorted(found.items()) if not asks)
     return Finding(
         "ports",
-        WARNING if guarded else FAULT,
-        f"open beyond this machine: {named}" + ("" if guarded else ", and not all of them ask for a token"),
-        ("" if guarded else "start Ray with RAY_AUTH_MODE=token; ")
+        FAULT if open_to_all else WARNING,
+        f"open beyond this machine: {named}" + (f"; without a token: {open_to_all}" if open_to_all else ""),
+        ("start Ray with RAY_AUTH_MODE=token; " if open_to_all else "")
         + "close them to all but the cluster (firewall, NetworkPolicy), reach the dashboard by a forwarded port",
     )
 
@@ -134,10 +134,22 @@ def _sockets() -> Iterator[tuple[str, tuple[str, bool]]]:
             name = next((name for name in _RAY if name in command), None)
             if name is None:
                 continue
-            guarded = b"RAY_AUTH_MODE=token" in (process / "environ").read_bytes().split(b"\0")
+            guarded = _asks(process)
             links = [link.readlink().name for link in (process / "fd").iterdir()]
         except OSError:  # another user's, or gone meanwhile
             continue
         for link in links:
             if link.startswith("socket:["):
                 yield link[8:-1], (name.split("/")[-1].rstrip(":"), guarded)
+
+
+def _asks(process: Path) -> bool:
+    """Whether a process asks for a token: its environment says, or of what Ray gave a title that of its parent.
+
+    A title is written over the environment that a process began with, as far as it is long.
+    """
+    found = dict(part.partition(b"=")[::2] for part in (process / "environ").read_bytes().split(b"\0"))
+    if b"RAY_AUTH_MODE" in found or not (process / "cmdline").read_bytes().startswith(b"ray::"):
+        return found.get(b"RAY_AUTH_MODE") == b"token"
+    parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+    return parent != "0" and _asks(process.parent / parent)
