@@ -5,6 +5,7 @@ Imports ray: load it late.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -30,6 +31,9 @@ _AWAY = (502, 503, 504)
 #: what a head says, with status 500, in the first seconds of its life, while its agent does not answer yet
 _NO_AGENT = "No available agent"
 _OVER = {"SUCCEEDED", "FAILED", "STOPPED"}
+
+# Ray tells of every file that it leaves out and every package that it sends; what matters of it is said here
+logging.getLogger("ray").setLevel(logging.ERROR)
 
 
 class Unreachable(ClusterError):  # noqa: N818 - states the condition, as ConnectionError's kin in requests do
