@@ -48,6 +48,20 @@ def test_every_recipe_holds_and_survives_a_round_trip(path: Path, at_root: None,
     assert tilth.load(again) == recipe
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_data_of_every_recipe_is_there(path: Path, at_root: None, tmp_path: Path) -> None:
+    """What needs no model runs as it is written, and no stage is left without rows."""
+    recipe = tilth.load(path)
+    names = [name for name in recipe.order() if recipe.stages[name].kind in ("data", "mix")]
+    assert names
+    if any(child.kind == "hub" for name in names for _, child in recipe.stages[name].children()):
+        pytest.skip("its data lies on the hub")
+    small = [f"stages.{name}.resources.workers=0" for name in names if recipe.stages[name].kind == "data"]
+    found = tilth.run(tilth.load(path, small).part(names), tmp_path)
+    for name in names:
+        assert Dataset.open(found[name]).splits(), f"{name} has no row"
+
+
 def test_an_augmenter_of_ones_own(at_root: None, tmp_path: Path) -> None:
     here = ("stages.data.resources.workers=0", "stages.augment.resources.workers=0")
     done = Dataset.open(tilth.run("examples/typos.yaml", tmp_path, *here)["augment"])

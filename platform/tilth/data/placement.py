@@ -22,6 +22,8 @@ from tilth.data.drawing import drawn, not_sampled, places, reasons, stratified
 from tilth.data.schema import SPLITS
 from tilth.data.seen import MADE, Lot, Traits, marked_ids, see, unmarked
 from tilth.data.split import Sampling, Split
+from tilth.errors import StageError
+from tilth.problems import nearest
 
 if TYPE_CHECKING:
     from tilth.data.ledger import Ledger
@@ -170,7 +172,11 @@ def _stratified(
 def _sample(
     ledger: Ledger, traits: Traits, fates: NDArray[np.uint8], splits: NDArray[np.int8], sampling: Sampling
 ) -> None:
-    """Mark the rows that are not in the sample."""
+    """Mark the rows that are not in the sample; StageError for a label that no row has, as one that is misspelt."""
+    for label in sampling.labels or ():
+        if label not in traits.label_names:
+            ways_out = nearest(label, traits.label_names)
+            raise StageError(f"no row has the label {label!r} that sample.labels names; {ways_out}")
     kept = np.flatnonzero(fates == KEPT)
     order = _ascending(ledger, kept, traits.lots["sample"][kept])
     left = not_sampled(splits[order], traits.labels[order], traits.label_names, sampling)
