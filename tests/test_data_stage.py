@@ -439,6 +439,19 @@ def test_a_plan_says_the_rows_that_it_can_know_and_no_others(tmp_path):
     assert planned(None, {"source": {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl.gz")}}) == [{}, {}]
 
 
+def test_a_label_that_no_row_has_is_no_empty_sample(tmp_path):
+    lines = "".join(f'{{"text": "a card {i}", "label": "{("lost", "late")[i % 2]}"}}\n' for i in range(6))
+    (tmp_path / "rows.jsonl").write_text(lines)
+    stage = {
+        "kind": "data", "row": "labelled", "source": {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl")}, "split": {},
+        "sample": {"labels": ["late", "lots"]},
+    }  # fmt: skip
+    with pytest.raises(
+        StageError, match=r"no row has the label 'lots' that sample.labels names; did you mean .lost.\?"
+    ):
+        tilth.run({"name": "x", "stages": {"data": stage}}, tmp_path / "out")
+
+
 def test_a_plan_knows_what_a_sample_by_label_keeps(tmp_path):
     lines = [f'{{"text": "a card {i}", "intent": "{"abc"[i % 3]}"}}\n' for i in range(30)]
     (tmp_path / "rows.jsonl").write_text("".join([*lines, "no json\n", '{"text": "b", "intent": "d"}\n']))

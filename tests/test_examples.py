@@ -54,7 +54,7 @@ def test_the_data_of_every_recipe_is_there(path: Path, at_root: None, tmp_path: 
     recipe = tilth.load(path)
     names = [name for name in recipe.order() if recipe.stages[name].kind in ("data", "mix")]
     assert names
-    if any(child.kind == "hub" for name in names for _, child in recipe.stages[name].children()):
+    if any(child.kind == "hf" for name in names for _, child in recipe.stages[name].children()):
         pytest.skip("its data lies on the hub")
     small = [f"stages.{name}.resources.workers=0" for name in names if recipe.stages[name].kind == "data"]
     found = tilth.run(tilth.load(path, small).part(names), tmp_path)
