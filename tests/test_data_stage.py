@@ -443,7 +443,8 @@ def test_a_label_that_no_row_has_is_no_empty_sample(tmp_path):
     lines = "".join(f'{{"text": "a card {i}", "label": "{("lost", "late")[i % 2]}"}}\n' for i in range(6))
     (tmp_path / "rows.jsonl").write_text(lines)
     stage = {
-        "kind": "data", "row": "labelled", "source": {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl")}, "split": {},
+        "kind": "data", "row": "labelled", "split": {},
+        "source": {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl")},
         "sample": {"labels": ["late", "lots"]},
     }  # fmt: skip
     with pytest.raises(
