@@ -56,7 +56,7 @@ def test_the_data_of_every_recipe_is_there(path: Path, at_root: None, tmp_path: 
     assert names
     if any(child.kind == "hf" for name in names for _, child in recipe.stages[name].children()):
         pytest.skip("its data lies on the hub")
-    small = [f"stages.{name}.resources.workers=0" for name in names if recipe.stages[name].kind == "data"]
+    small = [f"stages.{name}.resources.workers=0" for name in names if hasattr(recipe.stages[name], "resources")]
     found = tilth.run(tilth.load(path, small).part(names), tmp_path)
     for name in names:
         assert Dataset.open(found[name]).splits(), f"{name} has no row"
