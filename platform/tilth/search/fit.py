@@ -24,9 +24,14 @@ MOST_POINTS = 10_000
 
 
 def chain(search: Search, recipe: Recipe) -> Recipe:
-    """The part of the recipe that every trial runs, if only to find it done."""
-    homes = {home(search.target, objective.metric) for objective in search.objectives}
-    return recipe.part([search.target, *sorted(homes)])
+    """The part of the recipe that trials run, if only to find it done, with every "@stage" that a value names."""
+    named = {ref.stage for space in search.space.values() for _, ref in space.refs()}
+    return recipe.part([*ends(search), *sorted(named)])
+
+
+def ends(search: Search) -> list[str]:
+    """What each trial runs, with all that this builds on: the searched stage, and those that measure it."""
+    return [search.target, *sorted({home(search.target, objective.metric) for objective in search.objectives})]
 
 
 def reached(search: Search, recipe: Recipe) -> list[str]:
@@ -147,8 +152,15 @@ def _fault(search: Search, part: Recipe, tried: Data, keys: Keys) -> Problem | N
     except ValidationError as error:
         return _without_place(problems(error, whole, Recipe)[0], ".".join(keys))
     faults = [*stage.check(), *(fault for _, child in stage.children() for fault in child.check())]
-    faults += [*peeking(search, name, stage), *unknown_tasks(stage, part)]
+    faults += [*_misleading(part, name, stage), *peeking(search, name, stage), *unknown_tasks(stage, part)]
     return faults[0] if faults else None
+
+
+def _misleading(part: Recipe, name: str, stage: Stage) -> Iterator[Problem]:
+    """What is wrong with the references of a stage that stands in the place of the one of this name."""
+    refs = {f"stages.{name}.{path}": ref for path, ref in stage.refs()}
+    yield from part.reference_problems(refs, ())
+    yield from part.model_copy(update={"stages": {**part.stages, name: stage}}).circles()
 
 
 def _without_place(problem: Problem, path: str) -> Problem:

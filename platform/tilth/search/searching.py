@@ -39,7 +39,7 @@ def search(stage: Search, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
 
 def _written(stage: Search, bench: Bench) -> Candidate:
     """The recipe as written, which has run before the search."""
-    steps = bench.run.plan(bench.recipe)
+    steps = bench.run.plan(bench.recipe.part(bench.ends))
     made = {step.name: step.fingerprint for step in steps}
     return Candidate(None, {}, scores(stage, bench, made), made)
 
