@@ -32,7 +32,7 @@ from tilth.search.bench import Bench, Outcome
 from tilth.search.choosing import Candidate, best_first, estimate, front, lead, verdicts, winner
 from tilth.search.measures import Objective
 from tilth.search.one_by_one import limited
-from tilth.search.places import changed
+from tilth.search.places import changed, grid
 from tilth.search.space import Simplex
 from tilth.search.study import Study
 from tilth.search.trials import Asked, Journal, Trial
@@ -413,6 +413,26 @@ def test_a_value_applies_however_its_path_is_written() -> None:
     ranks = {"kind": "choice", "values": [4, 8]}
     with pytest.raises(RecipeError, match=r"model.peft.rank: leads to the same place as model.lora.rank"):
         load(sft(**{"model.lora.rank": ranks, "model.peft.rank": ranks}))
+
+
+@pytest.mark.parametrize("path", ["model.lora.rank", "model.peft.rank"])
+def test_a_field_is_not_searched_in_a_component_that_null_is_chosen_for(path: str) -> None:
+    space = {
+        "model.peft": {"kind": "choice", "values": [None, {"kind": "lora"}]},
+        path: {"kind": "choice", "values": [4, 16]},
+    }
+    held = load(sft(**space))
+    search: Any = held.stages["search"]
+    points = grid(held, "sft", search.space)
+    assert [point.get(path) for point in points] == [None, 4, 16]
+    stages: list[Any] = [changed(held, "sft", point).stages["sft"] for point in points]
+    assert [stage.model.peft and stage.model.peft.rank for stage in stages] == [None, 4, 16]
+
+
+def test_a_field_that_nobody_has_written_is_searched() -> None:
+    held = load(sft(**{"optimisation.averaging.decay": {"kind": "choice", "values": [0.9, 0.99]}}))
+    stage: Any = changed(held, "sft", {"optimisation.averaging.decay": 0.9}).stages["sft"]
+    assert stage.optimisation.averaging.decay == 0.9
 
 
 def test_a_seed_of_the_repeats_takes_the_place_of_one_that_was_searched(tmp_path: Path) -> None:

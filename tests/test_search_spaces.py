@@ -84,7 +84,11 @@ def test_which_rows_a_stage_learns_from_is_searched(tmp_path: Path) -> None:
         ({"stages.mix.data.few": choice("@few", "@hill")}, r"mix\.data\.few: @hill does not fit: .*needs a dataset"),
         ({"stages.few.steps.0.swaps": choice(0.1, 1.5)}, r"steps\.0\.swaps: 1\.5 does not fit"),
         ({"stages.few.steps.0.swap": choice(0.1)}, r"steps\.0\.swap: 0\.1 does not fit: unknown field"),
-        ({"stages.few.steps.3.swaps": choice(0.1)}, r"steps\.3\.swaps: "),
+        ({"stages.few.steps.3.swaps": choice(0.1)}, r"steps\.3\.swaps: 0\.1 does not fit: has items 0 to 0, not '3'"),
+        (
+            {"stages.few.steps": choice([{"kind": "near_duplicates"}]), "stages.few.steps.0.swaps": choice(0.1)},
+            r"steps\.0\.swaps: 0\.1 does not fit where stages\.few\.steps is .*near_duplicates.*: unknown field",
+        ),
         ({"stages.mix.weights": choice({"most": 1.0})}, "no task is called 'most'"),
     ],
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -14,13 +15,15 @@ from tilth.problems import nearest, problems
 from tilth.recipe import Recipe, Stage
 from tilth.search.looking import measuring, peeking, unknown_tasks
 from tilth.search.measures import home
-from tilth.search.places import Data, Keys, keys_of, located, ordered, place, value_at
+from tilth.search.places import Data, Keys, keys_of, located, ordered, place, there, value_at
 from tilth.search.space import Choice, Space
 
 if TYPE_CHECKING:
     from tilth.search.stage import Search
 
 MOST_POINTS = 10_000
+#: a value of the space, or none, and the recipe's data with it
+Base = tuple[dict[str, Any], Data]
 
 
 def chain(search: Search, recipe: Recipe) -> Recipe:
@@ -60,15 +63,15 @@ def unfit(search: Search, recipe: Recipe) -> Iterator[Problem]:
         seeds = Choice.model_construct(values=search.repeats.seeds)
         for problem in _path_problems(search, part, search.repeats.path, seeds, bases[:1]):
             yield Problem("repeats.path", problem.what, problem.mend)
-        yield from _seeds(search, bases[0])
+        yield from _seeds(search, bases[0][1])
 
 
-def _twice(search: Search, bases: list[Data]) -> Iterator[Problem]:
+def _twice(search: Search, bases: Sequence[Base]) -> Iterator[Problem]:
     """Two paths that lead to one place: the value of one of them would be recorded and never run."""
-    for data in bases:
+    for chosen, data in bases:
         found: dict[Keys, str] = {}
         for path in search.space:
-            keys = located(data, keys_of(search.target, path))
+            keys = there(data, search.target, path, chosen)
             if keys is not None and (first := found.setdefault(keys, path)) != path:
                 yield Problem(f"space.{path}", f"leads to the same place as {first}", "keep one of them")
                 return
@@ -100,16 +103,18 @@ def _size(search: Search) -> Iterator[Problem]:
         yield Problem("searcher", f"a grid of {math.prod(sizes):,} points is too large", "take tpe or random")
 
 
-def _bases(search: Search, part: Recipe) -> Iterator[Data]:
-    """The recipe as written, and with each component or kind that the space may choose."""
+def _bases(search: Search, part: Recipe) -> Iterator[Base]:
+    """The recipe as written, and with each component, list, kind or null that the space may choose."""
     written = part.model_dump()
-    yield written
+    yield {}, written
     for path in ordered(search.target, search.space):
         space = search.space[path]
         for value in space.points() or () if isinstance(space, Choice) else ():
             keys = located(written, keys_of(search.target, path))
-            if keys is not None and (isinstance(value, dict) or keys[-1] == "kind") and _leads(part, keys):
-                yield _with(written, keys, value, path)
+            holds = value is None or isinstance(value, dict | list)
+            if keys is not None and (holds or keys[-1] == "kind") and _leads(part, keys):
+                with suppress(RecipeError):  # which is said of the path itself
+                    yield {path: value}, _with(written, keys, value, path)
 
 
 def _leads(part: Recipe, keys: Keys) -> bool:
@@ -122,7 +127,7 @@ def _with(data: Data, keys: Keys, value: Any, path: str) -> Data:
     return tried
 
 
-def _path_problems(search: Search, part: Recipe, path: str, space: Space, bases: list[Data]) -> Iterator[Problem]:
+def _path_problems(search: Search, part: Recipe, path: str, space: Space, bases: Sequence[Base]) -> Iterator[Problem]:
     """The first fault of a path: it leads nowhere, never, or to where one of its values does not fit."""
     where, keys = f"space.{path}", keys_of(search.target, path)
     if not _leads(part, keys):
@@ -130,22 +135,28 @@ def _path_problems(search: Search, part: Recipe, path: str, space: Space, bases:
         what = "names no field of a stage" if named in part.stages else f"no stage {named!r} leads to the metric"
         yield Problem(where, what, nearest(named, part.stages))
         return
-    places = [(data, found) for data in bases if (found := located(data, keys)) is not None]
+    places = [
+        (chosen, data, found)
+        for chosen, data in bases
+        if (found := there(data, search.target, path, chosen)) is not None
+    ]
     if not places:
         yield Problem(where, "is never there: its kind is neither written nor searched", "search the kind too")
-    for data, found in places:
+    for chosen, data, found in places:
+        beside = "".join(f" where {other} is {_shown(held)}" for other, held in chosen.items() if other != path)
         for value in space.corners():
-            fault = _fault(search, part, _with(data, found, value, path), found)
+            fault = _fault(search, part, data, found, value)
             if fault is not None:
-                yield Problem(where, f"{_shown(value)} does not fit: {fault.what}", fault.mend)
+                yield Problem(where, f"{_shown(value)} does not fit{beside}: {fault.what}", fault.mend)
                 return
 
 
-def _fault(search: Search, part: Recipe, tried: Data, keys: Keys) -> Problem | None:
-    """What is wrong with the stage once it holds the value that was put where `keys` lead."""
+def _fault(search: Search, part: Recipe, data: Data, keys: Keys, value: Any) -> Problem | None:
+    """What is wrong with a stage of `data` once it holds the value where `keys` lead."""
     name = keys[1]
-    whole = {"name": "part", "stages": {name: tried["stages"][name]}}
+    whole: Data = {"name": "part"}
     try:
+        whole["stages"] = {name: _with(data, keys, value, ".".join(keys))["stages"][name]}
         stage: Stage = Recipe.model_validate(whole).stages[name]
     except RecipeError as error:
         return error.problems[0]
