@@ -535,6 +535,31 @@ def test_repeats_take_the_winner_by_seeds_that_the_search_did_not_see(tmp_path: 
     assert artifact.metrics["height"] == pytest.approx(best["seeds"]["1"] / 10), "what is left is the first seed's"
 
 
+def test_what_is_told_of_the_winner_is_what_it_won_by_where_one_seed_finished(tmp_path: Path) -> None:
+    hill = {"kind": "searched:Frail", "noise": 0.3}
+    repeats = {"seeds": [1, 2], "path": "seed"}
+    artifact = searched(tmp_path, hill, trials=4, searcher={"kind": "random"}, repeats=repeats)
+    found = artifact.detail["search"]["finalists"]
+    assert [list(item["seeds"]) for item in found] == [["1"]] * 3
+    best = max(found, key=lambda item: item["value"])
+    assert artifact.detail["search"]["best"] == best["number"]
+    assert artifact.metrics["best/look/seen"] == best["value"] == pytest.approx(10 * artifact.metrics["height"])
+    assert artifact.metrics["written/look/seen"] == found[0]["value"]
+
+
+def test_trials_behind_one_whose_record_is_gone_are_asked_again(tmp_path: Path) -> None:
+    settings = {"trials": 6, "searcher": {"kind": "tpe", "startup": 2}}
+    before = trials(searched(tmp_path, **settings))
+    (folder,) = tmp_path.glob("stages/search/*")
+    for name in ("artifact.json", "trials/00002.json"):
+        (folder / name).unlink()
+    again = trials(searched(tmp_path, **settings))
+    assert [(trial["number"], trial["values"]) for trial in again] == [
+        (trial["number"], trial["values"]) for trial in before
+    ]
+    assert sorted(begun(tmp_path)) == [1] * 7
+
+
 def test_of_two_trials_with_the_same_values_one_is_a_candidate() -> None:
     made = [Trial(number, {}, state="complete", scores={"f1": 0.5}, made={"sft": "same"}) for number in range(2)]
     assert [trial.number for trial in best_first(made, Objective(metric="f1"))] == [0]

@@ -120,7 +120,7 @@ def _metrics(stage: Search, candidates: Sequence[Candidate], best: Candidate) ->
         if len(figures) > 1:
             found |= _three(key, asdict(estimate(figures)))
         else:
-            found[key] = candidate.scores[objective.metric]
+            found[key] = figures[0] if figures else candidate.scores[objective.metric]
     gap = lead(best, written, objective.sign) if best is not written else None
     return found | (_three("lead", asdict(gap)) if gap is not None else {})
 
