@@ -267,6 +267,15 @@ REFUSED = [
     ({"space": {"x": {"kind": "choice", "values": [0.1, 0.1]}}}, "space.x.values: 0.1 stands twice"),
     ({"searcher": {"kind": "grid"}}, "space.x: has no points for a grid"),
     ({"searcher": {"kind": "bohb"}}, "searcher: needs HpBandSter.*scheduler: {kind: hyperband}"),
+    (
+        {
+            "space": {
+                "inner.shares": {"kind": "simplex", "names": ["a", "b"]},
+                "stages.hill.inner.shares.a": {"kind": "uniform", "low": 0.0, "high": 1.0},
+            }
+        },
+        "inner.shares.a: is a share of inner.shares, which would not sum to its total",
+    ),
     ({"trials": None}, "trials: is missing"),
     ({"scheduler": {"kind": "pbt"}}, "scheduler: would go on from another trial's weights"),
     ({"scheduler": {"kind": "asha"}}, "@hill tells no validation_loss while it runs"),
@@ -349,6 +358,28 @@ def test_nothing_is_chosen_by_test_rows_misspelt_figures_or_the_time_of_others(n
     data["stages"]["search"].update(settings)
     with pytest.raises(RecipeError, match=said):
         load(data)
+
+
+def test_which_rows_are_for_the_test_is_not_searched() -> None:
+    data = sft(**RANKS)
+    stages = data["stages"]
+    stages["data"]["split"] = {"validation": 0.3, "test": 0.2}
+    space, seeds = stages["search"]["space"], {"kind": "choice", "values": [0, 1]}
+    for field, values in {"seed": [0, 1], "test": [0.2, 0.4], "stratify": [False, True]}.items():
+        space[f"stages.data.split.{field}"] = {"kind": "choice", "values": values}
+        with pytest.raises(RecipeError, match=rf"split\.{field}: .* does not fit: holds out other rows for the test"):
+            load(data)
+        del space[f"stages.data.split.{field}"]
+    stages["search"]["repeats"] = {"seeds": [1, 2], "path": "stages.data.split.seed"}
+    with pytest.raises(RecipeError, match=r"repeats\.path: 1 does not fit: holds out other rows for the test"):
+        load(data)
+    del stages["search"]["repeats"]
+    space["stages.data.split.validation"] = {"kind": "uniform", "low": 0.1, "high": 0.3}
+    stages["search"].update(searcher={"kind": "random"}, trials=2)
+    load(data)
+    stages["data"]["split"]["test"] = 0.0
+    space["stages.data.split.seed"] = seeds
+    load(data)
 
 
 class Own(Sft):

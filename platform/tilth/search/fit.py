@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -13,10 +14,10 @@ from pydantic import ValidationError
 from tilth.errors import Problem, RecipeError
 from tilth.problems import nearest, problems
 from tilth.recipe import Recipe, Stage
-from tilth.search.looking import measuring, peeking, unknown_tasks
+from tilth.search.looking import measuring, peeking, redrawn, unknown_tasks
 from tilth.search.measures import home
 from tilth.search.places import Data, Keys, keys_of, located, ordered, place, there, value_at
-from tilth.search.space import Choice, Space
+from tilth.search.space import Choice, Simplex, Space
 
 if TYPE_CHECKING:
     from tilth.search.stage import Search
@@ -56,7 +57,7 @@ def unfit(search: Search, recipe: Recipe) -> Iterator[Problem]:
     yield from (*measuring(search, recipe), *_scheduling(search, recipe), *_size(search))
     part = chain(search, recipe)
     bases = list(_bases(search, part))
-    yield from _twice(search, bases)
+    yield from (*_twice(search, bases), *_of_shares(search))
     for path in ordered(search.target, search.space):
         yield from _path_problems(search, part, path, search.space[path], bases)
     if search.repeats is not None:
@@ -75,6 +76,15 @@ def _twice(search: Search, bases: Sequence[Base]) -> Iterator[Problem]:
             if keys is not None and (first := found.setdefault(keys, path)) != path:
                 yield Problem(f"space.{path}", f"leads to the same place as {first}", "keep one of them")
                 return
+
+
+def _of_shares(search: Search) -> Iterator[Problem]:
+    """Paths to a single share of a simplex."""
+    divided = [path for path, space in search.space.items() if isinstance(space, Simplex)]
+    for path, outer in product(search.space, divided):
+        inner, keys = keys_of(search.target, path), keys_of(search.target, outer)
+        if len(inner) > len(keys) and inner[: len(keys)] == keys:
+            yield Problem(f"space.{path}", f"is a share of {outer}, which would not sum to its total", "keep one")
 
 
 def _seeds(search: Search, written: Data) -> Iterator[Problem]:
@@ -163,7 +173,8 @@ def _fault(search: Search, part: Recipe, data: Data, keys: Keys, value: Any) -> 
     except ValidationError as error:
         return _without_place(problems(error, whole, Recipe)[0], ".".join(keys))
     faults = [*stage.check(), *(fault for _, child in stage.children() for fault in child.check())]
-    faults += [*_misleading(part, name, stage), *peeking(search, name, stage), *unknown_tasks(stage, part)]
+    faults += [*_misleading(part, name, stage), *redrawn(stage, part.stages[name])]
+    faults += [*peeking(search, name, stage), *unknown_tasks(stage, part)]
     return faults[0] if faults else None
 
 

@@ -81,6 +81,19 @@ def _validation(stage: Any) -> str | None:
     return split
 
 
+def redrawn(stage: Stage, written: Stage) -> Iterator[Problem]:
+    """A split that holds out other test rows than the recipe's: those of the one are learnt from in the other."""
+    if isinstance(stage, Data) and isinstance(written, Data) and _held_out(stage) != _held_out(written):
+        what = "holds out other rows for the test, so that trials would learn from rows that the winner is tested on"
+        yield Problem("", what, "leave test, seed and stratify of a split as they are written")
+
+
+def _held_out(data: Data) -> tuple[float, int, bool] | None:
+    """What decides which rows are for the test; None where none are."""
+    split = data.split
+    return (split.test, split.seed, split.stratify) if split is not None and split.test else None
+
+
 def _misspelt(where: str, name: str, figure: str, stage: Any) -> Iterator[Problem]:
     """A figure that a training stage does not measure, whose name is nearly that of one that it does."""
     if "optimisation" not in type(stage).model_fields or figure in TRAINED:
