@@ -341,6 +341,8 @@ CHOSEN: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "stages.look.split: test does not fit: look looks at the test split",
     ),
     "a misspelt figure": ({}, {"metric": "validation_los"}, "measures no 'validation_los'; did you .*validation_loss"),
+    "a loss": ({}, {"mode": "max"}, "mode: is max, by which the most validation_loss would win, .* use min"),
+    "a cost": ({}, {"also": [{"metric": "sft/seconds"}]}, "also.0.mode: is max, by which the most seconds would win"),
     "time in a pack": (
         {}, {"also": [{"metric": "sft/seconds"}], "runner": {"kind": "packed"}},
         "also.0.metric: seconds of a trial in a pack is the time of all trials in it; set runner: {kind: one_by_one}",

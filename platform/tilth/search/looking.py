@@ -29,6 +29,11 @@ TRAINED = (
     "cosine", "conflicting", "answers exact_match", "answers rouge_l",
 )  # fmt: skip
 ALIKE = 0.8
+#: whatever measures them, less of these is better; mode is max where nobody says so
+LESS = (
+    "seconds", "training_seconds", "train_loss", "validation_loss", "last_validation_loss", "perplexity",
+    "bits_per_byte", "ece",
+)  # fmt: skip
 
 
 def measuring(search: Search, recipe: Recipe) -> Iterator[Problem]:
@@ -43,6 +48,9 @@ def measuring(search: Search, recipe: Recipe) -> Iterator[Problem]:
         if name == search.target and figure in TIMES and isinstance(search.runner, Packed):
             what = f"{figure} of a trial in a pack is the time of all trials in it"
             yield Problem(where, what, "set runner: {kind: one_by_one}, or leave it out")
+        if objective.mode == "max" and figure.rpartition("/")[2] in LESS:
+            mode = where.removesuffix("metric") + "mode"
+            yield Problem(mode, f"is max, by which the most {figure} would win, and less of it is better", "use min")
         yield from _misspelt(where, name, figure, recipe.stages[name])
     if search.target not in {home(search.target, item.metric) for item in search.objectives}:
         yield from peeking(search, search.target, recipe.stages[search.target], "stage")
