@@ -255,7 +255,7 @@ def test_a_figure_that_is_no_number_ends_its_trial_alone(tmp_path: Path) -> None
     assert [trial.number for trial in (again.next(), again.next()) if trial is not None] == [0, 1]
 
 
-REFUSED = [
+REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"space": {"y": {"kind": "uniform", "low": 0.0, "high": 1.0}}}, "space.y: 0.0 does not fit: unknown field"),
     (
         {"space": {"x": {"kind": "uniform", "low": 0.0, "high": 11.0}}},
@@ -266,7 +266,7 @@ REFUSED = [
     ({"space": {"x": {"kind": "uniform", "low": 1.0, "high": 0.0}}}, "space.x.high: must be above low"),
     ({"space": {"x": {"kind": "choice", "values": [0.1, 0.1]}}}, "space.x.values: 0.1 stands twice"),
     ({"searcher": {"kind": "grid"}}, "space.x: has no points for a grid"),
-    ({"searcher": {"kind": "bohb"}}, "searcher: needs HpBandSter.*scheduler: {kind: hyperband}"),
+    ({"searcher": {"kind": "bohb"}}, "searcher: needs HpBandSter.*{kind: hyperband, most: STEPS}"),
     (
         {
             "space": {
@@ -286,7 +286,14 @@ REFUSED = [
     ({"stage": "hull"}, "no stage is named 'hull'"),
     ({"also": [{"metric": "look/seen"}]}, "look/seen is an objective twice"),
     ({"repeats": {"seeds": [1, 2]}}, "repeats.path: 1 does not fit: .*optimisation"),
-    ({"repeats": {"seeds": [1, 0], "path": "seed"}}, "0 is the seed that the search itself runs with"),
+    ({"repeats": {"seeds": [1, 0], "path": "seed"}}, "0 is a seed that the search itself runs with"),
+    (
+        {
+            "space": {"stages.hill.seed": {"kind": "integers", "low": 2, "high": 4}},
+            "repeats": {"seeds": [1, 3], "path": "seed"},
+        },
+        "3 is a seed that the search itself runs with",
+    ),
     ({"repeats": {"seeds": [1, 1], "path": "seed"}}, "a seed stands there twice"),
 ]
 

@@ -88,13 +88,14 @@ def _of_shares(search: Search) -> Iterator[Problem]:
 
 
 def _seeds(search: Search, written: Data) -> Iterator[Problem]:
-    """A finalist was picked by the seed of the recipe: with that one, or one twice, luck would count as skill."""
+    """A finalist was picked by the recipe's seed, or a searched one: with that, or one twice, luck would be skill."""
     if search.repeats is None:
         return
-    seeds, own = search.repeats.seeds, value_at(written, keys_of(search.target, search.repeats.path))
-    searched = {keys_of(search.target, path) for path in search.space}
-    if own in seeds and keys_of(search.target, search.repeats.path) not in searched:
-        yield Problem("repeats.seeds", f"{own} is the seed that the search itself runs with", "use others")
+    seeds, keys = search.repeats.seeds, keys_of(search.target, search.repeats.path)
+    searched = [space.points() or () for path, space in search.space.items() if keys_of(search.target, path) == keys]
+    run_with = searched[0] if searched else [value_at(written, keys)]
+    for seed in (seed for seed in seeds if seed in run_with):
+        yield Problem("repeats.seeds", f"{seed} is a seed that the search itself runs with", "use others")
     if len(set(seeds)) < len(seeds):
         yield Problem("repeats.seeds", "a seed stands there twice", "name each once")
 
