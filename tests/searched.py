@@ -81,6 +81,15 @@ class Hill(Stage):
         )
 
 
+class Frail(Hill):
+    """Fails with every seed above 1."""
+
+    def run(self, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
+        if self.seed > 1:
+            raise ValueError(f"its seed is {self.seed}")
+        return super().run(out, inputs)
+
+
 class Range(Hill):
     """Hills of one width can be climbed together, a step of each in turn."""
 

@@ -204,6 +204,15 @@ def test_validation_and_patience_are_each_trials_own(root: Path) -> None:
             assert found[name].artifact.metrics[key] == by_itself[name].metrics[key]  # type: ignore[union-attr]
 
 
+def test_a_trial_that_patience_ends_is_trained_to_its_end(root: Path) -> None:
+    """Who judges trials that are not, as a search does, has no say in it."""
+    patient = {"validation": {"split": "test", "every_steps": 1, "patience": 2, "min_delta": 10.0}}
+    one = trial(root, "patience ends", "one", sft(root, {"kind": "lora"}, fields=patient, steps=6))
+    (found,) = Sft.pack([one], 2, lambda report: report.step >= report.steps or report.step < 3)
+    assert found.artifact is not None, found.why
+    assert found.artifact.metrics["steps"] == 3
+
+
 @pytest.mark.parametrize("kind", ["llama", pytest.param("bert", marks=pytest.mark.slow)])
 def test_heads_are_each_trials_own(tmp_path: Path, kind: str) -> None:
     rows = [original(f"l{i}", "train", {"text": "ab" * (1 + i % 5), "label": "xyz"[i % 3]}) for i in range(8)]

@@ -32,7 +32,7 @@ from tilth.search.bench import Bench, Outcome
 from tilth.search.choosing import Candidate, best_first, estimate, front, lead, verdicts, winner
 from tilth.search.measures import Objective
 from tilth.search.one_by_one import limited
-from tilth.search.places import changed
+from tilth.search.places import changed, grid
 from tilth.search.space import Simplex
 from tilth.search.study import Study
 from tilth.search.trials import Asked, Journal, Trial
@@ -255,7 +255,7 @@ def test_a_figure_that_is_no_number_ends_its_trial_alone(tmp_path: Path) -> None
     assert [trial.number for trial in (again.next(), again.next()) if trial is not None] == [0, 1]
 
 
-REFUSED = [
+REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"space": {"y": {"kind": "uniform", "low": 0.0, "high": 1.0}}}, "space.y: 0.0 does not fit: unknown field"),
     (
         {"space": {"x": {"kind": "uniform", "low": 0.0, "high": 11.0}}},
@@ -266,7 +266,16 @@ REFUSED = [
     ({"space": {"x": {"kind": "uniform", "low": 1.0, "high": 0.0}}}, "space.x.high: must be above low"),
     ({"space": {"x": {"kind": "choice", "values": [0.1, 0.1]}}}, "space.x.values: 0.1 stands twice"),
     ({"searcher": {"kind": "grid"}}, "space.x: has no points for a grid"),
-    ({"searcher": {"kind": "bohb"}}, "searcher: needs HpBandSter.*scheduler: {kind: hyperband}"),
+    ({"searcher": {"kind": "bohb"}}, "searcher: needs HpBandSter.*{kind: hyperband, most: STEPS}"),
+    (
+        {
+            "space": {
+                "inner.shares": {"kind": "simplex", "names": ["a", "b"]},
+                "stages.hill.inner.shares.a": {"kind": "uniform", "low": 0.0, "high": 1.0},
+            }
+        },
+        "inner.shares.a: is a share of inner.shares, which would not sum to its total",
+    ),
     ({"trials": None}, "trials: is missing"),
     ({"scheduler": {"kind": "pbt"}}, "scheduler: would go on from another trial's weights"),
     ({"scheduler": {"kind": "asha"}}, "@hill tells no validation_loss while it runs"),
@@ -277,7 +286,14 @@ REFUSED = [
     ({"stage": "hull"}, "no stage is named 'hull'"),
     ({"also": [{"metric": "look/seen"}]}, "look/seen is an objective twice"),
     ({"repeats": {"seeds": [1, 2]}}, "repeats.path: 1 does not fit: .*optimisation"),
-    ({"repeats": {"seeds": [1, 0], "path": "seed"}}, "0 is the seed that the search itself runs with"),
+    ({"repeats": {"seeds": [1, 0], "path": "seed"}}, "0 is a seed that the search itself runs with"),
+    (
+        {
+            "space": {"stages.hill.seed": {"kind": "integers", "low": 2, "high": 4}},
+            "repeats": {"seeds": [1, 3], "path": "seed"},
+        },
+        "3 is a seed that the search itself runs with",
+    ),
     ({"repeats": {"seeds": [1, 1], "path": "seed"}}, "a seed stands there twice"),
 ]
 
@@ -332,6 +348,8 @@ CHOSEN: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "stages.look.split: test does not fit: look looks at the test split",
     ),
     "a misspelt figure": ({}, {"metric": "validation_los"}, "measures no 'validation_los'; did you .*validation_loss"),
+    "a loss": ({}, {"mode": "max"}, "mode: is max, by which the most validation_loss would win, .* use min"),
+    "a cost": ({}, {"also": [{"metric": "sft/seconds"}]}, "also.0.mode: is max, by which the most seconds would win"),
     "time in a pack": (
         {}, {"also": [{"metric": "sft/seconds"}], "runner": {"kind": "packed"}},
         "also.0.metric: seconds of a trial in a pack is the time of all trials in it; set runner: {kind: one_by_one}",
@@ -349,6 +367,28 @@ def test_nothing_is_chosen_by_test_rows_misspelt_figures_or_the_time_of_others(n
     data["stages"]["search"].update(settings)
     with pytest.raises(RecipeError, match=said):
         load(data)
+
+
+def test_which_rows_are_for_the_test_is_not_searched() -> None:
+    data = sft(**RANKS)
+    stages = data["stages"]
+    stages["data"]["split"] = {"validation": 0.3, "test": 0.2}
+    space, seeds = stages["search"]["space"], {"kind": "choice", "values": [0, 1]}
+    for field, values in {"seed": [0, 1], "test": [0.2, 0.4], "stratify": [False, True]}.items():
+        space[f"stages.data.split.{field}"] = {"kind": "choice", "values": values}
+        with pytest.raises(RecipeError, match=rf"split\.{field}: .* does not fit: holds out other rows for the test"):
+            load(data)
+        del space[f"stages.data.split.{field}"]
+    stages["search"]["repeats"] = {"seeds": [1, 2], "path": "stages.data.split.seed"}
+    with pytest.raises(RecipeError, match=r"repeats\.path: 1 does not fit: holds out other rows for the test"):
+        load(data)
+    del stages["search"]["repeats"]
+    space["stages.data.split.validation"] = {"kind": "uniform", "low": 0.1, "high": 0.3}
+    stages["search"].update(searcher={"kind": "random"}, trials=2)
+    load(data)
+    stages["data"]["split"]["test"] = 0.0
+    space["stages.data.split.seed"] = seeds
+    load(data)
 
 
 class Own(Sft):
@@ -413,6 +453,26 @@ def test_a_value_applies_however_its_path_is_written() -> None:
     ranks = {"kind": "choice", "values": [4, 8]}
     with pytest.raises(RecipeError, match=r"model.peft.rank: leads to the same place as model.lora.rank"):
         load(sft(**{"model.lora.rank": ranks, "model.peft.rank": ranks}))
+
+
+@pytest.mark.parametrize("path", ["model.lora.rank", "model.peft.rank"])
+def test_a_field_is_not_searched_in_a_component_that_null_is_chosen_for(path: str) -> None:
+    space = {
+        "model.peft": {"kind": "choice", "values": [None, {"kind": "lora"}]},
+        path: {"kind": "choice", "values": [4, 16]},
+    }
+    held = load(sft(**space))
+    search: Any = held.stages["search"]
+    points = grid(held, "sft", search.space)
+    assert [point.get(path) for point in points] == [None, 4, 16]
+    stages: list[Any] = [changed(held, "sft", point).stages["sft"] for point in points]
+    assert [stage.model.peft and stage.model.peft.rank for stage in stages] == [None, 4, 16]
+
+
+def test_a_field_that_nobody_has_written_is_searched() -> None:
+    held = load(sft(**{"optimisation.averaging.decay": {"kind": "choice", "values": [0.9, 0.99]}}))
+    stage: Any = changed(held, "sft", {"optimisation.averaging.decay": 0.9}).stages["sft"]
+    assert stage.optimisation.averaging.decay == 0.9
 
 
 def test_a_seed_of_the_repeats_takes_the_place_of_one_that_was_searched(tmp_path: Path) -> None:
@@ -513,6 +573,31 @@ def test_repeats_take_the_winner_by_seeds_that_the_search_did_not_see(tmp_path: 
     best = max(found, key=lambda item: sum(item["seeds"].values()))
     assert (artifact.detail["search"]["best"], artifact.metrics["best/look/seen"]) == (best["number"], best["value"])
     assert artifact.metrics["height"] == pytest.approx(best["seeds"]["1"] / 10), "what is left is the first seed's"
+
+
+def test_what_is_told_of_the_winner_is_what_it_won_by_where_one_seed_finished(tmp_path: Path) -> None:
+    hill = {"kind": "searched:Frail", "noise": 0.3}
+    repeats = {"seeds": [1, 2], "path": "seed"}
+    artifact = searched(tmp_path, hill, trials=4, searcher={"kind": "random"}, repeats=repeats)
+    found = artifact.detail["search"]["finalists"]
+    assert [list(item["seeds"]) for item in found] == [["1"]] * 3
+    best = max(found, key=lambda item: item["value"])
+    assert artifact.detail["search"]["best"] == best["number"]
+    assert artifact.metrics["best/look/seen"] == best["value"] == pytest.approx(10 * artifact.metrics["height"])
+    assert artifact.metrics["written/look/seen"] == found[0]["value"]
+
+
+def test_trials_behind_one_whose_record_is_gone_are_asked_again(tmp_path: Path) -> None:
+    settings = {"trials": 6, "searcher": {"kind": "tpe", "startup": 2}}
+    before = trials(searched(tmp_path, **settings))
+    (folder,) = tmp_path.glob("stages/search/*")
+    for name in ("artifact.json", "trials/00002.json"):
+        (folder / name).unlink()
+    again = trials(searched(tmp_path, **settings))
+    assert [(trial["number"], trial["values"]) for trial in again] == [
+        (trial["number"], trial["values"]) for trial in before
+    ]
+    assert sorted(begun(tmp_path)) == [1] * 7
 
 
 def test_of_two_trials_with_the_same_values_one_is_a_candidate() -> None:

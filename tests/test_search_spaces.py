@@ -66,12 +66,29 @@ def test_a_searched_augmentation_and_mixture_run_again_alone_with_what_they_reac
     assert all(file.stat().st_mtime_ns == when for file, when in before.items()), "nothing was made twice"
 
 
+def test_which_rows_a_stage_learns_from_is_searched(tmp_path: Path) -> None:
+    """A stage that only a value names is part of the trials with that value, and of no others."""
+    space = {"data": choice("@few", "@many"), "stages.many.steps.0.swaps": choice(0.5, 0.6)}
+    data = augmented(space).model_dump()
+    data["stages"]["hill"]["data"] = "@few"
+    artifact = Run(tmp_path).execute(load(data))["search"]
+    assert [(trial["state"], trial["error"]) for trial in trials(artifact)] == [("complete", None)] * 4
+    assert {name: versions(tmp_path)[name] for name in ("few", "many", "hill")} == {"few": 1, "many": 2, "hill": 3}
+    assert [trial["values"]["data"] for trial in trials(artifact)] == ["@few", "@few", "@many", "@many"]
+
+
 @pytest.mark.parametrize(
     ("space", "said"),
     [
+        ({"stages.few.data": choice("@data", "@mix")}, r"few\.data: @mix does not fit: .*in a circle"),
+        ({"stages.mix.data.few": choice("@few", "@hill")}, r"mix\.data\.few: @hill does not fit: .*needs a dataset"),
         ({"stages.few.steps.0.swaps": choice(0.1, 1.5)}, r"steps\.0\.swaps: 1\.5 does not fit"),
         ({"stages.few.steps.0.swap": choice(0.1)}, r"steps\.0\.swap: 0\.1 does not fit: unknown field"),
-        ({"stages.few.steps.3.swaps": choice(0.1)}, r"steps\.3\.swaps: "),
+        ({"stages.few.steps.3.swaps": choice(0.1)}, r"steps\.3\.swaps: 0\.1 does not fit: has items 0 to 0, not '3'"),
+        (
+            {"stages.few.steps": choice([{"kind": "near_duplicates"}]), "stages.few.steps.0.swaps": choice(0.1)},
+            r"steps\.0\.swaps: 0\.1 does not fit where stages\.few\.steps is .*near_duplicates.*: unknown field",
+        ),
         ({"stages.mix.weights": choice({"most": 1.0})}, "no task is called 'most'"),
     ],
 )

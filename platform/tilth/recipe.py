@@ -167,7 +167,7 @@ class Recipe(Component):
         `unbuilt` names stages that are written but missing here because they are faulty themselves.
         """
         refs = {f"stages.{name}.{path}": ref for name, stage in self.stages.items() for path, ref in stage.refs()}
-        found = [*self.reference_problems(refs, unbuilt), *self._circles()]
+        found = [*self.reference_problems(refs, unbuilt), *self.circles()]
         for name, stage in self.stages.items():
             found += _of_component(f"stages.{name}", stage)
         if not found and not unbuilt:
@@ -194,7 +194,8 @@ class Recipe(Component):
                 what = f"is read as text, but the rows of {ref} ({target.kind}) are token ids"
                 yield Problem(where, what, f'name the dataset that they were made from: "{source}"')
 
-    def _circles(self) -> Iterator[Problem]:
+    def circles(self) -> Iterator[Problem]:
+        """Of stages that refer to each other none can run first."""
         try:
             self.order()
         except CycleError as error:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tilth.errors import ClusterError, Problem, RecipeError, StageStopped, StorageError
 from tilth.runs import Artifact, Run
-from tilth.search.fit import chain
+from tilth.search.fit import chain, ends
 from tilth.search.places import changed
 from tilth.storage import Store, full
 
@@ -43,28 +43,30 @@ class Bench:
     url: str
     recipe: Recipe
     target: str
+    #: the stages that a trial comes to
+    ends: tuple[str, ...]
     #: seconds that a trial may take
     limit: float | None
 
     @staticmethod
     def of(search: Search, recipe: Recipe, run: Run) -> Bench:
-        return Bench(run.store.url, chain(search, recipe), search.target, search.limit)
+        return Bench(run.store.url, chain(search, recipe), search.target, tuple(ends(search)), search.limit)
 
     @property
     def run(self) -> Run:
         return Run(Store.at(self.url))
 
     def changed(self, values: Mapping[str, Any]) -> Recipe:
-        """The recipe of a trial; RecipeError where its values do not go together."""
+        """The recipe of a trial, of the stages that it runs; RecipeError where its values do not go together."""
         try:
-            recipe = changed(self.recipe, self.target, values)
+            whole = changed(self.recipe, self.target, values)
         except ValidationError as error:
             raise RecipeError(
                 [Problem(".".join(map(str, item["loc"])), item["msg"]) for item in error.errors()]
             ) from error
-        if found := recipe.check():
+        if found := whole.check():
             raise RecipeError(found)
-        return recipe
+        return whole.part(self.ends)
 
     def step(self, recipe: Recipe) -> Step:
         """What the run says of the searched stage of a trial's recipe."""

@@ -29,6 +29,11 @@ TRAINED = (
     "cosine", "conflicting", "answers exact_match", "answers rouge_l",
 )  # fmt: skip
 ALIKE = 0.8
+#: whatever measures them, less of these is better; mode is max where nobody says so
+LESS = (
+    "seconds", "training_seconds", "train_loss", "validation_loss", "last_validation_loss", "perplexity",
+    "bits_per_byte", "ece",
+)  # fmt: skip
 
 
 def measuring(search: Search, recipe: Recipe) -> Iterator[Problem]:
@@ -43,6 +48,9 @@ def measuring(search: Search, recipe: Recipe) -> Iterator[Problem]:
         if name == search.target and figure in TIMES and isinstance(search.runner, Packed):
             what = f"{figure} of a trial in a pack is the time of all trials in it"
             yield Problem(where, what, "set runner: {kind: one_by_one}, or leave it out")
+        if objective.mode == "max" and figure.rpartition("/")[2] in LESS:
+            mode = where.removesuffix("metric") + "mode"
+            yield Problem(mode, f"is max, by which the most {figure} would win, and less of it is better", "use min")
         yield from _misspelt(where, name, figure, recipe.stages[name])
     if search.target not in {home(search.target, item.metric) for item in search.objectives}:
         yield from peeking(search, search.target, recipe.stages[search.target], "stage")
@@ -79,6 +87,19 @@ def _picks(search: Search, stage: Any) -> str | None:
 def _validation(stage: Any) -> str | None:
     split: str | None = getattr(getattr(stage, "validation", None), "split", None)
     return split
+
+
+def redrawn(stage: Stage, written: Stage) -> Iterator[Problem]:
+    """A split that holds out other test rows than the recipe's: those of the one are learnt from in the other."""
+    if isinstance(stage, Data) and isinstance(written, Data) and _held_out(stage) != _held_out(written):
+        what = "holds out other rows for the test, so that trials would learn from rows that the winner is tested on"
+        yield Problem("", what, "leave test, seed and stratify of a split as they are written")
+
+
+def _held_out(data: Data) -> tuple[float, int, bool] | None:
+    """What decides which rows are for the test; None where none are."""
+    split = data.split
+    return (split.test, split.seed, split.stratify) if split is not None and split.test else None
 
 
 def _misspelt(where: str, name: str, figure: str, stage: Any) -> Iterator[Problem]:

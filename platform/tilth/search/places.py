@@ -2,7 +2,8 @@
 
 A path begins at the searched stage, `model.lora.rank`, or as on the command line, `stages.augment.steps.0.variants`.
 A step of it may name a kind, as `lora` does: the path is there only where that kind is chosen, so that the fields of
-several kinds can be searched together with the kind itself. Another kind begins a component of its own: the fields
+several kinds can be searched together with the kind itself. Nor is it there in a component that null is chosen for,
+where a recipe's own null is only what nobody has written yet. Another kind begins a component of its own: the fields
 that are written for the one before it go with that.
 """
 
@@ -57,6 +58,15 @@ def located(data: Data, keys: Keys) -> Keys | None:
     return tuple(found)
 
 
+def there(data: Data, stage: str, path: str, values: Mapping[str, Any]) -> Keys | None:
+    """Where a path leads in plain data that holds these values; None where it is not there."""
+    keys = keys_of(stage, path)
+    nothing = [keys_of(stage, other) for other, value in values.items() if value is None]
+    if any(len(outer) < len(keys) and keys[: len(outer)] == outer for outer in nothing):
+        return None
+    return located(data, keys)
+
+
 def _field(here: Data, kind: str) -> str | None:
     """The field that may hold a component of this kind."""
     return next((name for name in here if kind in KINDS.get(name, {}) and not isinstance(here[name], str)), None)
@@ -91,17 +101,17 @@ def changed(recipe: Recipe, stage: str, values: Mapping[str, Any]) -> Recipe:
     """The recipe with these values, by path; all of them lead somewhere."""
     data = recipe.model_dump()
     for path in ordered(stage, values):
-        keys = located(data, keys_of(stage, path))
-        if keys is not None:
+        if (keys := there(data, stage, path, values)) is not None:
             place(data, keys, values[path], path)
     return Recipe.model_validate(data)
 
 
 def drawn(recipe: Recipe, stage: str, space: Mapping[str, Space], draws: Draws) -> dict[str, Any]:
     """A value for each path that is there, given the values before it."""
-    data, values = recipe.model_dump(), {}
+    data = recipe.model_dump()
+    values: dict[str, Any] = {}
     for path in ordered(stage, space):
-        if (keys := located(data, keys_of(stage, path))) is not None:
+        if (keys := there(data, stage, path, values)) is not None:
             values[path] = space[path].draw(path, draws)
             place(data, keys, values[path], path)
     return values
@@ -109,18 +119,21 @@ def drawn(recipe: Recipe, stage: str, space: Mapping[str, Space], draws: Draws) 
 
 def grid(recipe: Recipe, stage: str, space: Mapping[str, Space]) -> list[dict[str, Any]]:
     """Every point of a space whose parts all have points."""
-    return list(_grid(recipe.model_dump(), stage, [(path, space[path]) for path in ordered(stage, space)]))
+    return list(_grid(recipe.model_dump(), stage, [(path, space[path]) for path in ordered(stage, space)], {}))
 
 
-def _grid(data: Data, stage: str, parts: Sequence[tuple[str, Space]]) -> Iterator[dict[str, Any]]:
+def _grid(
+    data: Data, stage: str, parts: Sequence[tuple[str, Space]], values: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """The points that begin with these values, which `data` holds."""
     if not parts:
-        yield {}
+        yield values
         return
     (path, space), *rest = parts
-    if (keys := located(data, keys_of(stage, path))) is None:
-        yield from _grid(data, stage, rest)
+    if (keys := there(data, stage, path, values)) is None:
+        yield from _grid(data, stage, rest, values)
         return
     for value in space.points() or ():
         tried = copy.deepcopy(data)
         place(tried, keys, value, path)
-        yield from ({path: value, **others} for others in _grid(tried, stage, rest))
+        yield from _grid(tried, stage, rest, {**values, path: value})

@@ -64,5 +64,5 @@ class Bohb(Searcher):
 
     def check(self) -> list[Problem]:
         what = "needs HpBandSter, which has had no release since 2018"
-        mend = "its idea is TPE under Hyperband: write searcher: {kind: tpe}, scheduler: {kind: hyperband}"
+        mend = "its idea is TPE under Hyperband: write searcher: {kind: tpe}, scheduler: {kind: hyperband, most: STEPS}"
         return [Problem("", what, mend)]

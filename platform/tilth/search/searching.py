@@ -39,7 +39,7 @@ def search(stage: Search, out: Out, inputs: Mapping[str, Artifact]) -> Artifact:
 
 def _written(stage: Search, bench: Bench) -> Candidate:
     """The recipe as written, which has run before the search."""
-    steps = bench.run.plan(bench.recipe)
+    steps = bench.run.plan(bench.recipe.part(bench.ends))
     made = {step.name: step.fingerprint for step in steps}
     return Candidate(None, {}, scores(stage, bench, made), made)
 
@@ -120,7 +120,7 @@ def _metrics(stage: Search, candidates: Sequence[Candidate], best: Candidate) ->
         if len(figures) > 1:
             found |= _three(key, asdict(estimate(figures)))
         else:
-            found[key] = candidate.scores[objective.metric]
+            found[key] = figures[0] if figures else candidate.scores[objective.metric]
     gap = lead(best, written, objective.sign) if best is not written else None
     return found | (_three("lead", asdict(gap)) if gap is not None else {})
 

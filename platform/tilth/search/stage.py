@@ -50,8 +50,9 @@ class Search(Stage):
     candidate too. Nothing here looks at the test split: a stage behind this one scores the winner there, once.
     """
 
-    # fewer finished seeds do not win; what lies outside applies first; what is trained to its end in a pack is scored
-    version: ClassVar[int] = 4
+    # fewer finished seeds do not win; what lies outside applies first; what is trained to its end in a pack is scored,
+    # by patience too; in a component that null is chosen for nothing is searched
+    version: ClassVar[int] = 5
 
     stage: Annotated[str, Field(min_length=1), AfterValidator(_searched)] = Field(
         description="The stage whose fields are searched, and whose result is left."

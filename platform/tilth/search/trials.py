@@ -55,9 +55,10 @@ class Journal:
         self.store = store
 
     def read(self) -> list[Trial]:
-        """Every trial that was asked, in order."""
+        """Every trial that was asked, in order; those behind one that is gone are asked again, as they were before."""
         found = (self.store.read_as(name, lambda data: Trial(**data)) for name in self.store.list())
-        return sorted((trial for trial in found if trial is not None), key=lambda trial: trial.number)
+        known = sorted((trial for trial in found if trial is not None), key=lambda trial: trial.number)
+        return [trial for place, trial in enumerate(known) if trial.number == place]
 
     def write(self, trial: Trial) -> None:
         self.store.write_json(f"{trial.number:05d}.json", asdict(trial))

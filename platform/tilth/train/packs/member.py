@@ -93,15 +93,18 @@ class Member:
         found: AbstractContextManager[None] = self.trainer.accelerator.no_sync(model)
         return found
 
-    def report(self) -> None:
-        """Tell the judge of the step that is done; Stopped where it says so."""
+    def report(self, ended: bool = False) -> None:
+        """Tell the judge of the step that is done; Stopped where it says so. `ended`: it was the last, come what may.
+
+        Patience may end a trial before the steps that it was to take: it is trained, as one that took all of them.
+        """
         line, state = self.trainer.watch.last, self.trainer.state
         if line is None or line["step"] <= self._told:
             return
         self._told = line["step"]
         found = Report(
-            self.name, line["step"], state.max_steps, line["loss"], line["tokens"], line["seconds"],
-            line.get("validation_loss"),
+            self.name, line["step"], line["step"] if ended else state.max_steps, line["loss"], line["tokens"],
+            line["seconds"], line.get("validation_loss"),
         )  # fmt: skip
         if not _agreed(self.judge, found):
             raise Stopped
@@ -145,7 +148,7 @@ class Reports(TrainerCallback):  # type: ignore[misc]
         self.member.report()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.member.report()
+        self.member.report(ended=True)
 
 
 def _given(bound: inspect.BoundArguments) -> Given:
