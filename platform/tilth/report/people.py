@@ -34,9 +34,9 @@ def tables(found: Mapping[str, Any]) -> Iterator[Lines]:
     pairwise = found["form"] == "pairwise"
     value, weighed = ("share of wins", "by competence") if pairwise else ("mean mark", "standardised")
     head = ("model", "of", value, "low", "high", weighed, "items")
-    yield "Models, with 95 % intervals over items", head, _rows(found["models"], _SCORES)
+    yield "Models, with 95 % intervals over rows", head, _rows(found["models"], _SCORES)
     agreement = ("of", "figure", "value", "low", "high")
-    yield "Agreement, with 95 % intervals over items", agreement, _rows(found["agreement"], agreement)
+    yield "Agreement, with 95 % intervals over rows", agreement, _rows(found["agreement"], agreement)
     people = ("person", "answers", "seconds", "speed", "checks", "failed", "agreement", "competence")
     yield "People", people, _rows(found["people"], _PEOPLE)
 
