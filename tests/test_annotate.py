@@ -319,6 +319,24 @@ def test_a_break_within_a_text_ends_no_line(tmp_path: Path) -> None:
     assert [subject.prompt for subject in from_file(path)] == ["one\u2028two\u0085three"]
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"prompt": "p", "answers": {"a": null, "b": "x"}}', "a is no text: None"),
+        ('{"prompt": [{"role": "user", "content": "p"}], "chosen": "a", "rejected": "b"}', r"prompt is no text: \[\{"),
+        (r'{"prompt": "p", "answers": {"a": "\ud83d", "b": "x"}}', "surrogates not allowed"),
+        (r'{"id": "\ud83d", "prompt": "p", "answers": {"a": "y", "b": "x"}}', "surrogates not allowed"),
+        ('{"prompt": "p"}', "has nothing to judge"),
+    ],
+)
+def test_what_people_could_not_be_shown_is_refused_with_its_line(tmp_path: Path, line: str, said: str) -> None:
+    """Nothing was said is no answer "None", and half of a character would end the page for whoever is given it."""
+    path = write_items(tmp_path / "items.jsonl", 2)
+    path.write_text(f"{path.read_text()}{line}\n")
+    with pytest.raises(StorageError, match=rf"items\.jsonl:3: .*{said}"):
+        list(from_file(path))
+
+
 def test_items_that_are_left_out_are_asked_no_more(tmp_path: Path) -> None:
     source = write_items(tmp_path / "items.jsonl", 600)
     wide = Campaign(source, checks={"attention_every": 5})
@@ -489,6 +507,7 @@ def test_behind_a_proxy_links_and_cookies_are_its_own(tmp_path: Path) -> None:
         ("form: {kind: direct, criteria: [{name: key, question: q}]}", "'key' is the name of a field"),
         ("serving: {public_url: judge.example.org}", r"public_url.*https://judge\.example\.org"),
         ("serving: {public_url: 'https://example.org/judge'}", "public_url.*path"),
+        ("serving: {public_url: 'http://example.org'}", "http://example.org is reached from other.*plain_http"),
         ("serving: {proxies: ['*']}", "'\\*' is no address"),
         ("serving: {proxies: ['0.0.0.0/0'], public_url: 'https://x.org'}", "'0.0.0.0/0' is no address"),
         ("serving: {proxies: ['10.0.0.7']}", "do not know their own address"),
