@@ -14,7 +14,7 @@ import httpx
 import pytest
 import yaml
 from fastapi.testclient import TestClient
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 import tilth
 from campaign import Browser, Campaign, write_items
@@ -29,10 +29,12 @@ from tilth.annotate.forms import Direct, Unanswered
 from tilth.annotate.items import campaign, from_file
 from tilth.annotate.judgements import Judgement, judgements
 from tilth.annotate.serve import kept, listening
+from tilth.annotate.tables import Person
 from tilth.annotate.text import shown
 from tilth.data.dataset import Dataset
 from tilth.data.schema import original
 from tilth.errors import RecipeError, StorageError
+from tilth.report.people import campaigns
 from tilth.runs import Run
 
 SCRIPT = "<script>alert(1)</script>"
@@ -658,3 +660,7 @@ def test_figures_are_left_for_the_report_while_people_still_answer(tmp_path: Pat
         assert until(lambda: told() == 1, 30)
         assert person.prefer("red").status_code == 200
         assert until(lambda: told() == 2, 30)
+        with campaign.book.writing() as session:
+            session.scalars(select(Person).where(~Person.manager)).one().left_out = True
+        assert until(lambda: told() == 0, 30), "who is left out counts for nothing there either"
+    assert not list(campaigns(Run(tmp_path / "run"))), "of no answer the report says nothing"

@@ -15,10 +15,10 @@ Lines = tuple[str, tuple[str, ...], list[list[Any]]]
 
 
 def campaigns(run: Run) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The figures that `tilth annotate` left in a run, by the campaign's name."""
+    """The figures that `tilth annotate` left in a run, by the campaign's name; not of one without an answer."""
     for name in run.store.list(CAMPAIGNS):
-        if name.endswith(".json"):
-            yield name.removesuffix(".json"), run.store.read_json(f"{CAMPAIGNS}/{name}")
+        if name.endswith(".json") and (found := run.store.read_json(f"{CAMPAIGNS}/{name}"))["answers"]:
+            yield name.removesuffix(".json"), found
 
 
 def words(found: Mapping[str, Any]) -> str:
