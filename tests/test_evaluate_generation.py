@@ -338,6 +338,35 @@ def test_words_get_the_tag_of_their_first_token(tmp_path: Path):
     assert cut["meta"]["prediction"][1] == "O"
 
 
+@pytest.mark.parametrize(
+    ("kind", "objective"),
+    [
+        ("llama", "language_model"),
+        ("t5", "seq2seq"),
+        ("bert", "classification"),
+        ("bert", "token_classification"),
+        ("bert", "question_answering"),
+    ],
+)
+def test_a_model_whose_training_diverged_has_no_score(tmp_path: Path, kind: str, objective: str):
+    """What is no number would be the first label, and an accuracy like any other."""
+    labels = ("O", "B-PER") if "classification" in objective else ()
+    folder = trained(tmp_path / "m", kind, objective, labels)
+    model = load_pretrained(folder, objective, labels).model
+    torch.nn.init.constant_(next(model.parameters()), torch.nan)
+    model.save_pretrained(folder)
+    if objective == "seq2seq":
+        tokenizer(seq2seq=True).save_pretrained(folder)
+    payload: dict[str, Any] = {
+        "language_model": {"text": "abcd"}, "seq2seq": {"prompt": "ab", "completion": "cd"},
+        "classification": {"text": "abcd", "label": "O"},
+        "token_classification": {"tokens": ["ab", "c"], "tags": ["O", "O"]},
+        "question_answering": {"question": "a?", "context": "a bc", "answers": [{"text": "a", "start": 0}]},
+    }[objective]  # fmt: skip
+    with pytest.raises(StageError, match=r"is no number: its weights .* train it anew, or set dtype to float32"):
+        Predictor(folder).predict([original("r", "test", payload)])
+
+
 @pytest.mark.parametrize("objective", ["seq2seq", "classification", "token_classification"])
 def test_a_long_row_ends_in_the_mark_that_training_leaves_there(tmp_path: Path, objective: str):
     folder = trained(tmp_path / "m", "t5" if objective == "seq2seq" else "bert", objective, ("O", "B"), length=12)
