@@ -508,6 +508,21 @@ def test_each_question_that_is_shown_lists_the_choices_of_its_own_row():
     assert (one["completion"], two["completion"]) == (" blue", " green")
 
 
+def test_choices_that_are_none_or_could_be_meant_for_another_are_refused():
+    ranking = Ranking(model="m", choices="meta.choices", reference="meta.gold")
+
+    def right(gold: Any, *choices: Any) -> str:
+        row = original("r", "test", {"text": "?", "label": "x"}, {"choices": list(choices), "gold": gold})
+        return ranking.right(row, ranking.offered(row, []))
+
+    assert (right(1, "0", "2", "1"), right(0, 5, 6, 7), right(7, 5, 6, 7), right(1, 0, 1)) == ("2", "5", "7", "1")
+    with pytest.raises(StageError, match=r"2 is one of its choices and the place of another; write .* as texts"):
+        right(2, 2, 3, 4)
+    for nothing in (None, "", " "):
+        with pytest.raises(StageError, match=f"one of its choices is {nothing!r}"):
+            right(0, "yes", nothing)
+
+
 def test_a_masked_model_says_nothing_that_could_be_scored(tmp_path: Path):
     folder = trained(tmp_path / "bert", "bert", "masked_lm")
     with pytest.raises(StageError, match="trained for masked lm"):
