@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from tokenizers import normalizers
 
 import tilth
 from faulty_server import FaultyServer
@@ -314,6 +315,19 @@ def test_an_encoder_decoder_writes_what_transformers_writes_and_is_scored(tmp_pa
         assert scored["meta"]["tokens"] == labels.shape[1]
         assert scored["meta"]["nll"] == pytest.approx(loss * labels.shape[1], rel=1e-4)
         assert scored["meta"]["bytes"] == len(row["completion"])
+
+
+def test_bytes_are_those_of_the_text_whatever_its_tokens_leave_of_it(tmp_path: Path):
+    """T5's tokens know no line break and no brace: bits per byte were of fewer bytes than other models' are."""
+    folder = trained(tmp_path / "t5", "t5", "seq2seq", length=12)
+    coding = tokenizer(seq2seq=True)
+    coding.backend_tokenizer.normalizer = normalizers.Replace("{", "")
+    coding.save_pretrained(folder)
+    texts = {"whole": "a{b{c", "cut": "{" * 9 + "x" * 40}
+    rows = [original(name, "test", {"prompt": "p", "completion": text}) for name, text in texts.items()]
+    found = {row["id"]: row["meta"] for row in Predictor(folder).predict(rows)}
+    assert (found["whole"]["bytes"], found["whole"]["truncated"]) == (5, False)
+    assert (found["cut"]["bytes"], found["cut"]["truncated"]) == (11, True)
 
 
 def test_words_get_the_tag_of_their_first_token(tmp_path: Path):

@@ -101,7 +101,10 @@ class Seq2Seq:
             raise StageError(f"row {row['id']}: an encoder-decoder is scored on prompts and completions")
         prompt, shortened = self.by.cut(row["prompt"])
         answer, ended = self.by.cut(text_target=row["completion"])
-        return [Window(prompt["input_ids"], answer["input_ids"], shortened or ended)]
+        text = row["completion"]
+        if ended:  # what is left of it
+            text = self.by.tokenizer.decode(answer["input_ids"], skip_special_tokens=True)
+        return [Window(prompt["input_ids"], answer["input_ids"], shortened or ended, bytes=len(text.encode()))]
 
     def run(self, windows: list[Window]) -> list[Any]:
         return self.by.over(windows, self._pass)
@@ -115,8 +118,7 @@ class Seq2Seq:
         return sums
 
     def said(self, row: Row, windows: list[Window], found: list[Any]) -> dict[str, Any]:
-        text = self.by.tokenizer.decode(windows[0].targets, skip_special_tokens=True)
-        return {"nll": found[0], "tokens": windows[0].scored, "bytes": len(text.encode())}
+        return {"nll": found[0], "tokens": windows[0].scored, "bytes": windows[0].bytes}
 
 
 @dataclass(frozen=True)
