@@ -481,6 +481,13 @@ def test_marks_of_a_campaign_are_held_against_a_judges_scores(tmp_path: Path):
     people = People(campaign=str(tmp_path / "answers.jsonl"))
     found = agreements({"j": Judged(("m",), rows)}, people, Draws(100))
     assert (found["ratings"]["j"]["n"], found["ratings"]["j"]["rho"]) == (4, pytest.approx(1.0))
+    # two criteria of five steps outweigh one of a hundred that says the opposite, by a little at each answer
+    steps = [
+        {**line, "value": {"scores": {"fluency": 1 + n, "coherence": 1 + n, "relevance": 100 - 20 * n}}}
+        for line, n in zip(told, (n for n in range(4) for _ in range(2)), strict=True)
+    ]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
+    assert agreements({"j": Judged(("m",), rows)}, people, Draws(100))["ratings"]["j"]["rho"] == pytest.approx(1.0)
     (tmp_path / "answers.jsonl").write_text("{}\n")
     with pytest.raises(StageError, match="holds no exported answers"):
         agreements({"j": Judged(("m",), rows)}, people, Draws(100))
