@@ -14,7 +14,7 @@ import httpx
 import pytest
 import yaml
 from fastapi.testclient import TestClient
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 import tilth
 from campaign import Browser, Campaign, write_items
@@ -29,10 +29,12 @@ from tilth.annotate.forms import Direct, Unanswered
 from tilth.annotate.items import campaign, from_file
 from tilth.annotate.judgements import Judgement, judgements
 from tilth.annotate.serve import kept, listening
+from tilth.annotate.tables import Person
 from tilth.annotate.text import shown
 from tilth.data.dataset import Dataset
 from tilth.data.schema import original
 from tilth.errors import RecipeError, StorageError
+from tilth.report.people import campaigns
 from tilth.runs import Run
 
 SCRIPT = "<script>alert(1)</script>"
@@ -319,6 +321,24 @@ def test_a_break_within_a_text_ends_no_line(tmp_path: Path) -> None:
     assert [subject.prompt for subject in from_file(path)] == ["one\u2028two\u0085three"]
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"prompt": "p", "answers": {"a": null, "b": "x"}}', "a is no text: None"),
+        ('{"prompt": [{"role": "user", "content": "p"}], "chosen": "a", "rejected": "b"}', r"prompt is no text: \[\{"),
+        (r'{"prompt": "p", "answers": {"a": "\ud83d", "b": "x"}}', "surrogates not allowed"),
+        (r'{"id": "\ud83d", "prompt": "p", "answers": {"a": "y", "b": "x"}}', "surrogates not allowed"),
+        ('{"prompt": "p"}', "has nothing to judge"),
+    ],
+)
+def test_what_people_could_not_be_shown_is_refused_with_its_line(tmp_path: Path, line: str, said: str) -> None:
+    """Nothing was said is no answer "None", and half of a character would end the page for whoever is given it."""
+    path = write_items(tmp_path / "items.jsonl", 2)
+    path.write_text(f"{path.read_text()}{line}\n")
+    with pytest.raises(StorageError, match=rf"items\.jsonl:3: .*{said}"):
+        list(from_file(path))
+
+
 def test_items_that_are_left_out_are_asked_no_more(tmp_path: Path) -> None:
     source = write_items(tmp_path / "items.jsonl", 600)
     wide = Campaign(source, checks={"attention_every": 5})
@@ -489,6 +509,7 @@ def test_behind_a_proxy_links_and_cookies_are_its_own(tmp_path: Path) -> None:
         ("form: {kind: direct, criteria: [{name: key, question: q}]}", "'key' is the name of a field"),
         ("serving: {public_url: judge.example.org}", r"public_url.*https://judge\.example\.org"),
         ("serving: {public_url: 'https://example.org/judge'}", "public_url.*path"),
+        ("serving: {public_url: 'http://example.org'}", "http://example.org is reached from other.*plain_http"),
         ("serving: {proxies: ['*']}", "'\\*' is no address"),
         ("serving: {proxies: ['0.0.0.0/0'], public_url: 'https://x.org'}", "'0.0.0.0/0' is no address"),
         ("serving: {proxies: ['10.0.0.7']}", "do not know their own address"),
@@ -639,3 +660,7 @@ def test_figures_are_left_for_the_report_while_people_still_answer(tmp_path: Pat
         assert until(lambda: told() == 1, 30)
         assert person.prefer("red").status_code == 200
         assert until(lambda: told() == 2, 30)
+        with campaign.book.writing() as session:
+            session.scalars(select(Person).where(~Person.manager)).one().left_out = True
+        assert until(lambda: told() == 0, 30), "who is left out counts for nothing there either"
+    assert not list(campaigns(Run(tmp_path / "run"))), "of no answer the report says nothing"

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from campaign import Campaign, write_items
 from postgres import Postgres, program
@@ -28,6 +28,7 @@ from test_annotate import (  # noqa: F401
     test_undo_brings_the_last_item_back_as_it_was_answered,
     test_who_is_left_out_counts_for_nothing_and_their_items_go_to_others,
 )
+from tilth.annotate.book import Book
 from tilth.errors import StorageError
 
 pytestmark = [
@@ -68,6 +69,20 @@ def test_a_crash_of_the_server_loses_no_answer_and_the_campaign_goes_on(server: 
     form = ann.fields(ann.get("/work").text, "/answer")
     assert ann.client.post("/answer", data={**form, "choice": "B"}).status_code == 200
     assert [item.value["choice"] for item in counted(campaign)] == ["A", "A", "A", "B"]
+
+
+def test_a_database_that_does_not_wait_for_the_disk_does_for_answers(store: str) -> None:
+    name = str(make_url(store).database)
+    first = Book(store)
+    with first.writing() as session:
+        session.execute(text(f"ALTER DATABASE {name} SET synchronous_commit = off"))
+    first.close()
+    book = Book(store)
+    with book.reading() as session:
+        assert session.scalar(text("SHOW synchronous_commit")) == "off"
+    with book.writing() as session:
+        assert session.scalar(text("SHOW synchronous_commit")) == "on"
+    book.close()
 
 
 def test_a_server_out_of_reach_is_said_with_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,20 @@ def test_competence_tells_who_clicks_without_reading(crowd: tuple[np.ndarray, li
     right = np.mean([weighed[f"i{at}"] == truth[at] for at in range(200)])
     votes = np.array([[item.value["preferred"] == "m" for item in found if item.item == f"i{at}"] for at in range(200)])
     assert right > np.mean((votes.mean(axis=1) > 0.5) == truth) + 0.03, "better than counting heads"
+
+
+def test_items_of_one_row_are_drawn_together() -> None:
+    """Three pairs of models of each of 40 rows that go the same way tell no more than one pair of each does."""
+    truth, side = np.arange(40) % 4 > 0, np.arange(40) % 2 > 0
+    other = np.where(np.arange(40) % 5 > 0, truth, ~truth)
+    once = judged(truth, (truth, side), (other, ~side))
+    thrice = [replace(item, item=f"{item.item}:{pair}") for pair in range(3) for item in once]
+    alone, found = figures(once), figures(thrice)
+    for kind in ("models", "agreement"):
+        for line, expected in zip(found[kind], alone[kind], strict=True):
+            ends = [line[end] for end in ("value", "low", "high")]
+            assert ends == pytest.approx([expected[end] for end in ("value", "low", "high")], abs=0.02)
+            assert line["low"] < line["value"] < line["high"]
 
 
 def test_one_answer_alone_is_taken_and_a_split_vote_is_not() -> None:

@@ -20,13 +20,14 @@ from tilth.data.loading import Card, load_pretrained, load_tokenizer
 from tilth.data.schema import Row, original
 from tilth.errors import ModelError, RecipeError, StageError, TilthError
 from tilth.evaluate.language_model import scored_spans
+from tilth.evaluate.measures.likelihood import Perplexity
 from tilth.evaluate.predictor import Predictor
 from tilth.evaluate.scores import Comparison, verdict
 from tilth.evaluate.stage import Evaluate
 from tilth.recipe import load
 from tilth.runs import Artifact, Out
 from tilth.storage import Store
-from tiny import model_folder
+from tiny import model_folder, tokenizer
 
 LABELS = ("card_arrival", "exchange_rate", "lost_or_stolen_card")
 
@@ -135,6 +136,27 @@ def test_only_what_the_assistant_says_is_scored(predictor: Predictor, plain: tup
     whole = plain[1].apply_chat_template(turns, tokenize=False)
     nll, tokens = loss_of(plain, whole, len(plain[1](before)["input_ids"]))
     assert (found["meta"]["nll"], found["meta"]["tokens"]) == (pytest.approx(nll, rel=1e-5), tokens)
+
+
+def test_a_template_that_writes_the_last_turn_otherwise_tells_no_turns_apart():
+    """As one that leaves out what was thought before earlier answers: other characters would be scored in silence."""
+    coding = tokenizer()
+    coding.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {% if loop.last and m.role == 'assistant' %}<think></think>{% endif %}"
+        "{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    turns = [{"role": role, "content": f"{role} {at}"} for at in range(2) for role in ("user", "assistant")]
+    whole, [span], _ = scored_spans(original("once", "test", {"messages": turns[:2]}), coding)
+    assert whole[slice(*span)] == "<think></think>assistant 0\n"
+    with pytest.raises(StageError, match=r"row twice: .* the first 2 messages differently.*score prompts and complet"):
+        scored_spans(original("twice", "test", {"messages": turns}), coding)
+
+
+def test_a_perplexity_that_is_no_number_is_refused():
+    rows = [{"id": f"r{n}", "meta": {"nll": nll, "tokens": 2, "bytes": 4}} for n, nll in enumerate((3.0, 5000.0))]
+    assert Perplexity().figures(rows[:1])["perplexity"].point() == pytest.approx(math.exp(1.5))
+    with pytest.raises(StageError, match="row r1: 2,500 nats a token are a perplexity beyond any number"):
+        Perplexity().figures(rows)
 
 
 def test_how_rows_are_batched_does_not_change_what_is_said(predictor: Predictor, questions: list[Row]):

@@ -21,7 +21,7 @@ from tilth.evaluate.measures.base import Metric
 from tilth.evaluate.measures.classes import Auc, Calibration, Classification
 from tilth.evaluate.mistakes import mistakes
 from tilth.evaluate.scores import compared_with, score, shown, unlike, verdict
-from tilth.evaluate.slices import cut_by, values_of
+from tilth.evaluate.slices import cut_by, slices, values_of
 from tilth.evaluate.stage import Evaluate
 from tilth.report import write_report
 from tilth.runs import Artifact, Out, Run
@@ -68,13 +68,13 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Artifact]:
 
 
 def test_parts_of_the_rows_are_scored_by_themselves(ran: tuple[Run, Artifact]):
-    slices = ran[1].detail["slices"]
-    by_label = {part["value"]: part for part in slices["label"]}
+    parts = ran[1].detail["slices"]
+    by_label = {part["value"]: part for part in parts["label"]}
     assert (by_label["rate"]["rows"], by_label["card"]["rows"]) == (13, 11)
     assert by_label["rate"]["models"]["always_card"]["value"] == 0
     assert by_label["rate"]["models"]["keywords"]["value"] == pytest.approx(12 / 13)
-    assert [part["value"] for part in slices["origin"]] == ["original"]
-    assert sum(part["rows"] for part in slices["length"]) == 24
+    assert [part["value"] for part in parts["origin"]] == ["original"]
+    assert sum(part["rows"] for part in parts["length"]) == 24
 
 
 def test_a_row_that_was_trained_on_is_found_and_scored_apart(ran: tuple[Run, Artifact]):
@@ -276,6 +276,9 @@ def test_models_that_read_different_parts_of_a_row_are_not_compared():
 def test_rows_fall_under_what_their_meta_says():
     rows = [original(f"r{i}", "test", {"text": "x"}, {"source": name}) for i, name in enumerate(("web", None, "web"))]
     assert values_of(rows, "meta.source") == ["web", None, "web"]
+    assert [part["rows"] for part in slices({"m": rows}, {}, ["meta.source"], 100, 0)["meta.source"]] == [2]
+    with pytest.raises(StageError, match=r"no row has anything at meta\.sorce; in meta rows have meta\.source"):
+        slices({"m": rows}, {}, ["meta.sorce"], 100, 0)
     made = {**rows[0], "via": "eda", "parent": "p"}
     assert values_of([rows[0], made], "origin") == ["original", "made by eda"]
     sized = [original(f"n{n}", "test", {"text": "w " * n}) for n in (1, 2, 3, 4, 8, 9, 20, 30)]

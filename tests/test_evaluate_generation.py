@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from tokenizers import normalizers
 
 import tilth
 from faulty_server import FaultyServer
@@ -316,6 +317,19 @@ def test_an_encoder_decoder_writes_what_transformers_writes_and_is_scored(tmp_pa
         assert scored["meta"]["bytes"] == len(row["completion"])
 
 
+def test_bytes_are_those_of_the_text_whatever_its_tokens_leave_of_it(tmp_path: Path):
+    """T5's tokens know no line break and no brace: bits per byte were of fewer bytes than other models' are."""
+    folder = trained(tmp_path / "t5", "t5", "seq2seq", length=12)
+    coding = tokenizer(seq2seq=True)
+    coding.backend_tokenizer.normalizer = normalizers.Replace("{", "")
+    coding.save_pretrained(folder)
+    texts = {"whole": "a{b{c", "cut": "{" * 9 + "x" * 40}
+    rows = [original(name, "test", {"prompt": "p", "completion": text}) for name, text in texts.items()]
+    found = {row["id"]: row["meta"] for row in Predictor(folder).predict(rows)}
+    assert (found["whole"]["bytes"], found["whole"]["truncated"]) == (5, False)
+    assert (found["cut"]["bytes"], found["cut"]["truncated"]) == (11, True)
+
+
 def test_words_get_the_tag_of_their_first_token(tmp_path: Path):
     labels = ("B-PER", "I-PER", "O")
     folder = trained(tmp_path / "bert", "bert", "token_classification", labels, length=32)
@@ -336,6 +350,35 @@ def test_words_get_the_tag_of_their_first_token(tmp_path: Path):
         assert row["meta"]["prediction"] == [labels[int(logits[at].argmax())] for at in starts]
     assert cut["meta"]["truncated"]
     assert cut["meta"]["prediction"][1] == "O"
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective"),
+    [
+        ("llama", "language_model"),
+        ("t5", "seq2seq"),
+        ("bert", "classification"),
+        ("bert", "token_classification"),
+        ("bert", "question_answering"),
+    ],
+)
+def test_a_model_whose_training_diverged_has_no_score(tmp_path: Path, kind: str, objective: str):
+    """What is no number would be the first label, and an accuracy like any other."""
+    labels = ("O", "B-PER") if "classification" in objective else ()
+    folder = trained(tmp_path / "m", kind, objective, labels)
+    model = load_pretrained(folder, objective, labels).model
+    torch.nn.init.constant_(next(model.parameters()), torch.nan)
+    model.save_pretrained(folder)
+    if objective == "seq2seq":
+        tokenizer(seq2seq=True).save_pretrained(folder)
+    payload: dict[str, Any] = {
+        "language_model": {"text": "abcd"}, "seq2seq": {"prompt": "ab", "completion": "cd"},
+        "classification": {"text": "abcd", "label": "O"},
+        "token_classification": {"tokens": ["ab", "c"], "tags": ["O", "O"]},
+        "question_answering": {"question": "a?", "context": "a bc", "answers": [{"text": "a", "start": 0}]},
+    }[objective]  # fmt: skip
+    with pytest.raises(StageError, match=r"is no number: its weights .* train it anew, or set dtype to float32"):
+        Predictor(folder).predict([original("r", "test", payload)])
 
 
 @pytest.mark.parametrize("objective", ["seq2seq", "classification", "token_classification"])
@@ -477,6 +520,21 @@ def test_each_question_that_is_shown_lists_the_choices_of_its_own_row():
     one, two = ranking._parts(row("sky", "blue", "green"), ["blue", "green"], [row("fire", "hot", "cold")])
     assert one["prompt"] == "fire: hot or cold? hot\n\nsky: blue or green?"
     assert (one["completion"], two["completion"]) == (" blue", " green")
+
+
+def test_choices_that_are_none_or_could_be_meant_for_another_are_refused():
+    ranking = Ranking(model="m", choices="meta.choices", reference="meta.gold")
+
+    def right(gold: Any, *choices: Any) -> str:
+        row = original("r", "test", {"text": "?", "label": "x"}, {"choices": list(choices), "gold": gold})
+        return ranking.right(row, ranking.offered(row, []))
+
+    assert (right(1, "0", "2", "1"), right(0, 5, 6, 7), right(7, 5, 6, 7), right(1, 0, 1)) == ("2", "5", "7", "1")
+    with pytest.raises(StageError, match=r"2 is one of its choices and the place of another; write .* as texts"):
+        right(2, 2, 3, 4)
+    for nothing in (None, "", " "):
+        with pytest.raises(StageError, match=f"one of its choices is {nothing!r}"):
+            right(0, "yes", nothing)
 
 
 def test_a_masked_model_says_nothing_that_could_be_scored(tmp_path: Path):

@@ -152,6 +152,45 @@ def test_figures_that_are_no_mean_and_those_of_groups_have_intervals_too(folder:
     assert {item["family"] for item in found.detail["differences"]["two"]} == {len(found.detail["differences"]["two"])}
 
 
+@pytest.mark.long
+def test_a_figure_that_cannot_be_told_ends_nothing_and_a_group_of_groups_has_an_interval(folder: Path, tmp_path: Path):
+    """As BBQ has scores of kinds of documents, of which there may be none, and MMLU groups of groups."""
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    task = yaml.safe_load((folder / "tasks/colours.yaml").read_text(encoding="utf-8"))
+    (tasks / "partly.py").write_text(
+        "import math\n\n\ndef scored(doc, results):\n    right = float(doc['gold'] == 0)\n"
+        "    return {'acc': right, 'known': right if doc['gold'] < 2 else math.nan, 'nowhere': math.nan}\n\n\n"
+        "def known(values):\n    told = [value for value in values if value == value]\n"
+        "    return sum(told) / len(told) if told else math.nan\n",
+        encoding="utf-8",
+    )
+    partly = {**task, "task": "partly", "metric_list": [{"metric": "acc"}]}
+    own = "".join(
+        f"- metric: {name}\n  aggregation: !function partly.known\n  higher_is_better: true\n"
+        for name in ("known", "nowhere")
+    )
+    text = f"{yaml.safe_dump(partly, sort_keys=True)}process_results: !function partly.scored\n"
+    text = text.replace("metric_list:\n- metric: acc\n", f"metric_list:\n- metric: acc\n{own}")
+    (tasks / "partly.yaml").write_text(text, encoding="utf-8")
+    (tasks / "colours.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+    for name, parts in (("inner", ["partly"]), ("outer", ["inner", "colours"])):
+        group = {"group": name, "task": parts, "aggregate_metric_list": [{"metric": "acc", "weight_by_size": False}]}
+        (tasks / f"{name}.yaml").write_text(yaml.safe_dump(group), encoding="utf-8")
+    plan = recipe(folder, tasks=["outer"], include=str(tasks / "*.yaml"))
+    plan["stages"] = {"harness": plan["stages"]["harness"]}
+    found = tilth.run(plan, tmp_path / "out")["harness"]
+    metrics, differences = found.metrics, found.detail["differences"]["two"]
+    assert metrics["two/partly/acc"] == 0.25
+    assert metrics["two/partly/known"] == 0.5
+    assert metrics["two/partly/known_low"] < 0.5 < metrics["two/partly/known_high"]
+    assert not [name for name in metrics if "nowhere" in name], "of no document it says anything"
+    assert metrics["two/outer/acc"] == pytest.approx((0.25 + metrics["two/colours/acc"]) / 2)
+    assert metrics["two/outer/acc_low"] < metrics["two/outer/acc"] < metrics["two/outer/acc_high"]
+    assert found.detail["models"]["two"]["intervals"]["outer/acc"]["n"] == 48
+    assert "outer/acc" in [item["metric"] for item in differences]
+
+
 @pytest.mark.slow  # the harness reads all of its thousands of tasks first
 def test_a_task_that_nobody_defined_is_named(folder: Path, tmp_path: Path):
     with pytest.raises(StageError, match="knows no task 'no_such_task'"):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
+from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
 
@@ -22,12 +23,14 @@ from helpers import write_dataset
 from scripted import script
 from tilth.annotate.config import Annotation
 from tilth.annotate.items import WORK, campaign
+from tilth.data.agreement import rank_correlation, spread
 from tilth.data.schema import original
 from tilth.errors import RecipeError, StageError
+from tilth.evaluate.judging.agreement import spearman
 from tilth.evaluate.judging.people import People, Verdicts, majority
 from tilth.evaluate.judging.ranking import length_controlled, ratings
 from tilth.evaluate.judging.stage import JudgeAnswers
-from tilth.evaluate.judging.tally import Draws, Judged, agreements, self_preference
+from tilth.evaluate.judging.tally import Draws, Judged, agreements, self_preference, tally
 from tilth.report import write_report
 from tilth.runs import Artifact, Out, Run
 from tilth.storage import Store
@@ -369,6 +372,38 @@ def test_a_judge_that_favours_its_own_model_is_told_by_the_others():
     assert [item["model"] for item in found["me"]] == ["mine", "other"], "a model that answered under two names"
 
 
+def test_pairs_of_one_row_are_drawn_together_and_rows_without_a_word_do_not_count():
+    """Of three models each row has three pairs that go the same way: 20 rows tell as much as 20 pairs do."""
+    models = ("a", "b", "c")
+
+    def row(at: int) -> dict[str, Any]:
+        pairs = [[*two, 1.0, at % 2 > 0, False] for two in combinations(models, 2)]
+        answers = {name: "x" * (length if at % 2 else 4 - length) for length, name in enumerate(models, 1)}
+        judged = {"pairs": pairs if at < 20 else [], "failures": []}
+        return {"id": f"r{at}", "meta": {"candidates": answers, "judged": judged}}
+
+    draws = Draws(2000)
+    told = tally(Judged(models, [row(at) for at in range(30)]), None, draws)
+    for figure_of in ("position", "longer_wins"):
+        found = told["biases"][figure_of]
+        alone = draws.mean([float(at % 2) for at in range(20)])
+        assert found["value"] == 0.5
+        assert (found["low"], found["high"], found["n"]) == pytest.approx((alone["low"], alone["high"], 20), abs=0.051)
+    assert told["elo"]["a"]["n"] == 20
+
+
+def test_of_several_answers_to_one_row_no_p_of_ranks_is_told():
+    one, other = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 3.0, 2.0, 4.0, 6.0, 5.0]
+    alone = spearman(one, other, list("abcdef"))
+    assert alone["p"] == pytest.approx(spearmanr(one, other).pvalue)
+    assert spearman(one, other, list("aabbcc")) == {**alone, "p": None, **ends_of(one, other, list("aabbcc"))}
+
+
+def ends_of(one: list[float], other: list[float], rows: list[str]) -> dict[str, Any]:
+    low, high = spread(rank_correlation(np.array(one), np.array(other), rows))
+    return {"low": low, "high": high}
+
+
 def test_a_judge_that_shares_no_pair_with_people_has_no_agreement_with_them():
     def row(name: str, **meta: Any) -> dict[str, Any]:
         return {"id": name, "meta": {"candidates": {}, **meta}}
@@ -446,6 +481,13 @@ def test_marks_of_a_campaign_are_held_against_a_judges_scores(tmp_path: Path):
     people = People(campaign=str(tmp_path / "answers.jsonl"))
     found = agreements({"j": Judged(("m",), rows)}, people, Draws(100))
     assert (found["ratings"]["j"]["n"], found["ratings"]["j"]["rho"]) == (4, pytest.approx(1.0))
+    # two criteria of five steps outweigh one of a hundred that says the opposite, by a little at each answer
+    steps = [
+        {**line, "value": {"scores": {"fluency": 1 + n, "coherence": 1 + n, "relevance": 100 - 20 * n}}}
+        for line, n in zip(told, (n for n in range(4) for _ in range(2)), strict=True)
+    ]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
+    assert agreements({"j": Judged(("m",), rows)}, people, Draws(100))["ratings"]["j"]["rho"] == pytest.approx(1.0)
     (tmp_path / "answers.jsonl").write_text("{}\n")
     with pytest.raises(StageError, match="holds no exported answers"):
         agreements({"j": Judged(("m",), rows)}, people, Draws(100))

@@ -27,6 +27,11 @@ from tilth.errors import StorageError
 PATIENCE = 30
 #: PostgreSQL's name for the lock of those who give out items
 _LOCK = 8_400_001
+#: alone among writers, and on disk when it is done where the server or the database has it otherwise
+_ALONE = (
+    f"SELECT pg_advisory_xact_lock({_LOCK}), CASE WHEN current_setting('synchronous_commit') = 'off' "
+    "THEN set_config('synchronous_commit', 'on', true) END"
+)
 #: items that one statement removes: databases limit the parameters of one
 SLICE = 500
 
@@ -55,7 +60,7 @@ class Book:
         engine = self.engine.execution_options(writing=True)
         with Session(engine, expire_on_commit=False) as session, session.begin():
             if self.engine.dialect.name == "postgresql":
-                session.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+                session.execute(text(_ALONE))
             yield session
 
     def close(self) -> None:

@@ -62,10 +62,7 @@ class Serving(Component):
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach it."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return _loopback(self.host)
 
     @property
     def public(self) -> str | None:
@@ -95,6 +92,9 @@ class Serving(Component):
         """What is wrong with the proxy that is told of."""
         if self.public_url is not None and (wrong := _no_origin(self.public_url)):
             yield Problem("public_url", wrong, "write where it is reached, such as https://judge.example.org")
+        elif (self.public or "").startswith("http://") and not self.plain_http and not _loopback(self.reached[-1]):
+            what = f"{self.public} is reached from other machines, where tokens would travel unencrypted"
+            yield Problem("public_url", what, "write https:// and give the proxy a certificate, or plain_http: true")
         for proxy in self.proxies:
             if not _names_some(proxy):
                 mend = "name those that pass requests on, such as 10.0.0.7 or 10.0.0.0/24"
@@ -117,6 +117,13 @@ class Serving(Component):
             if path is not None and not Path(path).is_file():
                 found.append(Problem(name, f"no such file: {path}", "check the path"))
         return found
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _no_origin(url: str) -> str | None:

@@ -238,7 +238,7 @@ def of_row(row: Mapping[str, Any]) -> Subject | None:
     """A dataset's row as a subject; None for rows that hold no text of anybody to judge."""
     answers: dict[str, str] = {}
     if isinstance(row.get("answers"), Mapping):
-        answers = {str(name): str(text) for name, text in row["answers"].items()}
+        answers = dict(row["answers"])
     elif row.get("chosen") is not None and row.get("rejected") is not None:
         answers = {"chosen": row["chosen"], "rejected": row["rejected"]}
     elif row.get("completion") is not None:
@@ -265,11 +265,16 @@ def from_file(path: str | Path) -> Iterator[Subject]:
         if not line.strip():
             continue
         try:
-            subject = of_row(json.loads(line))
+            row = json.loads(line)
+            subject = of_row(row)
+            json.dumps(row, ensure_ascii=False).encode()  # half of a character can neither be kept nor shown
         except (ValueError, TypeError, AttributeError, LookupError) as error:
             raise StorageError(f"{path}:{number}: is no item: {error}; write {_EXAMPLE}") from error
-        if subject is None or not all(isinstance(text, str) for text in subject.answers.values()):
+        if subject is None:
             raise StorageError(f"{path}:{number}: has nothing to judge; write {_EXAMPLE}")
+        for name, text in (("prompt", row.get("prompt") or ""), *subject.answers.items()):
+            if not isinstance(text, str):
+                raise StorageError(f"{path}:{number}: {name} is no text: {text!r}; write {_EXAMPLE}")
         yield subject
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import nan
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ from tilth.annotate.judgements import Judgement
 if TYPE_CHECKING:
     from tilth.annotate.agreement import Labels, Marks
     from tilth.data.bootstrap import Statistic
+
+    #: by name the figure of all items, and what makes a statistic of those that several people judged
+    Figures = Mapping[str, tuple[float | None, Callable[[Marks], Statistic]]]
 
 #: whose median time is so many times shorter or longer than the middle person's is an outlier
 SPEED = 3.0
@@ -30,13 +34,16 @@ class Grid:
     """Answers as a table of items by people."""
 
     items: tuple[str, ...]
+    #: the row that each item is of
+    rows: tuple[str, ...]
     people: tuple[int, ...]
     cells: Mapping[tuple[str, int], Judgement]
 
     @staticmethod
     def of(found: Sequence[Judgement]) -> Grid:
         cells = {(item.item, item.person): item for item in found}
-        return Grid(tuple(dict.fromkeys(i for i, _ in cells)), tuple(sorted({p for _, p in cells})), cells)
+        rows = {item.item: item.root for item in found}
+        return Grid(tuple(rows), tuple(rows.values()), tuple(sorted({p for _, p in cells})), cells)
 
     def labels(self) -> Labels:
         """(items, people): 0 the item's first model is better, 1 its second, 2 neither, -1 not judged."""
@@ -85,19 +92,17 @@ def _pairwise(grid: Grid) -> dict[str, Any]:
     marks = labels.astype(float)
     marks[labels < 0] = float("nan")
     known, truth = agreement.competence(labels, grid.sides(), len(LABELS))
-    lines = [
-        _line(
-            "preference", "Krippendorff's alpha", agreement.alpha(marks, "nominal"), resampled.alpha(marks, "nominal")
-        ),
-        _line("preference", "Fleiss' kappa", agreement.fleiss(labels), resampled.fleiss(marks)),
-        _line(
-            "preference", "Cohen's kappa, mean of pairs", agreement.cohen(labels), resampled.of_pairs(marks, "nominal")
-        ),
-    ]
+    alpha = agreement.alpha(marks, "nominal"), partial(resampled.alpha, level="nominal")
+    cohen = agreement.cohen(labels), partial(resampled.of_pairs, of="nominal")
+    figures: Figures = {
+        "Krippendorff's alpha": alpha,
+        "Fleiss' kappa": (agreement.fleiss(labels), resampled.fleiss),
+        "Cohen's kappa, mean of pairs": cohen,
+    }
     sides = [cell.value.get("choice") for cell in grid.cells.values()]
     shown = [side for side in sides if side in ("A", "B")]
     return {
-        "agreement": lines,
+        "agreement": _lines("preference", grid, marks, figures),
         "models": _wins(grid, labels, truth),
         "first_shown": shown.count("A") / len(shown) if shown else None,
         "alike": _with_majority(labels),
@@ -105,12 +110,19 @@ def _pairwise(grid: Grid) -> dict[str, Any]:
     }
 
 
-def _line(of: str, figure: str, value: float | None, statistic: Statistic) -> dict[str, Any]:
-    """A figure of agreement with its 95 % interval over items."""
-    from tilth.data.agreement import spread
+def _lines(of: str, grid: Grid, marks: Marks, figures: Figures) -> list[dict[str, Any]]:
+    """Figures of agreement with their 95 % intervals over rows, of the items that several people judged."""
+    import numpy as np
 
-    low, high = (None, None) if value is None else spread(statistic, SAMPLES)
-    return {"of": of, "figure": figure, "value": value, "low": low, "high": high}
+    from tilth.data.agreement import by_group, spread
+
+    shared = (~np.isnan(marks)).sum(axis=1) > 1
+    rows = [row for row, several in zip(grid.rows, shared, strict=True) if several]
+    lines = []
+    for figure, (value, statistic) in figures.items():
+        ends = (None, None) if value is None else spread(by_group(statistic(marks[shared]), rows), SAMPLES)
+        lines.append({"of": of, "figure": figure, "value": value, "low": ends[0], "high": ends[1]})
+    return lines
 
 
 def _with_majority(labels: Labels) -> list[float | None]:
@@ -139,7 +151,7 @@ def _wins(grid: Grid, labels: Labels, truth: Marks) -> list[dict[str, Any]]:
             (float((v == side).mean()) + float((v == 2).mean()) / 2) for v, (_, side) in zip(votes, mine, strict=True)
         ]
         weighed = [float(truth[at, side] + truth[at, 2] / 2) for at, side in mine]
-        low, high = interval(won)
+        low, high = interval(won, [grid.rows[at] for at, _ in mine])
         lines.append({
             "model": model, "of": "wins", "value": sum(won) / len(won), "low": low, "high": high,
             "weighed": sum(weighed) / len(weighed), "items": len(mine),
@@ -159,27 +171,17 @@ def _direct(grid: Grid) -> dict[str, Any]:
         marks = grid.marks(criterion)
         z = agreement.standardised(marks)
         standard.append(z)
-        lines += [
-            _line(
-                criterion,
-                "Krippendorff's alpha (interval)",
-                *(of.alpha(marks, "interval") for of in (agreement, resampled)),
-            ),
-            _line(
-                criterion,
-                "Pearson's r, mean of pairs",
-                agreement.pearson(marks),
-                resampled.of_pairs(marks, "correlation"),
-            ),
-            *_kappas(criterion, marks),
-        ]
+        alpha = agreement.alpha(marks, "interval"), partial(resampled.alpha, level="interval")
+        pearson = agreement.pearson(marks), partial(resampled.of_pairs, of="correlation")
+        figures: Figures = {"Krippendorff's alpha (interval)": alpha, "Pearson's r, mean of pairs": pearson}
+        lines += _lines(criterion, grid, marks, {**figures, **_kappas(marks)})
         models += _marked(grid, criterion, marks, z)
     alike = _with_others(standard)
     known = [max(0.0, value) if value is not None else None for value in alike]
     return {"agreement": lines, "models": models, "alike": alike, "competence": known}
 
 
-def _kappas(criterion: str, marks: Marks) -> list[dict[str, Any]]:
+def _kappas(marks: Marks) -> Figures:
     """Kappas of few steps; a slider has too many for them to mean anything."""
     import numpy as np
 
@@ -188,16 +190,9 @@ def _kappas(criterion: str, marks: Marks) -> list[dict[str, Any]]:
 
     labels = np.where(np.isnan(marks), agreement.NONE, marks).astype(np.int64)
     if labels.max() > 10:
-        return []
-    return [
-        _line(criterion, "Fleiss' kappa", agreement.fleiss(labels), resampled.fleiss(marks)),
-        _line(
-            criterion,
-            "Cohen's kappa (quadratic)",
-            agreement.cohen(labels, "quadratic"),
-            resampled.of_pairs(marks, "quadratic"),
-        ),
-    ]
+        return {}
+    quadratic = agreement.cohen(labels, "quadratic"), partial(resampled.of_pairs, of="quadratic")
+    return {"Fleiss' kappa": (agreement.fleiss(labels), resampled.fleiss), "Cohen's kappa (quadratic)": quadratic}
 
 
 def _with_others(standard: Sequence[Marks]) -> list[float | None]:
@@ -224,7 +219,7 @@ def _marked(grid: Grid, criterion: str, marks: Marks, z: Marks) -> list[dict[str
     for model in dict.fromkeys(shown.values()):
         mine = [at for at, item in enumerate(grid.items) if shown[item] == model and not np.isnan(marks[at]).all()]
         means = np.nanmean(marks[mine], axis=1)
-        low, high = interval(means.tolist())
+        low, high = interval(means.tolist(), [grid.rows[at] for at in mine])
         lines.append({
             "model": model, "of": criterion, "value": float(means.mean()), "low": low, "high": high,
             "weighed": float(np.nanmean(z[mine], axis=1).mean()), "items": len(mine),
@@ -232,13 +227,13 @@ def _marked(grid: Grid, criterion: str, marks: Marks, z: Marks) -> list[dict[str
     return lines
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % of the means of resampled items (percentile bootstrap)."""
-    import numpy as np
+def interval(values: Sequence[float], rows: Sequence[str]) -> tuple[float, float]:
+    """95 % of the means of resampled rows (percentile bootstrap), each with the values of all its items."""
+    from tilth.data import bootstrap
+    from tilth.data.agreement import by_group
 
-    drawn = np.random.default_rng(0).integers(0, len(values), size=(SAMPLES, len(values)))
-    low, high = np.percentile(np.asarray(values)[drawn].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+    found = bootstrap.interval(by_group(bootstrap.mean(values), rows), SAMPLES)
+    return found.low, found.high
 
 
 def _people(

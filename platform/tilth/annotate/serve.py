@@ -91,9 +91,12 @@ def kept(book: Book, source: str, name: str, seconds: float = KEEP_SECONDS) -> A
 
 
 def _keep(source: str, name: str, found: dict[str, Any]) -> None:
-    """Leave the figures where the run's report finds them."""
-    if not Path(source).is_file() and found["answers"]:
-        Store.at(source).write_json(RESULTS.format(name=name), found)
+    """Leave the figures where the run's report finds them; none of no answer, but in place of earlier ones."""
+    if Path(source).is_file():
+        return
+    store, place = Store.at(source), RESULTS.format(name=name)
+    if found["answers"] or store.exists(place):
+        store.write_json(place, found)
 
 
 class _Server(uvicorn.Server):

@@ -36,7 +36,7 @@ class Feedback(Stage):
     """
 
     produces: ClassVar[str] = "dataset"
-    version: ClassVar[int] = 4  # alpha has an interval
+    version: ClassVar[int] = 5  # intervals are over rows
 
     answers: Annotated[str, Field(min_length=1), AfterValidator(AnswersPlace)] = Field(
         description="A campaign's database, by path or SQLAlchemy URL, or its exported answers (.jsonl)."

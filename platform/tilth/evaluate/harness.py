@@ -30,7 +30,7 @@ class Harness(Stage):
     """
 
     produces: ClassVar[str] = "report"
-    version: ClassVar[int] = 4  # figures that are no mean, and groups, have intervals
+    version: ClassVar[int] = 5  # figures that are no mean, and groups, of groups too, have intervals
 
     models: dict[str, ModelRef] = Field(min_length=1, description="Name in the report → @stage, hub name or directory.")
     tasks: tuple[str, ...] = Field(min_length=1, description="Tasks or groups, as lm-evaluation-harness calls them.")

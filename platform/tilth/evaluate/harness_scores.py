@@ -42,11 +42,12 @@ def _of_group(group: str, parts: Sequence[str], told: Told) -> dict[str, Statist
     found: dict[str, Statistic] = {}
     for figure, value in told["figures"].items():
         name, _, metric = figure.partition("/")
-        each = [told["samples"].get(f"{part}/{metric}") for part in parts]
-        if name != group or any(values is None for values in each):
+        # the harness leaves out tasks without the metric
+        each = [values for part in parts if (values := told["samples"].get(f"{part}/{metric}")) is not None]
+        if name != group or not each:
             continue
         values = np.concatenate(each)
-        member = np.repeat(np.eye(len(parts)), [len(item) for item in each], axis=0)
+        member = np.repeat(np.eye(len(each)), [len(item) for item in each], axis=0)
         means = Statistic(np.column_stack([member * values[:, None], member]), _mean_of_means)
         for statistic in (mean(values), means):
             if np.isclose(statistic.point(), value, rtol=1e-9):
@@ -67,7 +68,7 @@ def intervals_of(tasks: Sequence[Told], scored: Scored, samples: int, seed: int)
     """Every figure that has an interval: means by resampled documents, others as they were drawn with the task."""
     drawn = {name: np.array(values) for told in tasks for name, values in told["draws"].items()}
     points = _points(tasks)
-    kept = {name: percentiles(points[name], values) for name, values in drawn.items() if np.isfinite(values).all()}
+    kept = {name: percentiles(points[name], values) for name, values in drawn.items()}
     return intervals(scored, samples, seed) | kept
 
 

@@ -110,22 +110,37 @@ def _one(stage: Harness, model: Any, task: str, manager: Any) -> Told:
         )  # fmt: skip
     except OSError as error:  # datasets says so for what it cannot reach
         raise StageError(f"harness: the data of {task} cannot be had: {error}") from error
-    figures = {
+    figures = _told_alone({
         _name(name, key): float(value)
         for name, each in found["results"].items()
         for key, value in each.items()
         if "," in key and "_stderr" not in key and isinstance(value, int | float)
-    }
-    samples = _samples(found["samples"])
+    })  # fmt: skip
+    samples = _told_alone(_samples(found["samples"]))
     means = {name for name, values in samples.items() if is_mean(values, figures.get(name))}
     whole = [name for name in figures if name not in means and name.partition("/")[0] in found["samples"]]
+    groups = found.get("group_subtasks", {})
     return {
         "figures": figures, "samples": samples, "versions": found["versions"],
         "documents": {name: len({item["doc_id"] for item in logged}) for name, logged in found["samples"].items()},
-        "groups": {name: list(parts) for name, parts in found.get("group_subtasks", {}).items() if parts},
+        "groups": {name: list(dict.fromkeys(_leaves(name, groups))) for name, parts in groups.items() if parts},
         "less": [name for name in figures if _less(name, found.get("higher_is_better", {}))],
-        "draws": _draws(whole, found["samples"], manager, task, stage) if whole else {},
+        "draws": _told_alone(_draws(whole, found["samples"], manager, task, stage)) if whole else {},
     }  # fmt: skip
+
+
+def _told_alone(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is not told throughout: a task may have a figure of kinds of documents of which there are none."""
+    return {name: value for name, value in found.items() if np.isfinite(value).all()}
+
+
+def _leaves(name: str, groups: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """The tasks of a group and of the groups in it, over all of which the harness takes its mean."""
+    parts = groups.get(name, ())
+    for part in parts:
+        yield from _leaves(part, groups)
+    if not parts:
+        yield name
 
 
 def _less(figure: str, higher: Mapping[str, Mapping[str, bool]]) -> bool:
@@ -148,8 +163,8 @@ def _draws(
             for kept in {sample["filter"]: None for sample in samples if metric in sample}:
                 if (figure := _name(name, f"{metric},{kept}")) not in figures:
                     continue
-                ordered = sorted((s for s in samples if s["filter"] == kept), key=lambda item: item["doc_id"])
-                items = [sample[metric] for sample in ordered]
+                having = (sample for sample in samples if sample["filter"] == kept and metric in sample)
+                items = [sample[metric] for sample in sorted(having, key=lambda item: item["doc_id"])]
                 often = min(stage.bootstrap.samples, FEW) if metric in SLOW else stage.bootstrap.samples
                 ui.reporter().say(f"{figure}: drawn {often:,} times for its interval")
                 found[figure] = [

@@ -5,6 +5,7 @@ Language models are in `language_model`: they may be read by another engine than
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +21,10 @@ Span = tuple[int, int]
 _BEST, _LONGEST = 20, 30
 #: tokens of the context that two windows share
 _SHARED = 128
+_SPOILT = (
+    "what the model finds is no number: its weights hold some that are none, as after a training that diverged, or are "
+    "too large for their number format; train it anew, or set dtype to float32"
+)
 
 
 class Head(Protocol):
@@ -40,10 +45,20 @@ def predicted(head: Head, rows: list[Row]) -> list[Row]:
     windows = [head.encode(row) for row in rows]
     found = iter(head.run([item for parts in windows for item in parts]))
     said = [head.said(row, parts, [next(found) for _ in parts]) for row, parts in zip(rows, windows, strict=True)]
+    for row, told in zip(rows, said, strict=True):
+        if not math.isfinite(told.get("nll", 0.0)):
+            raise StageError(f"row {row['id']}: {_SPOILT}")
     return [
         {**row, "meta": {**row["meta"], **told, "truncated": any(item.truncated for item in parts)}}
         for row, told, parts in zip(rows, said, windows, strict=True)
     ]
+
+
+def _numbers(logits: torch.Tensor) -> torch.Tensor:
+    """The same; StageError where they are none, of which the first label would be the likeliest one."""
+    if bool(logits.isnan().any()):
+        raise StageError(_SPOILT)
+    return logits
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,7 @@ class Classes:
         return self.by.over(windows, self._pass)
 
     def _pass(self, batch: list[Window]) -> list[Any]:
-        found = torch.softmax(self.by.forward(batch).logits.float(), dim=-1).cpu()
+        found = torch.softmax(_numbers(self.by.forward(batch).logits.float().cpu()), dim=-1)
         best = found.max(dim=-1)
         every = found.tolist() if self.spread else [None] * len(batch)
         return list(zip(best.values.tolist(), best.indices.tolist(), every, strict=True))
@@ -86,7 +101,10 @@ class Seq2Seq:
             raise StageError(f"row {row['id']}: an encoder-decoder is scored on prompts and completions")
         prompt, shortened = self.by.cut(row["prompt"])
         answer, ended = self.by.cut(text_target=row["completion"])
-        return [Window(prompt["input_ids"], answer["input_ids"], shortened or ended)]
+        text = row["completion"]
+        if ended:  # what is left of it
+            text = self.by.tokenizer.decode(answer["input_ids"], skip_special_tokens=True)
+        return [Window(prompt["input_ids"], answer["input_ids"], shortened or ended, bytes=len(text.encode()))]
 
     def run(self, windows: list[Window]) -> list[Any]:
         return self.by.over(windows, self._pass)
@@ -100,8 +118,7 @@ class Seq2Seq:
         return sums
 
     def said(self, row: Row, windows: list[Window], found: list[Any]) -> dict[str, Any]:
-        text = self.by.tokenizer.decode(windows[0].targets, skip_special_tokens=True)
-        return {"nll": found[0], "tokens": windows[0].scored, "bytes": len(text.encode())}
+        return {"nll": found[0], "tokens": windows[0].scored, "bytes": windows[0].bytes}
 
 
 @dataclass(frozen=True)
@@ -123,8 +140,8 @@ class Tags:
 
     def _pass(self, batch: list[Window]) -> list[Any]:
         width = max(item.size for item in batch)
-        best = self.by.forward(batch).logits[:, -width:].argmax(dim=-1).tolist()
-        return [line[: item.size] for line, item in zip(best, batch, strict=True)]
+        found = self.by.forward(batch).logits[:, -width:].cpu()
+        return [_numbers(line[: item.size]).argmax(dim=-1).tolist() for line, item in zip(found, batch, strict=True)]
 
     def said(self, row: Row, windows: list[Window], found: list[Any]) -> dict[str, Any]:
         tags = ["O"] * len(row["tokens"])
@@ -169,7 +186,7 @@ class Spans:
         said = self.by.forward(batch)
         width = max(item.size for item in batch)
         both = torch.stack([said.start_logits, said.end_logits], dim=1)[..., -width:].float().cpu()
-        return [_best_span(both[at, :, : item.size], item.offsets) for at, item in enumerate(batch)]
+        return [_best_span(_numbers(both[at, :, : item.size]), item.offsets) for at, item in enumerate(batch)]
 
     def said(self, row: Row, windows: list[Window], found: list[Any]) -> dict[str, Any]:
         score, start, end = max(best for best, _ in found)

@@ -90,7 +90,7 @@ def scored_spans(row: Row, tokenizer: Any, prefix: str = "") -> tuple[str, list[
     its prompt, a conversation in what the assistant says, to the end of its turn. StageError for preferences.
     """
     if row.get("messages"):
-        return (*_conversation(row["messages"], tokenizer), False)
+        return (*_conversation(row, tokenizer), False)
     if row.get("completion") is not None:
         text = row["prompt"] + row["completion"]
         return text, [(len(row["prompt"]), len(text))], True
@@ -100,11 +100,17 @@ def scored_spans(row: Row, tokenizer: Any, prefix: str = "") -> tuple[str, list[
     raise StageError(f"row {row['id']}: perplexity needs text, prompt and completion, or messages")
 
 
-def _conversation(messages: list[dict[str, str]], tokenizer: Any) -> tuple[str, list[Span]]:
-    spans = []
+def _conversation(row: Row, tokenizer: Any) -> tuple[str, list[Span]]:
+    messages: list[dict[str, str]] = row["messages"]
+    whole, spans = tokenizer.apply_chat_template(messages, tokenize=False), []
     for end, message in enumerate(messages, start=1):
         if message["role"] == "assistant":
             before = tokenizer.apply_chat_template(messages[: end - 1], tokenize=False, add_generation_prompt=True)
             after = tokenizer.apply_chat_template(messages[:end], tokenize=False)
+            if not (whole.startswith(before) and whole.startswith(after)):
+                raise StageError(
+                    f"row {row['id']}: the chat template renders the first {end} messages differently from the whole "
+                    "conversation, so that the assistant's turns cannot be told apart; score prompts and completions"
+                )
             spans.append((len(before), len(after)))
-    return tokenizer.apply_chat_template(messages, tokenize=False), spans
+    return whole, spans

@@ -11,6 +11,7 @@ import numpy as np
 from tilth.data.bootstrap import interval
 from tilth.data.schema import Row, value_at
 from tilth.data.texts import whole_text
+from tilth.errors import StageError
 from tilth.evaluate.measures.base import Predicted
 from tilth.evaluate.metrics import Partial
 from tilth.evaluate.scores import Scored
@@ -25,10 +26,16 @@ def slices(
 ) -> dict[str, list[dict[str, Any]]]:
     """For each slice its values, most rows first: {value, rows, models: {model: interval of its first metric}}.
 
-    A model has no figure where its metric says nothing of such rows, as AUC of those of one label.
+    A model has no figure where its metric says nothing of such rows, as AUC of those of one label. StageError for a
+    path at which no row has anything.
     """
     rows = next(iter(predicted.values()))
-    return {name: cut_by(values_of(rows, name), scored, samples, seed) for name in names}
+    values = {name: values_of(rows, name) for name in names}
+    for name, found in values.items():
+        if "." in name and not any(value is not None for value in found):
+            there = ", ".join(sorted({f"meta.{key}" for row in rows for key in row["meta"]}))
+            raise StageError(f"slices: no row has anything at {name}; in meta rows have {there or 'nothing'}")
+    return {name: cut_by(found, scored, samples, seed) for name, found in values.items()}
 
 
 def cut_by(values: Sequence[str | None], scored: Mapping[str, Scored], samples: int, seed: int) -> list[dict[str, Any]]:

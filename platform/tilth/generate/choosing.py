@@ -47,12 +47,17 @@ class Choosing(Component):
         if not isinstance(found, list) or len(found) < 2:
             where = "the data's labels" if self.choices is None else self.choices
             raise StageError(f"row {row['id']}: {where} must be two choices or more, not {found!r}")
+        if empty := [choice for choice in found if choice is None or not str(choice).strip()]:
+            raise StageError(f"row {row['id']}: one of its choices is {empty[0]!r}, which says nothing; leave it out")
         return [str(choice) for choice in found]
 
     def right(self, row: Row, offered: list[str]) -> str:
         """The right one of the choices of a row; StageError where it is none of them."""
         found = row.get("label") if self.reference is None else value_at(row, self.reference)
         if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < len(offered):
+            if offered[found] != str(found) and found in (value_at(row, self.choices) if self.choices else ()):
+                what = f"row {row['id']}: {found} is one of its choices and the place of another"
+                raise StageError(f"{what}; write choices and the right one as texts")
             return offered[found]
         if found is None or str(found) not in offered:
             raise StageError(f"row {row['id']}: {found!r} at {self.reference or 'label'} is none of its choices")

@@ -15,10 +15,10 @@ Lines = tuple[str, tuple[str, ...], list[list[Any]]]
 
 
 def campaigns(run: Run) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The figures that `tilth annotate` left in a run, by the campaign's name."""
+    """The figures that `tilth annotate` left in a run, by the campaign's name; not of one without an answer."""
     for name in run.store.list(CAMPAIGNS):
-        if name.endswith(".json"):
-            yield name.removesuffix(".json"), run.store.read_json(f"{CAMPAIGNS}/{name}")
+        if name.endswith(".json") and (found := run.store.read_json(f"{CAMPAIGNS}/{name}"))["answers"]:
+            yield name.removesuffix(".json"), found
 
 
 def words(found: Mapping[str, Any]) -> str:
@@ -34,9 +34,9 @@ def tables(found: Mapping[str, Any]) -> Iterator[Lines]:
     pairwise = found["form"] == "pairwise"
     value, weighed = ("share of wins", "by competence") if pairwise else ("mean mark", "standardised")
     head = ("model", "of", value, "low", "high", weighed, "items")
-    yield "Models, with 95 % intervals over items", head, _rows(found["models"], _SCORES)
+    yield "Models, with 95 % intervals over rows", head, _rows(found["models"], _SCORES)
     agreement = ("of", "figure", "value", "low", "high")
-    yield "Agreement, with 95 % intervals over items", agreement, _rows(found["agreement"], agreement)
+    yield "Agreement, with 95 % intervals over rows", agreement, _rows(found["agreement"], agreement)
     people = ("person", "answers", "seconds", "speed", "checks", "failed", "agreement", "competence")
     yield "People", people, _rows(found["people"], _PEOPLE)
 

@@ -66,14 +66,18 @@ def among(raters: Sequence[Outcomes], ends: Ends = spread) -> dict[str, Any]:
 
 
 def spearman(one: Sequence[float], other: Sequence[float], rows: Sequence[str], ends: Ends = spread) -> dict[str, Any]:
-    """Spearman's rank correlation with its ends and p; None where one side is constant. `rows`: of each pair."""
+    """Spearman's rank correlation with its ends and p; None where one side is constant. `rows`: of each pair.
+
+    The p is of pairs that know nothing of each other, and is not told of several answers to one row.
+    """
     from scipy.stats import spearmanr
 
     if len(one) < 3 or len(set(one)) < 2 or len(set(other)) < 2:
         return {"n": len(one), "rho": None, "low": None, "high": None, "p": None}
     found = spearmanr(one, other)
     low, high = ends(rank_correlation(np.array(one), np.array(other), rows))
-    return {"n": len(one), "rho": float(found.statistic), "low": low, "high": high, "p": float(found.pvalue)}
+    p = float(found.pvalue) if len(set(rows)) == len(rows) else None
+    return {"n": len(one), "rho": float(found.statistic), "low": low, "high": high, "p": p}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

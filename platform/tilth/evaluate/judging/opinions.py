@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean, pstdev
 from typing import Any
 
 from tilth.data.schema import Row
@@ -62,7 +63,7 @@ def _outcome(row_id: str, pair: Sequence[str], share: float, models: Sequence[st
 def _in_campaign(path: str, rows: Sequence[Row], models: Sequence[str]) -> Opinions:
     given = {row["id"]: row["meta"]["candidates"] for row in rows}
     persons: dict[int, Outcomes] = defaultdict(dict)
-    marks: dict[tuple[str, str], list[float]] = defaultdict(list)
+    marked: list[tuple[tuple[str, str], Mapping[str, float]]] = []
     for line in _lines(path):
         shown = line["answers"]
         row_id = line["item"].rpartition(f":{'~'.join(shown)}")[0]
@@ -74,12 +75,24 @@ def _in_campaign(path: str, rows: Sequence[Row], models: Sequence[str]) -> Opini
             share = {one: 1.0, other: 0.0}.get(preferred, 0.5)
             persons[line["person"]] |= _outcome(row_id, (one, other), share, models)
         else:
-            scores = line["value"]["scores"].values()
             [model] = shown
-            marks[row_id, model].append(sum(scores) / len(scores))
-    if not persons and not marks:
+            marked.append(((row_id, model), line["value"]["scores"]))
+    if not persons and not marked:
         raise StageError(f"{path} holds no word on these answers; was the campaign held on this very evaluation?")
-    return Opinions(list(persons.values()), {place: sum(found) / len(found) for place, found in marks.items()})
+    return Opinions(list(persons.values()), _marks(marked))
+
+
+def _marks(marked: Sequence[tuple[tuple[str, str], Mapping[str, float]]]) -> dict[tuple[str, str], float]:
+    """The mean mark of each answer, every criterion by its own spread: five steps count as much as a hundred do."""
+    spreads: dict[str, list[float]] = defaultdict(list)
+    for _, scores in marked:
+        for name, mark in scores.items():
+            spreads[name].append(mark)
+    scales = {name: (fmean(found), pstdev(found) or 1.0) for name, found in spreads.items()}
+    marks: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for place, scores in marked:
+        marks[place].append(fmean((mark - scales[name][0]) / scales[name][1] for name, mark in scores.items()))
+    return {place: fmean(found) for place, found in marks.items()}
 
 
 def _lines(path: str) -> Iterator[dict[str, Any]]:

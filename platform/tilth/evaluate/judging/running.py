@@ -46,7 +46,7 @@ def judge(stage: JudgeAnswers, out: Out, inputs: Mapping[str, Artifact]) -> Arti
         "agreement": agreements(judged, stage.people, draws),
         "self_preference": self_preference(judged, _own(stage, inputs), draws),
     }  # fmt: skip
-    detail["verdicts"] = list(_verdicts(told, stage.baseline, len(data)))
+    detail["verdicts"] = list(_verdicts(told, stage.baseline))
     for line in detail["verdicts"]:
         ui.reporter().say(line, event="verdict", stage=out.stage)
     return out.artifact(_flat(detail), {"rows": len(data), "judges": len(told), "models": len(models)}, detail)
@@ -118,19 +118,22 @@ def _own(stage: JudgeAnswers, inputs: Mapping[str, Artifact]) -> dict[str, list[
     }
 
 
-def _verdicts(told: Mapping[str, Any], baseline: str | None, rows: int) -> Iterator[str]:
-    """A line for each judge and model that is held against the baseline, else each judge's ranking."""
+def _verdicts(told: Mapping[str, Any], baseline: str | None) -> Iterator[str]:
+    """A line for each judge and model that is held against the baseline, else each judge's ranking.
+
+    `n` is of the rows of which the judge had something to say.
+    """
     for name, item in told.items():
         for model, found in item.get("against", {}).items():
             if "win_rate" in found:
                 plain, fair = (_share(found[key]) for key in _PER_MODEL)
                 word = "not distinguishable" if found["holm"] >= LEVEL else f"{p_value(found['holm'])} by Holm"
-                yield (f"{name}: {model} wins {plain} over {baseline}, {fair} at equal length: {word} at n = {rows}")
+                n = found["win_rate"]["n"]
+                yield (f"{name}: {model} wins {plain} over {baseline}, {fair} at equal length: {word} at n = {n}")
         if baseline is None and "elo" in item:
             order = sorted(item["elo"].items(), key=lambda pair: -pair[1]["value"])
-            yield (
-                f"{name}: " + ", ".join(f"{model} {figure['value']:.0f}" for model, figure in order) + f" at n = {rows}"
-            )
+            ratings = ", ".join(f"{model} {figure['value']:.0f}" for model, figure in order)
+            yield f"{name}: {ratings} at n = {order[0][1]['n']}"
 
 
 def _share(figure: Mapping[str, float]) -> str:

@@ -36,7 +36,7 @@ class JudgeAnswers(Stage):
     # rows that a judge failed on before are judged again; ratings are fitted to the end; judges that are one model are
     # not held against each other; judges read the question as models were asked it; tests are corrected
     # for all of them together
-    version: ClassVar[int] = 5  # agreement has intervals
+    version: ClassVar[int] = 6  # intervals are over rows, n counts judged ones, criteria count alike
     #: the version since which judges are asked the same; those of an earlier run that were are not asked again
     asks: ClassVar[int] = 3
 

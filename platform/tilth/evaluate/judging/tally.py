@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tilth.data.agreement import spread
+from tilth.data.agreement import by_group, spread
 from tilth.data.bootstrap import Floats, Statistic, interval, mean
 from tilth.data.schema import Row
 from tilth.evaluate.bootstrap import holm, mcnemar
@@ -66,6 +66,10 @@ class Draws:
     def mean(self, values: Sequence[float]) -> dict[str, Any] | None:
         return self.of(mean(values)) if values else None
 
+    def share(self, said: Sequence[tuple[str, bool]]) -> dict[str, Any] | None:
+        """The share of pairs (row, whether) of which it holds; pairs of one row are drawn together."""
+        return self.of(by_group(mean([holds for _, holds in said]), [row for row, _ in said])) if said else None
+
 
 def tally(judged: Judged, baseline: str | None, draws: Draws) -> dict[str, Any]:
     """All figures of one judge; a figure is {value, low, high, n}."""
@@ -77,9 +81,9 @@ def tally(judged: Judged, baseline: str | None, draws: Draws) -> dict[str, Any]:
         others = [model for model in judged.models if model != baseline]
         found["against"] = {model: against(judged, outcomes, model, baseline, draws) for model in others}
     if len(judged.models) > 1 and outcomes:
-        places = {row["id"]: place for place, row in enumerate(judged.rows)}
+        places = {row: place for place, row in enumerate(dict.fromkeys(row for row, *_ in outcomes))}
         games: list[Won] = [(places[row], one, other, share) for (row, one, other), share in outcomes.items()]
-        strengths = elo(games, judged.models, len(judged.rows))
+        strengths = elo(games, judged.models, len(places))
         found["elo"] = {model: draws.of(statistic) for model, statistic in strengths.items()}
     return found | {"biases": biases(judged, outcomes, draws)}
 
@@ -123,17 +127,17 @@ def corrected(told: Mapping[str, dict[str, Any]]) -> Mapping[str, dict[str, Any]
 
 def biases(judged: Judged, outcomes: Outcomes, draws: Draws) -> dict[str, Any]:
     """How often the place decided, for the first one of those, and how often the longer of two answers won."""
-    pairs = [pair for row in judged.rows for pair in row["meta"]["judged"].get("pairs", ())]
+    pairs = [(row["id"], *pair) for row in judged.rows for pair in row["meta"]["judged"].get("pairs", ())]
     sizes = judged.lengths()
     longer = []
     for (row, one, other), share in outcomes.items():
         gap = sizes[row, one] - sizes[row, other]
         if gap and share != 0.5:
-            longer.append(float((gap > 0) == (share > 0.5)))
+            longer.append((row, (gap > 0) == (share > 0.5)))
     found = {
-        "position": draws.mean([float(flipped) for *_, flipped, _ in pairs]),
-        "first_place": draws.mean([float(first) for *_, flipped, first in pairs if flipped]),
-        "longer_wins": draws.mean(longer),
+        "position": draws.share([(row, flipped) for row, *_, flipped, _ in pairs]),
+        "first_place": draws.share([(row, first) for row, *_, flipped, first in pairs if flipped]),
+        "longer_wins": draws.share(longer),
     }
     return {name: figure for name, figure in found.items() if figure is not None}
 

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from tilth.data.schema import Row
+from tilth.errors import StageError
 from tilth.evaluate.measures.base import Metric, Statistics
+
+#: nats a token whose exponential is a number
+_MOST = 700.0
 
 
 class Perplexity(Metric):
@@ -23,4 +27,10 @@ class Perplexity(Metric):
         from tilth.evaluate import metrics
 
         nll, tokens, size = ([row["meta"][name] for row in rows] for name in self.reads)
+        for row, said, scored in zip(rows, nll, tokens, strict=True):
+            if said > _MOST * scored:
+                raise StageError(
+                    f"row {row['id']}: {said / scored:,.0f} nats a token are a perplexity beyond any number; a model "
+                    "says so of texts that are none, or after a training that diverged"
+                )
         return {"perplexity": metrics.perplexity(nll, tokens), "bits_per_byte": metrics.bits_per_byte(nll, size)}

@@ -22,7 +22,8 @@ class Forward(Task):
     """
 
     likelihoods: ClassVar[bool] = True
-    version: ClassVar[int] = 2  # a model without weights for its head is refused
+    # a model without weights for its head is refused; bytes of an encoder-decoder are those of the text
+    version: ClassVar[int] = 3
 
     stride: int | None = Field(
         None,
