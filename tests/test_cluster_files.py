@@ -114,6 +114,60 @@ def test_prometheus_reaches_every_node_and_nobody_else_does():
             assert "--metrics-export-port=8080" in command.split(), path
 
 
+def test_the_operator_reaches_the_head_of_its_job_alone():
+    """KubeRay 1.7.0 calls a RayJob failed whose head does not answer it for five minutes, and leaves the way shut."""
+    (rule,) = loaded(CLUSTER / "kuberay/rayjob.yaml")["spec"]["rayClusterSpec"]["networkPolicy"]["head"]["ingressRules"]
+    (peer,) = rule["from"]
+    assert rule["ports"] == [{"port": 8265, "protocol": "TCP"}]
+    assert peer["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}
+    (installed,) = re.findall(r"helm install kuberay-operator (.*)", commands())
+    assert f"--namespace {peer['namespaceSelector']['matchLabels']['kubernetes.io/metadata.name']} " in installed
+
+
+def test_the_operator_is_installed_so_that_it_takes_the_files():
+    """It refuses a cluster with a network policy unless that feature is on, which it is not by default."""
+    assert all("networkPolicy" in spec for _, spec in clusters())
+    (gates,) = re.findall(r"--set-json 'featureGates=(.*)'", commands())
+    assert {"name": "RayClusterNetworkPolicy", "enabled": True} in json.loads(gates)
+    assert commands().index("helm repo add kuberay ") < commands().index("helm install kuberay-operator kuberay/")
+
+
+def test_what_pods_are_given_is_made_by_the_readme():
+    for path in KUBERAY:
+        text = path.read_text(encoding="utf-8")
+        names = re.findall(r"(?:configMap|secretRef|secretKeyRef): \{name: ([\w-]+)|secretName: ([\w-]+)", text)
+        assert names
+        for name in filter(None, (name for pair in names for name in pair)):
+            assert re.search(rf"create (?:configmap|secret generic) {name} ", commands()), (path.name, name)
+
+
+def test_kueue_is_not_given_what_it_refuses():
+    """A cluster of its queues that Ray's autoscaler changes: who takes the label is told to switch that off."""
+    for path in KUBERAY:
+        before = path.read_text(encoding="utf-8").partition("# labels: {kueue.x-k8s.io/queue-name:")[0]
+        assert "enableInTreeAutoscaling: false" in before.splitlines()[-2], path.name
+
+
+def test_what_is_run_in_another_folder_is_found_there():
+    """A job's `python` is looked for from the folder that Ray makes for it."""
+    paths = re.findall(r"\bPATH=(\S+)", commands())
+    assert paths
+    assert all(path.startswith("$PWD/") for path in paths)
+
+
+def test_where_a_token_goes_there_is_a_folder():
+    for path in [CLUSTER / "README.md", *RAY_UP]:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if "> ~/.ray/auth_token" in line]
+        assert lines
+        assert all("mkdir -p ~/.ray;" in line for line in lines), path
+
+
+def commands():
+    """What the README has people type."""
+    blocks = (CLUSTER / "README.md").read_text(encoding="utf-8").split("```")[1::2]
+    return "\n".join(block for block in blocks if not block.startswith("yaml")).replace("\\\n", "")
+
+
 def test_work_that_runs_out_of_memory_is_left_to_the_ledger_everywhere():
     """Ray alone would run it again without an end."""
     for name, spec in clusters():
@@ -221,6 +275,15 @@ def test_versions_are_those_of_the_project():
         assert f"FROM python:{python}-slim-bookworm AS base-{lock}" in dockerfile
     readme = (CLUSTER / "README.md").read_text(encoding="utf-8")
     assert set(re.findall(r"KubeRay (\d[\d.]*\d)", readme + "".join(path.read_text() for path in KUBERAY))) == {"1.7.0"}
+
+
+def test_the_gpu_image_is_built_with_cuda_where_no_gpu_is():
+    """`auto` takes the torch of the machine that builds, which is that without CUDA; the lock file's is PyPI's."""
+    bases = re.split(r"^FROM ", (CLUSTER / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    torch = {re.search(r"AS ([\w-]+)", base)[1]: re.findall(r"UV_TORCH_BACKEND=(\S+)", base) for base in bases[1:]}
+    assert torch == {"base-gpu": [], "base-cpu": ["cpu"], "gpu": [], "cpu": []}
+    locked = (ROOT / "requirements/gpu.txt").read_text(encoding="utf-8")
+    assert re.search(r"^nvidia-cuda-runtime==", locked, re.MULTILINE)
 
 
 @pytest.mark.parametrize("lock", ["cpu", "gpu"])
