@@ -96,6 +96,10 @@ def test_what_is_no_secret_passes(project):
     assert spec.entrypoint == f"python -m tilth run recipe.yaml --out {project / 'run'}"
 
 
+def test_no_limit_is_so_short_that_it_is_none(project):
+    assert load_spec(write_spec(project, hours=0.0001)).environment()["TILTH_TIME_LIMIT"] == "1"
+
+
 @pytest.mark.parametrize(
     "override",
     ["x.generator.api_key_env=OPENAI_API_KEY", "x.sampling.max_tokens=64", "x.columns={key: id}", "x.token=null",
@@ -127,6 +131,19 @@ def test_an_upload_that_ray_would_refuse_names_its_largest_files(project):
     assert ".rayignore" in said
     (project / ".rayignore").write_text("weights.bin\n")
     assert Upload.of(project).problem(4000) is None
+
+
+def test_what_kubernetes_makes_secrets_of_does_not_travel_with_a_job_from_here(project, root):
+    """The README has people write HF_TOKEN and the like into secrets.env, in the folder that they submit from."""
+    from tilth.jobs.upload import Upload
+
+    assert "--from-env-file=secrets.env" in (root / "cluster/README.md").read_text()
+    for name in (".gitignore", ".rayignore"):
+        (project / name).write_bytes((root / name).read_bytes())
+    (project / "secrets.env").write_text("HF_TOKEN=x")
+    names = {path.name for path in Upload.of(project).files}
+    assert "recipe.yaml" in names
+    assert "secrets.env" not in names
 
 
 def test_submit_runs_the_recipe_there_and_a_second_submit_attaches(api, project, root, capfd):
