@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -15,9 +16,9 @@ from tilth.doctor.finding import FAULT, OK, WARNING, Finding
 
 #: where Ray keeps objects; a container's default of 64 MiB spills at once
 SHARED, LEAST_SHARED = Path("/dev/shm"), 1 << 30
-#: in /proc/net/tcp, a socket that listens
+#: in /proc/net/tcp, a socket that listens, and the addresses of loopback: 127.0.0.0/8, the same within IPv6, and ::1
 _LISTENING = "0A"
-_LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
+_LOOPBACK = re.compile(r"(0{16}F{4}0{4})?[0-9A-F]{6}7F|0{24}01000000")
 #: what only Ray's own processes are called
 _RAY = ("gcs_server", "raylet", "ray/dashboard", "ray::", "ray.util.client.server", "ray/_private")
 
@@ -93,8 +94,10 @@ def token() -> Finding:
     file = token_file()
     if not file.is_file():
         return Finding("token", OK, f"none yet in {file}; a local Ray makes one, a cluster's has to be put there")
-    mode = stat.S_IMODE(file.stat().st_mode)
-    if mode & 0o077:
+    told = file.stat()
+    mode = stat.S_IMODE(told.st_mode)
+    # a mounted secret is another's, and its group is whom it was given to
+    if mode & (0o077 if told.st_uid == os.getuid() else 0o007):
         return Finding("token", FAULT, f"{file} has mode {mode:04o}: others can read it", f"chmod 600 {file}")
     return Finding("token", OK, f"{file}, mode {mode:04o}")
 
@@ -122,7 +125,7 @@ def _listening() -> Iterator[tuple[int, str]]:
         for line in table.read_text().splitlines()[1:] if table.is_file() else ():
             fields = line.split()
             host, _, port = fields[1].rpartition(":")
-            if fields[3] == _LISTENING and host not in _LOOPBACK:
+            if fields[3] == _LISTENING and not _LOOPBACK.fullmatch(host):
                 yield int(port, 16), fields[9]
 
 
