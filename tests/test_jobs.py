@@ -110,7 +110,7 @@ def test_an_override_that_only_names_or_counts_is_no_secret(project, override):
     assert spec.check() == []
 
 
-def test_an_upload_that_ray_would_refuse_names_its_largest_files(project):
+def test_an_upload_that_ray_would_refuse_names_its_largest_files(project, monkeypatch):
     from tilth.jobs.upload import Upload
 
     (project / "weights.bin").write_bytes(b"x" * 5000)
@@ -131,6 +131,8 @@ def test_an_upload_that_ray_would_refuse_names_its_largest_files(project):
     assert ".rayignore" in said
     (project / ".rayignore").write_text("weights.bin\n")
     assert Upload.of(project).problem(4000) is None
+    monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")  # as Ray then sends it
+    assert "kept.log (8.8 KiB)" in str(Upload.of(project).problem(4000))
 
 
 def test_what_kubernetes_makes_secrets_of_does_not_travel_with_a_job_from_here(project, root):
