@@ -231,6 +231,18 @@ def test_the_log_is_whole_and_once_though_the_line_is_cut(api, project, capsys):
     assert "connected again" in capsys.readouterr().err
 
 
+def test_a_head_whose_tables_are_out_of_reach_for_a_moment_is_not_given_up(api, project, capsys):
+    """Its dashboard answers 500 while the GCS is started anew; the job runs on all the same."""
+    from tilth.jobs.follow import follow
+
+    jobs = server(api)
+    jobs.submit("patient", entrypoint='python -c "import time; time.sleep(2)"')
+    api.away = 500
+    threading.Timer(1.5, setattr, (api, "away", False)).start()
+    assert follow(jobs, "patient", str).status == "SUCCEEDED"
+    assert "connection lost (the head at" in capsys.readouterr().err
+
+
 def test_what_fails_is_submitted_again_up_to_its_retries(api, project):
     from tilth.jobs.follow import Request, exit_code, follow, to_the_end
 
