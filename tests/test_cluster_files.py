@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import tomllib
 from importlib import metadata
 from importlib.util import find_spec
@@ -397,6 +398,22 @@ def test_a_node_does_not_start_without_a_token(tmp_path):
     assert "--address host:6379 --metrics-export-port 9000" in done.stdout
     assert node(tmp_path, "worker", RAY_AUTH_TOKEN="x").returncode != 0
     assert node(tmp_path).returncode == 2
+
+
+def test_a_token_that_a_node_cannot_read_is_said():
+    """As of a secret that Compose mounts with the owner that it has outside."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        home.chmod(0o755)
+        (home / "token").write_text("t" * 64)
+        (home / "token").chmod(0o000 if os.getuid() else 0o600)
+        other = {} if os.getuid() else {"user": 65534}
+        done = subprocess.run(
+            ["bash", "-s", "head"], input=(CLUSTER / "node.sh").read_text(), cwd="/", capture_output=True, text=True,
+            env={"PATH": "/usr/bin:/bin", "RAY_AUTH_TOKEN_PATH": str(home / "token")}, **other,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert f"cannot read the token in {home / 'token'}" in done.stderr
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.name)
