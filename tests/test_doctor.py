@@ -141,6 +141,7 @@ def test_a_title_that_hides_the_environment_is_looked_behind(tmp_path):
     assert machine._asks(process(11, 10, b"ray::DashboardAgent  ", b"OMP_NUM_THREADS=1\0"))
     assert not machine._asks(process(21, 20, b"ray::DashboardAgent  ", b"OMP_NUM_THREADS=1\0"))
     assert not machine._asks(process(12, 10, b"python\0-m\0ray/dashboard", b"HOME=/\0")), "its own, which is whole"
+    assert machine._asks(process(14, 1, b"/ray/gcs_server", b"RAY_AUTH_MODE=TOKEN\0")), "Ray reads it so"
     assert not machine._asks(process(13, 10, b"ray::IDLE", b"RAY_AUTH_MODE=disabled\0"))
 
 

@@ -153,6 +153,6 @@ def _asks(process: Path) -> bool:
     """
     found = dict(part.partition(b"=")[::2] for part in (process / "environ").read_bytes().split(b"\0"))
     if b"RAY_AUTH_MODE" in found or not (process / "cmdline").read_bytes().startswith(b"ray::"):
-        return found.get(b"RAY_AUTH_MODE") == b"token"
+        return found.get(b"RAY_AUTH_MODE", b"").lower() == b"token"
     parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
     return parent != "0" and _asks(process.parent / parent)
