@@ -75,6 +75,26 @@ def test_a_file_that_is_not_whole_goes_when_the_ledger_is_opened(store: Store) -
     assert texts(ledger) == {"first"}
 
 
+def test_no_segment_of_the_manifest_replaces_another(store: Store) -> None:
+    """As where a driver that was cut off comes back beside the one that took its place, and where one was lost."""
+    units = [Unit(number, "data/00000.parquet", 5 * number, 5 * number + 5) for number in range(4)]
+
+    def done(number: int) -> Record:
+        return commit(store, units[number], said("x"), "labelled", len(UNIT))
+
+    first, second = Ledger(store, "test", units), Ledger(store, "test", units)
+    for number, ledger in ((0, first), (1, second), (2, first)):
+        ledger.add(done(number))
+        ledger.flush()
+    assert store.list("ledger") == [f"{number:08d}.jsonl" for number in range(3)] + ["HEAD.json"]
+    store.remove("ledger/00000000.jsonl")
+    third = Ledger(store, "test", units)
+    third.add(done(3))
+    third.flush()
+    lines = b"".join(store.read(f"ledger/{name}") for name in store.list("ledger") if name.endswith(".jsonl"))
+    assert sorted(Record.parse(line).unit for line in lines.splitlines()) == [0, 1, 2, 3]
+
+
 def test_who_was_overtaken_while_it_slept_replaces_nothing_of_what_the_other_finished() -> None:
     """It wakes within the time between two renewals, just before it makes shards of its units."""
     run = Store.at("memory://overtaken")
