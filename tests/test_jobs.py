@@ -11,6 +11,7 @@ import threading
 import time
 
 import pytest
+import requests
 
 from job_server import JobApi
 from tilth.cli import main
@@ -308,6 +309,30 @@ def test_a_head_that_is_away_when_a_job_is_to_begin_is_waited_for(api, project, 
     threading.Timer(1.0, setattr, (api, "away", False)).start()
     request = follow.Request("late", {"entrypoint": 'python -c "print(1)"', "metadata": {"tilth": "late"}}, retries=0)
     assert follow.to_the_end(jobs, request, str) == 0
+
+
+def test_ctrl_c_before_a_head_has_answered_says_how_to_stop_what_it_may_have_begun(api, project, capsys, monkeypatch):
+    spec = write_spec(project, recipe="recipe.yaml", out=str(project / "left"))
+
+    def cut(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("requests.Session.send", _after_version(cut))
+    assert main(["submit", spec, "--address", api.address]) == 130
+    said = capsys.readouterr().err
+    assert "detached; if small-" in said
+    assert "was submitted, or tried again, it goes on. Follow it: tilth jobs logs small-" in said
+    assert f"tilth jobs stop small-{said.partition('tilth jobs stop small-')[2][:12]} --address {api.address}" in said
+
+
+def _after_version(cut):
+    """Requests as they are sent, until one is not for the server's version."""
+    send = requests.Session.send
+
+    def sent(self, request, **options):
+        return (send if request.url.endswith("/api/version") else cut)(self, request, **options)
+
+    return sent
 
 
 def test_a_token_is_asked_for_and_a_wrong_one_refused(api, project, monkeypatch):
