@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -292,17 +293,38 @@ def test_the_image_has_what_a_head_needs_to_serve_jobs(lock):
     """All of `ray[default]` is pinned, in the lock file or beside it."""
     from packaging.requirements import Requirement
 
-    pins = {}
-    for name in (f"{lock}.txt", "cluster.txt"):
-        for line in (ROOT / "requirements" / name).read_text().splitlines():
-            if "==" in line:
-                package, _, version = line.partition(" ;")[0].partition("==")
-                pins[package.lower().replace("_", "-")] = version
+    pins = pinned(lock)
     asked = [Requirement(text) for text in metadata.requires("ray")]
     asked = [item for item in asked if item.marker and item.marker.evaluate({"extra": "default"})]
     assert len(asked) > 8
     for item in asked:
         assert item.specifier.contains(pins[item.name.lower().replace("_", "-")]), item
+
+
+@pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.name)
+def test_the_image_has_what_asks_a_cloud_for_machines(path):
+    """The head's autoscaler imports it: without it no worker ever starts."""
+    data = loaded(path)
+    provider = Path(find_spec("ray").origin).parent / "autoscaler/_private" / data["provider"]["type"]
+    nodes = [node for file in provider.glob("*.py") for node in ast.walk(ast.parse(file.read_text()))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    outside = {name.partition(".")[0] for name in names} - {*sys.stdlib_module_names, "ray"}
+    packages = {"googleapiclient": "google-api-python-client", "google": "google-auth"}
+    asked = {packages.get(name, name.replace("_", "-")) for name in outside}
+    assert {"aws": "boto3", "gcp": "google-api-python-client"}[data["provider"]["type"]] in asked
+    assert asked <= pinned(data["docker"]["image"].rpartition("-")[2]).keys()
+
+
+def pinned(lock):
+    """The versions that an image holds, by package."""
+    pins = {}
+    for name in (f"{lock}.txt", "cluster.txt"):
+        for line in (ROOT / "requirements" / name).read_text().splitlines():
+            if "==" in line:
+                package, _, version = line.partition(" ;")[0].partition("==")
+                assert pins.setdefault(package.lower().replace("_", "-"), version) == version, package
+    return pins
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
