@@ -316,6 +316,17 @@ def test_the_image_has_what_asks_a_cloud_for_machines(path):
     assert asked <= pinned(data["docker"]["image"].rpartition("-")[2]).keys()
 
 
+def test_the_image_has_what_ray_up_runs_in_it():
+    """rsync and ssh, and in a login shell, whose PATH /etc/profile begins anew, the Python that has Ray."""
+    bases = re.split(r"^FROM ", (CLUSTER / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    targets = [base.replace("\\\n", "") for base in bases if re.match(r"\S+ AS (cpu|gpu)\n", base)]
+    assert len(targets) == 2
+    for target in targets:
+        (packages,) = re.findall(r"apt-get install -y --no-install-recommends ([\w+ -]+?) *&&", target)
+        assert {"rsync", "openssh-client"} <= set(packages.split())
+        assert "echo 'PATH=/opt/venv/bin:$PATH' > /etc/profile.d/" in target
+
+
 def pinned(lock):
     """The versions that an image holds, by package."""
     pins = {}
