@@ -104,6 +104,22 @@ def test_pods_are_confined_and_nothing_comes_in():
             assert container["resources"]["limits"] == container["resources"]["requests"]
 
 
+def test_objects_lie_in_shared_memory_and_not_on_disk():
+    """Ray keeps three tenths of a node's memory for them, 10 GB where shared memory is less, and that in no such file
+    system that is too small."""
+    units = {"Gi": 2**30, "gb": 2**30}
+    for name, spec in clusters():
+        for pod in pods(spec):
+            memory = pod["containers"][0]["resources"]["limits"]["memory"]
+            (shared,) = [volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"] if "emptyDir" in volume]
+            has, room = (int(text[:-2]) * units[text[-2:]] for text in (memory, shared))
+            assert min(0.3 * has, max(10**10, 0.95 * room), 200 * 10**9) <= room, (name, memory, shared)
+    for name, service in loaded(CLUSTER / "compose/compose.yaml")["services"].items():
+        room = int(service["shm_size"][:-2]) * units[service["shm_size"][-2:]]
+        asked = service["command"][service["command"].index("--object-store-memory") + 1]
+        assert int(asked) < 0.95 * room, name
+
+
 def test_prometheus_reaches_every_node_and_nobody_else_does():
     policy = loaded(CLUSTER / "kuberay/raycluster.yaml")["spec"]["networkPolicy"]
     for role in ("head", "worker"):
