@@ -124,6 +124,18 @@ def test_a_port_of_ray_beyond_loopback_is_seen(home, monkeypatch, host, mode, st
     assert "NetworkPolicy" in found.mend
 
 
+def test_objects_that_ray_keeps_on_disk_for_want_of_shared_memory_are_said(tmp_path):
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()", f"--plasma_directory={tmp_path}"]  # as a raylet's
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        end = time.monotonic() + 10
+        while str(tmp_path) not in (found := machine.shared_memory()).what and time.monotonic() < end:
+            time.sleep(0.05)
+        process.stdin.close()
+    assert (found.state, f"in {tmp_path} instead" in found.what) == ("warning", True)
+    assert "--object-store-memory" in found.mend
+    assert str(tmp_path) not in machine.shared_memory().what
+
+
 def test_a_title_that_hides_the_environment_is_looked_behind(tmp_path):
     """Ray's agents and workers write their titles over what they were begun with; their raylet tells."""
 

@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tilth.doctor.finding import FAULT, OK, WARNING, Finding
 
 #: where Ray keeps objects; a container's default of 64 MiB spills at once
 SHARED, LEAST_SHARED = Path("/dev/shm"), 1 << 30
+_STORE = "--plasma_directory="
 #: in /proc/net/tcp, a socket that listens, and the addresses of loopback: 127.0.0.0/8, the same within IPv6, and ::1
 _LISTENING = "0A"
 _LOOPBACK = re.compile(r"(0{16}F{4}0{4})?[0-9A-F]{6}7F|0{24}01000000")
@@ -78,11 +80,23 @@ def shared_memory() -> Finding:
         return Finding("shared memory", WARNING, f"there is no {SHARED}", "Ray will keep objects on disk")
     size, free = shutil.disk_usage(SHARED).total, shutil.disk_usage(SHARED).free
     text = f"{free / 2**30:.1f} of {size / 2**30:.1f} GiB free in {SHARED}"
-    if free >= LEAST_SHARED:
+    if elsewhere := sorted(set(_stores()) - {str(SHARED)}):
+        text += f"; Ray keeps objects in {', '.join(elsewhere)} instead, as it does for want of room here"
+    elif free >= LEAST_SHARED:
         return Finding("shared memory", OK, text)
     return Finding(
-        "shared memory", WARNING, text, "give the container more (docker --shm-size, an emptyDir of medium Memory)"
-    )
+        "shared memory", WARNING, text, "give the container more (docker --shm-size, an emptyDir of medium Memory), or "
+        "Ray less for objects (`ray start --object-store-memory`)",
+    )  # fmt: skip
+
+
+def _stores() -> Iterator[str]:
+    """Where the raylets of this machine keep objects."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # another user's, or gone meanwhile
+            for word in (process / "cmdline").read_bytes().decode(errors="replace").split("\0"):
+                if word.startswith(_STORE):
+                    yield word.removeprefix(_STORE)
 
 
 def token() -> Finding:
