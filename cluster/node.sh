@@ -25,9 +25,14 @@ if [ -z "${RAY_AUTH_TOKEN:-}" ]; then
       "openssl rand -hex 32 > $file), and give every node the same" >&2
     exit 1
   fi
+  if [ ! -r "$file" ]; then
+    echo "$(id -un 2>/dev/null || id -u) (user $(id -u)) cannot read the token in $file; make it that user's:" \
+      "chown $(id -u) where it lies" >&2
+    exit 1
+  fi
   mode="$(stat -Lc %a "$file")"
   if [ "${mode: -2}" != 00 ] && ! chmod 600 "$file" 2>/dev/null; then
-    # a mounted secret cannot be changed from here: take it into the environment of this process alone
+    # a mounted secret cannot be changed from here: its group is whom it was given to
     [ "${mode: -1}" = 0 ] || { echo "$file has mode $mode: others can read the token; chmod 600 $file" >&2; exit 1; }
   fi
 fi

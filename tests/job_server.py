@@ -27,7 +27,9 @@ class JobApi:
     """Jobs as processes of this machine, below `folder`."""
 
     def __init__(self, folder: Path, token: str | None = None) -> None:
-        self.folder, self.token, self.away = folder, token, False
+        self.folder, self.token = folder, token
+        #: true, or the status that all get
+        self.away: bool | int = False
         self.jobs: dict[str, dict[str, Any]] = {}
         self.followers: set[web.WebSocketResponse] = set()
         self.puts: list[str] = []
@@ -89,7 +91,7 @@ class JobApi:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
         if self.away:
-            return web.Response(status=503)
+            return web.Response(status=503 if self.away is True else self.away)
         given = request.headers.get("authorization")
         if self.token and given is None:
             return web.Response(status=401, text="Unauthorized: Missing authentication token")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import tomllib
 from importlib import metadata
 from importlib.util import find_spec
@@ -102,6 +104,22 @@ def test_pods_are_confined_and_nothing_comes_in():
             assert container["resources"]["limits"] == container["resources"]["requests"]
 
 
+def test_objects_lie_in_shared_memory_and_not_on_disk():
+    """Ray keeps three tenths of a node's memory for them, 10 GB where shared memory is less, and that in no such file
+    system that is too small."""
+    units = {"Gi": 2**30, "gb": 2**30}
+    for name, spec in clusters():
+        for pod in pods(spec):
+            memory = pod["containers"][0]["resources"]["limits"]["memory"]
+            (shared,) = [volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"] if "emptyDir" in volume]
+            has, room = (int(text[:-2]) * units[text[-2:]] for text in (memory, shared))
+            assert min(0.3 * has, max(10**10, 0.95 * room), 200 * 10**9) <= room, (name, memory, shared)
+    for name, service in loaded(CLUSTER / "compose/compose.yaml")["services"].items():
+        room = int(service["shm_size"][:-2]) * units[service["shm_size"][-2:]]
+        asked = service["command"][service["command"].index("--object-store-memory") + 1]
+        assert int(asked) < 0.95 * room, name
+
+
 def test_prometheus_reaches_every_node_and_nobody_else_does():
     policy = loaded(CLUSTER / "kuberay/raycluster.yaml")["spec"]["networkPolicy"]
     for role in ("head", "worker"):
@@ -112,6 +130,60 @@ def test_prometheus_reaches_every_node_and_nobody_else_does():
         data = loaded(path)
         for command in (*data["head_start_ray_commands"], *data["worker_start_ray_commands"]):
             assert "--metrics-export-port=8080" in command.split(), path
+
+
+def test_the_operator_reaches_the_head_of_its_job_alone():
+    """KubeRay 1.7.0 calls a RayJob failed whose head does not answer it for five minutes, and leaves the way shut."""
+    (rule,) = loaded(CLUSTER / "kuberay/rayjob.yaml")["spec"]["rayClusterSpec"]["networkPolicy"]["head"]["ingressRules"]
+    (peer,) = rule["from"]
+    assert rule["ports"] == [{"port": 8265, "protocol": "TCP"}]
+    assert peer["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}
+    (installed,) = re.findall(r"helm install kuberay-operator (.*)", commands())
+    assert f"--namespace {peer['namespaceSelector']['matchLabels']['kubernetes.io/metadata.name']} " in installed
+
+
+def test_the_operator_is_installed_so_that_it_takes_the_files():
+    """It refuses a cluster with a network policy unless that feature is on, which it is not by default."""
+    assert all("networkPolicy" in spec for _, spec in clusters())
+    (gates,) = re.findall(r"--set-json 'featureGates=(.*)'", commands())
+    assert {"name": "RayClusterNetworkPolicy", "enabled": True} in json.loads(gates)
+    assert commands().index("helm repo add kuberay ") < commands().index("helm install kuberay-operator kuberay/")
+
+
+def test_what_pods_are_given_is_made_by_the_readme():
+    for path in KUBERAY:
+        text = path.read_text(encoding="utf-8")
+        names = re.findall(r"(?:configMap|secretRef|secretKeyRef): \{name: ([\w-]+)|secretName: ([\w-]+)", text)
+        assert names
+        for name in filter(None, (name for pair in names for name in pair)):
+            assert re.search(rf"create (?:configmap|secret generic) {name} ", commands()), (path.name, name)
+
+
+def test_kueue_is_not_given_what_it_refuses():
+    """A cluster of its queues that Ray's autoscaler changes: who takes the label is told to switch that off."""
+    for path in KUBERAY:
+        before = path.read_text(encoding="utf-8").partition("# labels: {kueue.x-k8s.io/queue-name:")[0]
+        assert "enableInTreeAutoscaling: false" in before.splitlines()[-2], path.name
+
+
+def test_what_is_run_in_another_folder_is_found_there():
+    """A job's `python` is looked for from the folder that Ray makes for it."""
+    paths = re.findall(r"\bPATH=(\S+)", commands())
+    assert paths
+    assert all(path.startswith("$PWD/") for path in paths)
+
+
+def test_where_a_token_goes_there_is_a_folder():
+    for path in [CLUSTER / "README.md", *RAY_UP]:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if "> ~/.ray/auth_token" in line]
+        assert lines
+        assert all("mkdir -p ~/.ray;" in line for line in lines), path
+
+
+def commands():
+    """What the README has people type."""
+    blocks = (CLUSTER / "README.md").read_text(encoding="utf-8").split("```")[1::2]
+    return "\n".join(block for block in blocks if not block.startswith("yaml")).replace("\\\n", "")
 
 
 def test_work_that_runs_out_of_memory_is_left_to_the_ledger_everywhere():
@@ -223,22 +295,63 @@ def test_versions_are_those_of_the_project():
     assert set(re.findall(r"KubeRay (\d[\d.]*\d)", readme + "".join(path.read_text() for path in KUBERAY))) == {"1.7.0"}
 
 
+def test_the_gpu_image_is_built_with_cuda_where_no_gpu_is():
+    """`auto` takes the torch of the machine that builds, which is that without CUDA; the lock file's is PyPI's."""
+    bases = re.split(r"^FROM ", (CLUSTER / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    torch = {re.search(r"AS ([\w-]+)", base)[1]: re.findall(r"UV_TORCH_BACKEND=(\S+)", base) for base in bases[1:]}
+    assert torch == {"base-gpu": [], "base-cpu": ["cpu"], "gpu": [], "cpu": []}
+    locked = (ROOT / "requirements/gpu.txt").read_text(encoding="utf-8")
+    assert re.search(r"^nvidia-cuda-runtime==", locked, re.MULTILINE)
+
+
 @pytest.mark.parametrize("lock", ["cpu", "gpu"])
 def test_the_image_has_what_a_head_needs_to_serve_jobs(lock):
     """All of `ray[default]` is pinned, in the lock file or beside it."""
     from packaging.requirements import Requirement
 
-    pins = {}
-    for name in (f"{lock}.txt", "cluster.txt"):
-        for line in (ROOT / "requirements" / name).read_text().splitlines():
-            if "==" in line:
-                package, _, version = line.partition(" ;")[0].partition("==")
-                pins[package.lower().replace("_", "-")] = version
+    pins = pinned(lock)
     asked = [Requirement(text) for text in metadata.requires("ray")]
     asked = [item for item in asked if item.marker and item.marker.evaluate({"extra": "default"})]
     assert len(asked) > 8
     for item in asked:
         assert item.specifier.contains(pins[item.name.lower().replace("_", "-")]), item
+
+
+@pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.name)
+def test_the_image_has_what_asks_a_cloud_for_machines(path):
+    """The head's autoscaler imports it: without it no worker ever starts."""
+    data = loaded(path)
+    provider = Path(find_spec("ray").origin).parent / "autoscaler/_private" / data["provider"]["type"]
+    nodes = [node for file in provider.glob("*.py") for node in ast.walk(ast.parse(file.read_text()))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    outside = {name.partition(".")[0] for name in names} - {*sys.stdlib_module_names, "ray"}
+    packages = {"googleapiclient": "google-api-python-client", "google": "google-auth"}
+    asked = {packages.get(name, name.replace("_", "-")) for name in outside}
+    assert {"aws": "boto3", "gcp": "google-api-python-client"}[data["provider"]["type"]] in asked
+    assert asked <= pinned(data["docker"]["image"].rpartition("-")[2]).keys()
+
+
+def test_the_image_has_what_ray_up_runs_in_it():
+    """rsync and ssh, and in a login shell, whose PATH /etc/profile begins anew, the Python that has Ray."""
+    bases = re.split(r"^FROM ", (CLUSTER / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    targets = [base.replace("\\\n", "") for base in bases if re.match(r"\S+ AS (cpu|gpu)\n", base)]
+    assert len(targets) == 2
+    for target in targets:
+        (packages,) = re.findall(r"apt-get install -y --no-install-recommends ([\w+ -]+?) *&&", target)
+        assert {"rsync", "openssh-client"} <= set(packages.split())
+        assert "echo 'PATH=/opt/venv/bin:$PATH' > /etc/profile.d/" in target
+
+
+def pinned(lock):
+    """The versions that an image holds, by package."""
+    pins = {}
+    for name in (f"{lock}.txt", "cluster.txt"):
+        for line in (ROOT / "requirements" / name).read_text().splitlines():
+            if "==" in line:
+                package, _, version = line.partition(" ;")[0].partition("==")
+                assert pins.setdefault(package.lower().replace("_", "-"), version) == version, package
+    return pins
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -334,6 +447,22 @@ def test_a_node_does_not_start_without_a_token(tmp_path):
     assert "--address host:6379 --metrics-export-port 9000" in done.stdout
     assert node(tmp_path, "worker", RAY_AUTH_TOKEN="x").returncode != 0
     assert node(tmp_path).returncode == 2
+
+
+def test_a_token_that_a_node_cannot_read_is_said():
+    """As of a secret that Compose mounts with the owner that it has outside."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        home.chmod(0o755)
+        (home / "token").write_text("t" * 64)
+        (home / "token").chmod(0o000 if os.getuid() else 0o600)
+        other = {} if os.getuid() else {"user": 65534}
+        done = subprocess.run(
+            ["bash", "-s", "head"], input=(CLUSTER / "node.sh").read_text(), cwd="/", capture_output=True, text=True,
+            env={"PATH": "/usr/bin:/bin", "RAY_AUTH_TOKEN_PATH": str(home / "token")}, **other,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert f"cannot read the token in {home / 'token'}" in done.stderr
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.name)

@@ -13,7 +13,8 @@ from helpers import labelled
 from object_stores import gcs, s3
 from tilth.data.finish import finish
 from tilth.data.ledger import Ledger, Record, Unit, commit
-from tilth.errors import StorageError
+from tilth.errors import RunLocked, StorageError
+from tilth.lock import exclusive
 from tilth.storage import Store
 
 UNIT = Unit(0, "data/00000.parquet", 0, 5)
@@ -72,6 +73,42 @@ def test_a_file_that_is_not_whole_goes_when_the_ledger_is_opened(store: Store) -
     assert ledger.missing() == [UNIT]
     ledger.add(committed(store, "first"))
     assert texts(ledger) == {"first"}
+
+
+def test_no_segment_of_the_manifest_replaces_another(store: Store) -> None:
+    """As where a driver that was cut off comes back beside the one that took its place, and where one was lost."""
+    units = [Unit(number, "data/00000.parquet", 5 * number, 5 * number + 5) for number in range(4)]
+
+    def done(number: int) -> Record:
+        return commit(store, units[number], said("x"), "labelled", len(UNIT))
+
+    first, second = Ledger(store, "test", units), Ledger(store, "test", units)
+    for number, ledger in ((0, first), (1, second), (2, first)):
+        ledger.add(done(number))
+        ledger.flush()
+    assert store.list("ledger") == [f"{number:08d}.jsonl" for number in range(3)] + ["HEAD.json"]
+    store.remove("ledger/00000000.jsonl")
+    third = Ledger(store, "test", units)
+    third.add(done(3))
+    third.flush()
+    lines = b"".join(store.read(f"ledger/{name}") for name in store.list("ledger") if name.endswith(".jsonl"))
+    assert sorted(Record.parse(line).unit for line in lines.splitlines()) == [0, 1, 2, 3]
+
+
+def test_who_was_overtaken_while_it_slept_replaces_nothing_of_what_the_other_finished() -> None:
+    """It wakes within the time between two renewals, just before it makes shards of its units."""
+    run = Store.at("memory://overtaken")
+    store = run.sub("stages/made/0")
+    with exclusive(run):
+        ledger = Ledger(store, "test", [UNIT])
+        ledger.add(committed(store, "ours"))
+        run.write_json("LOCK", {"token": "another", "pid": 77})
+        store.write("data/train-00000.parquet", b"theirs")
+        with pytest.raises(RunLocked, match="in use by pid 77"):
+            finish(ledger, "labelled")
+    assert store.read("data/train-00000.parquet") == b"theirs"
+    assert run.read_json("LOCK")["token"] == "another"
+    run.remove()
 
 
 def test_a_disk_without_links_takes_the_first_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

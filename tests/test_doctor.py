@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -14,9 +19,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from job_server import JobApi
 from tilth import cluster
 from tilth.cli import main
-from tilth.doctor import machine, nodes
+from tilth.doctor import machine, nodes, outside
 from tilth.doctor.nodes import skewed
 from tilth.doctor.storage import seen, tried
+from tilth.errors import ClusterError
 
 LISTEN = """
 import socket, sys
@@ -50,6 +56,26 @@ def test_a_token_that_others_can_read_is_a_fault(home, monkeypatch):
     assert machine.token().state == "fault"
 
 
+def test_a_mounted_token_cannot_be_changed_and_is_taken_unless_all_can_read_it(home, monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    (home / "token").write_text("x" * 64)
+    (home / "token").chmod(0o440)
+    monkeypatch.setattr(os, "getuid", lambda: 1000 + (home / "token").stat().st_uid)
+    monkeypatch.setattr(os, "chmod", read_only)
+    monkeypatch.setattr(Path, "chmod", read_only)
+    assert cluster.token() == "x" * 64
+    assert machine.token().state == "ok"
+    monkeypatch.undo()
+    (home / "token").chmod(0o444)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr(Path, "chmod", read_only)
+    with pytest.raises(ClusterError, match="0444: others can read the token"):
+        cluster.token()
+    assert machine.token().state == "fault"
+
+
 def test_a_token_is_its_owners_alone_from_the_first_moment_on(home, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     for _ in range(2):
@@ -78,7 +104,8 @@ def test_a_node_that_cannot_be_looked_at_is_a_finding(ray_session):
 
 
 @pytest.mark.parametrize(
-    ("host", "mode", "state"), [("127.0.0.1", "", "ok"), ("0.0.0.0", "", "fault"), ("0.0.0.0", "token", "warning")]
+    ("host", "mode", "state"),
+    [("127.0.0.1", "", "ok"), ("127.0.1.1", "", "ok"), ("0.0.0.0", "", "fault"), ("0.0.0.0", "token", "warning")],
 )
 def test_a_port_of_ray_beyond_loopback_is_seen(home, monkeypatch, host, mode, state):
     monkeypatch.setenv("RAY_AUTH_MODE", mode)
@@ -88,13 +115,25 @@ def test_a_port_of_ray_beyond_loopback_is_seen(home, monkeypatch, host, mode, st
         port = process.stdout.readline().strip()
         found = machine.ports()
         process.stdin.close()
-    if host == "127.0.0.1":
+    if host.startswith("127."):
         assert f"{port} (" not in found.what
         return
     assert f"{port} (gcs_server)" in found.what
     assert found.state in (state, "fault")  # another Ray of this user's may run here
     assert f"{port} (" not in machine.ports().what
     assert "NetworkPolicy" in found.mend
+
+
+def test_objects_that_ray_keeps_on_disk_for_want_of_shared_memory_are_said(tmp_path):
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()", f"--plasma_directory={tmp_path}"]  # as a raylet's
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        end = time.monotonic() + 10
+        while str(tmp_path) not in (found := machine.shared_memory()).what and time.monotonic() < end:
+            time.sleep(0.05)
+        process.stdin.close()
+    assert (found.state, f"in {tmp_path} instead" in found.what) == ("warning", True)
+    assert "--object-store-memory" in found.mend
+    assert str(tmp_path) not in machine.shared_memory().what
 
 
 def test_a_title_that_hides_the_environment_is_looked_behind(tmp_path):
@@ -114,6 +153,7 @@ def test_a_title_that_hides_the_environment_is_looked_behind(tmp_path):
     assert machine._asks(process(11, 10, b"ray::DashboardAgent  ", b"OMP_NUM_THREADS=1\0"))
     assert not machine._asks(process(21, 20, b"ray::DashboardAgent  ", b"OMP_NUM_THREADS=1\0"))
     assert not machine._asks(process(12, 10, b"python\0-m\0ray/dashboard", b"HOME=/\0")), "its own, which is whole"
+    assert machine._asks(process(14, 1, b"/ray/gcs_server", b"RAY_AUTH_MODE=TOKEN\0")), "Ray reads it so"
     assert not machine._asks(process(13, 10, b"ray::IDLE", b"RAY_AUTH_MODE=disabled\0"))
 
 
@@ -180,6 +220,65 @@ def test_a_job_server_is_looked_at_from_outside_and_within(home, token, monkeypa
     assert job["runtime_env"]["excludes"] == ["__pycache__"]  # another process may compile while the package is read
 
 
+class Busy(BaseHTTPRequestHandler):
+    """A server that has no time even to say who may come in."""
+
+    def do_GET(self):
+        self.send_response(503)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_server_that_answers_otherwise_is_not_said_to_ask_for_a_token():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        (token, _) = outside._door(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert (token.about, token.state, bool(token.mend)) == ("token in force", "warning", True)
+
+
+class OneSlow:
+    """What of Ray is asked, with a node whose clock is `ahead`, and another for which all wait so long."""
+
+    def __init__(self, ahead):
+        import ray
+
+        self.ahead, self.exceptions = ahead, ray.exceptions
+
+    def nodes(self):
+        return [{"Alive": True, "NodeID": "a" * 56, "NodeManagerAddress": "10.0.0.1"}]
+
+    def remote(self, work):
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *given: self.done(work, given)))
+
+    def done(self, work, given):
+        with pytest.MonkeyPatch.context() as there:
+            clock = time.time
+            there.setattr(time, "time", lambda: clock() + self.ahead)
+            return _Done(work(*given))
+
+    def wait(self, tasks, num_returns, timeout):
+        time.sleep(abs(self.ahead))
+        return tasks, []
+
+    def get(self, task, timeout=None):
+        return task.made
+
+
+class _Done:
+    def __init__(self, made):
+        self.made = made
+
+
+@pytest.mark.parametrize("ahead", [0.5, -0.5, 0.0])
+def test_a_clock_is_judged_by_itself_however_long_other_nodes_take(monkeypatch, ahead):
+    monkeypatch.setattr(nodes, "SKEW_SECONDS", 0.3)
+    (found,) = [item for item in nodes._asked(OneSlow(ahead), None, "") if item.about == "clock"]
+    assert (found.state, found.node) == ("fault" if ahead else "ok", "10.0.0.1")
+
+
 def test_a_node_with_other_packages_is_named(monkeypatch):
     ours = nodes.versions()
     assert {"python", "ray", "torch", "transformers", "peft", "pyarrow"} <= ours.keys()
@@ -187,8 +286,8 @@ def test_a_node_with_other_packages_is_named(monkeypatch):
 
     def told(**other):
         """What is found of a node with these versions."""
-        answer = {"time": time.time(), "versions": {**ours, "torch": "2.13.0", **other}, "findings": []}
-        (found,) = [item for item in nodes._told(answer, time.time()) if item.about == "versions"]
+        answer = {"versions": {**ours, "torch": "2.13.0", **other}, "findings": []}
+        (found,) = [item for item in nodes._told(answer) if item.about == "versions"]
         return found
 
     assert told().state == told(vllm="0.32.0").state == "ok"

@@ -11,6 +11,7 @@ import threading
 import time
 
 import pytest
+import requests
 
 from job_server import JobApi
 from tilth.cli import main
@@ -96,6 +97,10 @@ def test_what_is_no_secret_passes(project):
     assert spec.entrypoint == f"python -m tilth run recipe.yaml --out {project / 'run'}"
 
 
+def test_no_limit_is_so_short_that_it_is_none(project):
+    assert load_spec(write_spec(project, hours=0.0001)).environment()["TILTH_TIME_LIMIT"] == "1"
+
+
 @pytest.mark.parametrize(
     "override",
     ["x.generator.api_key_env=OPENAI_API_KEY", "x.sampling.max_tokens=64", "x.columns={key: id}", "x.token=null",
@@ -106,7 +111,7 @@ def test_an_override_that_only_names_or_counts_is_no_secret(project, override):
     assert spec.check() == []
 
 
-def test_an_upload_that_ray_would_refuse_names_its_largest_files(project):
+def test_an_upload_that_ray_would_refuse_names_its_largest_files(project, monkeypatch):
     from tilth.jobs.upload import Upload
 
     (project / "weights.bin").write_bytes(b"x" * 5000)
@@ -127,6 +132,21 @@ def test_an_upload_that_ray_would_refuse_names_its_largest_files(project):
     assert ".rayignore" in said
     (project / ".rayignore").write_text("weights.bin\n")
     assert Upload.of(project).problem(4000) is None
+    monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")  # as Ray then sends it
+    assert "kept.log (8.8 KiB)" in str(Upload.of(project).problem(4000))
+
+
+def test_what_kubernetes_makes_secrets_of_does_not_travel_with_a_job_from_here(project, root):
+    """The README has people write HF_TOKEN and the like into secrets.env, in the folder that they submit from."""
+    from tilth.jobs.upload import Upload
+
+    assert "--from-env-file=secrets.env" in (root / "cluster/README.md").read_text()
+    for name in (".gitignore", ".rayignore"):
+        (project / name).write_bytes((root / name).read_bytes())
+    (project / "secrets.env").write_text("HF_TOKEN=x")
+    names = {path.name for path in Upload.of(project).files}
+    assert "recipe.yaml" in names
+    assert "secrets.env" not in names
 
 
 def test_submit_runs_the_recipe_there_and_a_second_submit_attaches(api, project, root, capfd):
@@ -212,6 +232,18 @@ def test_the_log_is_whole_and_once_though_the_line_is_cut(api, project, capsys):
     assert "connected again" in capsys.readouterr().err
 
 
+def test_a_head_whose_tables_are_out_of_reach_for_a_moment_is_not_given_up(api, project, capsys):
+    """Its dashboard answers 500 while the GCS is started anew; the job runs on all the same."""
+    from tilth.jobs.follow import follow
+
+    jobs = server(api)
+    jobs.submit("patient", entrypoint='python -c "import time; time.sleep(2)"')
+    api.away = 500
+    threading.Timer(1.5, setattr, (api, "away", False)).start()
+    assert follow(jobs, "patient", str).status == "SUCCEEDED"
+    assert "connection lost (the head at" in capsys.readouterr().err
+
+
 def test_what_fails_is_submitted_again_up_to_its_retries(api, project):
     from tilth.jobs.follow import Request, exit_code, follow, to_the_end
 
@@ -277,6 +309,30 @@ def test_a_head_that_is_away_when_a_job_is_to_begin_is_waited_for(api, project, 
     threading.Timer(1.0, setattr, (api, "away", False)).start()
     request = follow.Request("late", {"entrypoint": 'python -c "print(1)"', "metadata": {"tilth": "late"}}, retries=0)
     assert follow.to_the_end(jobs, request, str) == 0
+
+
+def test_ctrl_c_before_a_head_has_answered_says_how_to_stop_what_it_may_have_begun(api, project, capsys, monkeypatch):
+    spec = write_spec(project, recipe="recipe.yaml", out=str(project / "left"))
+
+    def cut(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("requests.Session.send", _after_version(cut))
+    assert main(["submit", spec, "--address", api.address]) == 130
+    said = capsys.readouterr().err
+    assert "detached; if small-" in said
+    assert "was submitted, or tried again, it goes on. Follow it: tilth jobs logs small-" in said
+    assert f"tilth jobs stop small-{said.partition('tilth jobs stop small-')[2][:12]} --address {api.address}" in said
+
+
+def _after_version(cut):
+    """Requests as they are sent, until one is not for the server's version."""
+    send = requests.Session.send
+
+    def sent(self, request, **options):
+        return (send if request.url.endswith("/api/version") else cut)(self, request, **options)
+
+    return sent
 
 
 def test_a_token_is_asked_for_and_a_wrong_one_refused(api, project, monkeypatch):

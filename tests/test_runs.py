@@ -367,6 +367,28 @@ def test_what_was_written_anew_is_fetched_anew_and_one_copy_of_it_kept(
     assert len(list(kept.iterdir())) == 3, "who comes second keeps no copy of its own"
 
 
+@pytest.mark.parametrize("planted", ["writable", "linked"])
+def test_what_another_user_may_have_put_there_is_not_taken_for_what_was_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+) -> None:
+    """The name can be foretold, and temporary folders are everyone's."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    store, kept = Store.at("memory://planted/stage"), tmp_path / f"tilth-{os.getuid()}"
+    store.write("model/weights", b"ours")
+    place = kept if planted == "writable" else tmp_path / "elsewhere"
+    (place / store.sub("model")._state()).mkdir(parents=True)
+    (place / store.sub("model")._state() / "weights").write_bytes(b"theirs")
+    if planted == "writable":
+        kept.chmod(0o777)
+    else:
+        kept.symlink_to(place)
+    with pytest.raises(StorageError, match=r"no folder that this user alone can write to.*set TMPDIR"):
+        store.fetch("model")
+    kept.unlink() if kept.is_symlink() else shutil.rmtree(kept)
+    assert (store.fetch("model") / "weights").read_bytes() == b"ours"
+    assert kept.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_lease_whose_creation_was_not_confirmed_is_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer to the PUT is lost, and the client's second try finds that something is there."""
     sent = MemoryFileSystem.pipe_file

@@ -101,10 +101,21 @@ def token() -> str | None:
 
 
 def _secure_token() -> None:
-    """Ray writes its generated token readable by all; make it the owner's alone."""
+    """Ray writes its generated token readable by all; make it the owner's alone.
+
+    A mounted secret cannot be changed from here: as `node.sh`, take it where only its group reads it too.
+    """
     file = token_file()
-    if file.is_file() and file.stat().st_mode & 0o077:
+    if not file.is_file() or not (mode := file.stat().st_mode) & 0o077:
+        return
+    try:
         file.chmod(0o600)
+    except OSError as error:
+        if mode & 0o007:
+            raise ClusterError(
+                f"{file} has mode {mode & 0o777:04o}: others can read the token, and it cannot be changed from here "
+                f"({error.strerror}); have it mounted with mode 0400 or 0440"
+            ) from error
 
 
 def _own_token() -> None:

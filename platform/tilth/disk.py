@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,25 @@ def settle(made: Path, path: Path) -> bool:
         return False
     made.unlink()
     return True
+
+
+def own_folder(name: str) -> Path:
+    """This user's folder among the temporary ones, made where it is not there yet.
+
+    StorageError where it is another's: its name can be foretold, and what is read from there is taken for one's own.
+    """
+    folder = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        told = folder.lstat()
+    except OSError as error:
+        raise StorageError(f"cannot make {folder}: {error.strerror or error}; free that name, or set TMPDIR") from error
+    if not stat.S_ISDIR(told.st_mode) or told.st_uid != os.getuid() or told.st_mode & 0o022:
+        raise StorageError(
+            f"{folder} is no folder that this user alone can write to: what lies there may be another's; remove it, or "
+            "set TMPDIR to a folder of your own"
+        )
+    return folder
 
 
 def sync_directory(folder: Path) -> None:

@@ -36,8 +36,8 @@ LEASE_SECONDS = 90.0
 WAIT_SECONDS = 0.5
 #: between two looks at another's lease, and after taking one over, for another who did too
 LOOK_SECONDS, SETTLE_SECONDS = 1.0, 2.0
-#: the tokens of leases that this process holds
-_ours: set[Any] = set()
+#: the leases that this process holds, by their tokens
+_ours: dict[str, Store] = {}
 
 
 @contextmanager
@@ -58,6 +58,17 @@ def in_turn(store: Store) -> Iterator[None]:
             except RunLocked:
                 time.sleep(WAIT_SECONDS)
         yield
+
+
+def refuse_overtaken() -> None:
+    """RunLocked where another has taken over what this process held, its machine having slept or been cut off.
+
+    Asked before what another may have finished is replaced: what renews a lease looks only every RENEW_SECONDS.
+    """
+    for token, store in list(_ours.items()):
+        holder = _holder(store)
+        if holder.get("token", token) != token:
+            raise _refuse(store, holder)
 
 
 def _owner() -> dict[str, Any]:
@@ -111,12 +122,12 @@ def _flock(store: Store) -> Iterator[None]:
 def _lease(store: Store) -> Iterator[None]:
     mine = _owner()
     _acquire(store, mine)
-    _ours.add(mine["token"])
+    _ours[mine["token"]] = store
     try:
         with repeated(lambda: _renew(store, mine), lambda: RENEW_SECONDS, "lease"):
             yield
     finally:
-        _ours.discard(mine["token"])
+        _ours.pop(mine["token"], None)
         _give_back(store, mine)
 
 

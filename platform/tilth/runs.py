@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -25,7 +26,7 @@ from tilth import content, ui
 from tilth.changes import changes
 from tilth.config import ModelName, Ref, digest, identity
 from tilth.errors import StageError, StorageError
-from tilth.lock import LOCK, exclusive, in_turn
+from tilth.lock import LOCK, exclusive, in_turn, refuse_overtaken
 from tilth.recipe import MEASURED, PROBE, Recipe, Stage, load
 from tilth.storage import Store
 
@@ -232,6 +233,7 @@ class Run:
     def _execute(self, step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
         ui.reporter().say(f"{step.name}: {step.stage.kind} ({step.why})", event="start", stage=step.name)
         if step.damaged:
+            refuse_overtaken()
             step.store.remove(ARTIFACT)
             step.store.remove()
         start = time.monotonic()
@@ -248,6 +250,7 @@ class Run:
             "files": _left(step.store),
         }
         finished = Artifact(**{**vars(artifact), **measured})
+        refuse_overtaken()
         finished.save()
         ui.reporter().say(
             f"{step.name}: done in {finished.seconds:.1f} s", event="done", stage=step.name, metrics=finished.metrics
@@ -263,8 +266,7 @@ class Run:
         stores = self.store.read_as("plan.json", directories)
         if stores is None:
             raise StorageError(f"{self.store.url} holds no run: there is no plan.json; give the --out of a tilth run")
-        found = {name: Artifact.read(store) for name, store in stores.items()}
-        return {name: artifact for name, artifact in found.items() if artifact is not None}
+        return {name: found for name, store in stores.items() if (found := Artifact.read(store)) is not None}
 
 
 def run(recipe: Recipe | str | Path | Mapping[str, Any], out: str | Path, *overrides: str) -> dict[str, Artifact]:
@@ -285,10 +287,8 @@ def _left(store: Store) -> dict[str, int]:
 def _versions() -> dict[str, str]:
     found = {}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 

@@ -22,7 +22,7 @@ from typing import IO, Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
-from tilth.disk import UNFINISHED, replace, settle, sync_directory, write_local
+from tilth.disk import UNFINISHED, own_folder, replace, settle, sync_directory, write_local
 from tilth.errors import StorageError
 from tilth.paths import filesystem, reaching
 
@@ -234,9 +234,8 @@ class Store:
         """A local directory with the content of `name`: itself, or this node's copy of what lies there now."""
         if self.is_local:
             return self.local(name)
-        target = Path(tempfile.gettempdir()) / f"tilth-{os.getuid()}" / self.sub(name)._state()
+        target = own_folder("tilth") / self.sub(name)._state()
         if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(dir=target.parent))
             try:
                 with reaching(self.at_url(name)):

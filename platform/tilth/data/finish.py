@@ -17,6 +17,7 @@ from tilth.data.ledger import Tally, is_quarantine
 from tilth.data.parts import ROW_GROUP, ROW_GROUP_LENGTH, lengths
 from tilth.data.schema import SPLITS, Row, arrow_schema, from_table
 from tilth.errors import QuarantineError, StorageError
+from tilth.lock import refuse_overtaken
 from tilth.storage import PARTIAL, Store
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def finish(
     """
     store = ledger.store
     tally = ledger.tally()
+    refuse_overtaken()
     try:
         writer = _written(ledger, row_type, verdicts or Verdicts(), carried)
     except OSError as error:
@@ -100,6 +102,7 @@ def finish(
     counts["carried"] = len(carried) if carried is not None else 0
     check_quarantine(store, counts, max_quarantined)
     dataset = Dataset(store, row_type, tuple(writer.shards), tuple(writer.rejected), counts)
+    refuse_overtaken()
     dataset.save()
     ledger.clear()
     return dataset

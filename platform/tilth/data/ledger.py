@@ -5,11 +5,11 @@
     ledger/00000003.jsonl    a segment of the manifest: one line for each unit committed since the last
 
 A worker writes a unit file whole (temporary file, fsync, link; one PUT on an object store), and only where there is
-none: that is the commit. The driver then writes manifest segments, never appending, so that the protocol is the same
-on object stores. A unit file that no segment names yet (the driver died between the two) carries its own
-tallies and is adopted. Redoing a unit is harmless: randomness belongs to row ids, so the bytes are the same. Where
-they are not, as what a server answers, the first commit holds: a worker that was cut off and comes back after its unit
-was redone finds that file and leaves it.
+none: that is the commit. The driver then writes manifest segments, never appending or replacing, so that the protocol
+is the same on object stores. A unit file that no segment names yet (the driver died between the two) carries its own
+tallies and is adopted. Redoing a unit is harmless: randomness belongs to row ids, so the bytes are the same. Where they
+are not, as what a server answers, the first commit holds: a worker that was cut off and comes back after its unit was
+redone finds that file and leaves it.
 """
 
 from __future__ import annotations
@@ -222,8 +222,10 @@ class Ledger:
         """Write the lines that are not yet in a segment."""
         self._flushed = time.monotonic()
         if self._pending:
-            lines = "".join(record.line() + "\n" for record in self._pending)
-            self.store.write(f"ledger/{self._segments:08d}.jsonl", lines.encode())
+            lines = "".join(record.line() + "\n" for record in self._pending).encode()
+            # one that was taken for dead may have written it: none is replaced, and lines that stand twice say the same
+            while not self.store.create(f"ledger/{self._segments:08d}.jsonl", lines):
+                self._segments += 1
             self._segments += 1
             self._pending.clear()
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -15,9 +17,10 @@ from tilth.doctor.finding import FAULT, OK, WARNING, Finding
 
 #: where Ray keeps objects; a container's default of 64 MiB spills at once
 SHARED, LEAST_SHARED = Path("/dev/shm"), 1 << 30
-#: in /proc/net/tcp, a socket that listens
+_STORE = "--plasma_directory="
+#: in /proc/net/tcp, a socket that listens, and the addresses of loopback: 127.0.0.0/8, the same within IPv6, and ::1
 _LISTENING = "0A"
-_LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
+_LOOPBACK = re.compile(r"(0{16}F{4}0{4})?[0-9A-F]{6}7F|0{24}01000000")
 #: what only Ray's own processes are called
 _RAY = ("gcs_server", "raylet", "ray/dashboard", "ray::", "ray.util.client.server", "ray/_private")
 
@@ -77,11 +80,23 @@ def shared_memory() -> Finding:
         return Finding("shared memory", WARNING, f"there is no {SHARED}", "Ray will keep objects on disk")
     size, free = shutil.disk_usage(SHARED).total, shutil.disk_usage(SHARED).free
     text = f"{free / 2**30:.1f} of {size / 2**30:.1f} GiB free in {SHARED}"
-    if free >= LEAST_SHARED:
+    if elsewhere := sorted(set(_stores()) - {str(SHARED)}):
+        text += f"; Ray keeps objects in {', '.join(elsewhere)} instead, as it does for want of room here"
+    elif free >= LEAST_SHARED:
         return Finding("shared memory", OK, text)
     return Finding(
-        "shared memory", WARNING, text, "give the container more (docker --shm-size, an emptyDir of medium Memory)"
-    )
+        "shared memory", WARNING, text, "give the container more (docker --shm-size, an emptyDir of medium Memory), or "
+        "Ray less for objects (`ray start --object-store-memory`)",
+    )  # fmt: skip
+
+
+def _stores() -> Iterator[str]:
+    """Where the raylets of this machine keep objects."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # another user's, or gone meanwhile
+            for word in (process / "cmdline").read_bytes().decode(errors="replace").split("\0"):
+                if word.startswith(_STORE):
+                    yield word.removeprefix(_STORE)
 
 
 def token() -> Finding:
@@ -93,8 +108,10 @@ def token() -> Finding:
     file = token_file()
     if not file.is_file():
         return Finding("token", OK, f"none yet in {file}; a local Ray makes one, a cluster's has to be put there")
-    mode = stat.S_IMODE(file.stat().st_mode)
-    if mode & 0o077:
+    told = file.stat()
+    mode = stat.S_IMODE(told.st_mode)
+    # a mounted secret is another's, and its group is whom it was given to
+    if mode & (0o077 if told.st_uid == os.getuid() else 0o007):
         return Finding("token", FAULT, f"{file} has mode {mode:04o}: others can read it", f"chmod 600 {file}")
     return Finding("token", OK, f"{file}, mode {mode:04o}")
 
@@ -122,7 +139,7 @@ def _listening() -> Iterator[tuple[int, str]]:
         for line in table.read_text().splitlines()[1:] if table.is_file() else ():
             fields = line.split()
             host, _, port = fields[1].rpartition(":")
-            if fields[3] == _LISTENING and host not in _LOOPBACK:
+            if fields[3] == _LISTENING and not _LOOPBACK.fullmatch(host):
                 yield int(port, 16), fields[9]
 
 
@@ -150,6 +167,6 @@ def _asks(process: Path) -> bool:
     """
     found = dict(part.partition(b"=")[::2] for part in (process / "environ").read_bytes().split(b"\0"))
     if b"RAY_AUTH_MODE" in found or not (process / "cmdline").read_bytes().startswith(b"ray::"):
-        return found.get(b"RAY_AUTH_MODE") == b"token"
+        return found.get(b"RAY_AUTH_MODE", b"").lower() == b"token"
     parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
     return parent != "0" and _asks(process.parent / parent)

@@ -46,36 +46,46 @@ def _marked(store: str | None) -> Iterator[str]:
 def _asked(ray: Any, store: str | None, marker: str) -> list[Finding]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    asked: dict[Any, tuple[str, float]] = {}
+    asked: dict[Any, tuple[str, Any]] = {}
     for node in (node for node in ray.nodes() if node["Alive"]):
         place = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
-        task = ray.remote(looked).options(num_cpus=0, scheduling_strategy=place)
-        asked[task.remote(store, marker)] = (node["NodeManagerAddress"], time.time())
+        there = {"num_cpus": 0, "scheduling_strategy": place}
+        task = ray.remote(looked).options(**there).remote(store, marker)
+        asked[task] = (node["NodeManagerAddress"], ray.remote(now).options(**there))
     ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=WAIT_SECONDS)
     found = [
         Finding("node", FAULT, f"does not answer in {WAIT_SECONDS:.0f} s", "look at its raylet's log", asked[task][0])
         for task in silent
     ]
     for task in ready:
-        name, sent = asked[task]
+        name, clock = asked[task]
         try:
             told = ray.get(task)
+            # asked of a worker that is up: how long all nodes took to look around would hide what is between the clocks
+            sent = time.time()
+            there_now = ray.get(clock.remote(), timeout=WAIT_SECONDS)
+            apart = max(0.0, there_now - time.time(), sent - there_now)
         except ray.exceptions.RayError as error:  # one that has no tilth, or that goes just now
             why = str(error).strip().splitlines()[-1]
             found.append(Finding("node", FAULT, f"cannot be looked at: {why}", "start every node from one image", name))
             continue
-        found += [finding.on(name) for finding in _told(told, sent)]
+        found += [finding.on(name) for finding in [*_told(told), skewed(apart)]]
     return found
 
 
+def now() -> float:
+    """On one node: its clock."""
+    return time.time()
+
+
 def looked(store: str | None, marker: str = "") -> dict[str, Any]:
-    """On one node: its clock, its versions, its findings; whether it sees what the driver wrote to the store."""
+    """On one node: its versions, its findings; whether it sees what the driver wrote to the store."""
     found = list(machine.examined())
     if store is not None:
         from tilth.doctor.storage import seen, tried
 
         found += [*tried(store), *seen(store, marker)]
-    return {"time": time.time(), "versions": versions(), "findings": found}
+    return {"versions": versions(), "findings": found}
 
 
 def versions() -> dict[str, str]:
@@ -85,7 +95,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: told.partition("+")[0] for name, told in found.items()}
 
 
-def _told(told: dict[str, Any], sent: float) -> list[Finding]:
+def _told(told: dict[str, Any]) -> list[Finding]:
     found: list[Finding] = list(told["findings"])
     ours = versions()
     other = [
@@ -98,9 +108,6 @@ def _told(told: dict[str, Any], sent: float) -> list[Finding]:
         if other
         else Finding("versions", OK, ", ".join(f"{name} {value}" for name, value in ours.items()))
     )
-    ahead, behind = told["time"] - time.time(), sent - told["time"]
-    skew = max(0.0, ahead, behind)
-    found.append(skewed(skew))
     return found
 
 

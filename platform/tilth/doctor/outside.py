@@ -13,7 +13,7 @@ from typing import Any
 
 import requests
 
-from tilth.doctor.finding import FAULT, OK, Finding
+from tilth.doctor.finding import FAULT, OK, WARNING, Finding
 from tilth.doctor.nodes import SKEW_SECONDS, skewed
 from tilth.jobs.server import ANSWER_SECONDS, JobServer, resolved
 from tilth.jobs.upload import carried
@@ -44,8 +44,13 @@ def _door(url: str) -> Iterator[Finding]:
             "token in force", FAULT, f"{url} lists and runs jobs for whoever asks",
             "start the head with RAY_AUTH_MODE=token (KubeRay: authOptions.mode: token) and close the port",
         )  # fmt: skip
-    else:
+    elif stranger.status_code in (401, 403):
         yield Finding("token in force", OK, f"without a token {url} answers {stranger.status_code}")
+    else:
+        yield Finding(
+            "token in force", WARNING, f"not known: without a token {url} answers {stranger.status_code}, not 401",
+            "look again when the head is well, and at what stands before it",
+        )  # fmt: skip
     if "Date" in stranger.headers:
         apart = abs(parsedate_to_datetime(stranger.headers["Date"]).timestamp() - time.time())
         yield skewed(max(0.0, apart - SKEW_SECONDS / 2))  # the header counts whole seconds

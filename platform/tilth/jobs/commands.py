@@ -13,7 +13,7 @@ from tilth.errors import ClusterError, RecipeError
 from tilth.jobs.spec import JobSpec, content_id, load_spec
 
 if TYPE_CHECKING:
-    from tilth.jobs.follow import Request
+    from tilth.jobs.follow import Detached, Request
     from tilth.jobs.server import Job, JobServer
 
 #: Ray calls it in every worker of the job
@@ -33,7 +33,7 @@ def submit(options: Namespace) -> dict[str, Any] | int:
     try:
         return to_the_end(server, request, _write)
     except Detached as left:
-        return _detached(left.job_id, server)
+        return _detached(left, server)
 
 
 def requested(spec: JobSpec) -> Request:
@@ -149,15 +149,16 @@ def _followed(job_id: str, server: JobServer) -> int:
     try:
         job = follow(server, job_id, _write)
     except Detached as left:
-        return _detached(left.job_id, server)
+        return _detached(left, server)
     ended(job)
     return exit_code(job)
 
 
-def _detached(job_id: str, server: JobServer) -> int:
-    address = f"--address {server.address}"
+def _detached(left: Detached, server: JobServer) -> int:
+    job_id, address = left.job_id, f"--address {server.address}"
+    goes_on = f"{job_id} goes on" if left.submitted else f"if {job_id} was submitted, or tried again, it goes on"
     ui.reporter().say(
-        f"detached; {job_id} goes on. Follow it: tilth jobs logs {job_id} {address}; end it: "
+        f"detached; {goes_on}. Follow it: tilth jobs logs {job_id} {address}; end it: "
         f"tilth jobs stop {job_id} {address}", event="detached", id=job_id,
     )  # fmt: skip
     return 130

@@ -28,11 +28,11 @@ Write = Callable[[str], object]
 
 
 class Detached(Exception):  # noqa: N818 - no fault: the person went away, the job goes on
-    """Ctrl-C while a job was followed."""
+    """Ctrl-C while a job was followed, or before it was known whether it is submitted."""
 
-    def __init__(self, job_id: str) -> None:
+    def __init__(self, job_id: str, submitted: bool = True) -> None:
         super().__init__(job_id)
-        self.job_id = job_id
+        self.job_id, self.submitted = job_id, submitted
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,14 @@ def _begun(server: JobServer, request: Request) -> str:
     pause, lost = FIRST_PAUSE, None
     while True:
         try:
-            return begin(server, request)
-        except Unreachable as error:
-            lost = _lost(request.id, lost, error)
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            try:
+                return begin(server, request)
+            except Unreachable as error:
+                lost = _lost(request.id, lost, error)
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+        except KeyboardInterrupt:  # a request may be on its way, and what an earlier one began goes on
+            raise Detached(request.id, submitted=False) from None
 
 
 def _say_again(job_id: str, how: str, left: int) -> None:

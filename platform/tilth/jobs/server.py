@@ -95,6 +95,8 @@ class _Client(JobSubmissionClient):  # type: ignore[misc]
                 f"the head at {self._address} answers, but not yet the agent that starts its jobs; wait, or see "
                 "dashboard_agent.log on the head"
             )
+        if response.status_code == 500 and method == "GET":  # as while the GCS behind it is started anew
+            raise Unreachable(f"the head at {self._address} cannot say (500); wait, or see dashboard.log on the head")
         if response.status_code == 404 and "/api/jobs/" in endpoint:
             raise NoSuchJob(f"{self._address} knows no job {endpoint.split('/')[3]!r}; `tilth jobs list` names them")
         return response

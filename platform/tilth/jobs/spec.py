@@ -114,7 +114,7 @@ class JobSpec(Component):
     def environment(self) -> dict[str, str]:
         """Variables that the cluster gives driver and workers: no secret among them, only where each one lies."""
         secrets = [f"{name}={where}" for name, where in self.secrets.items()]
-        limit = {} if self.hours is None else {TIME_LIMIT: str(round(self.hours * 3600))}
+        limit = {} if self.hours is None else {TIME_LIMIT: str(max(1, round(self.hours * 3600)))}  # 0 would be none
         return {**self.env, **({SECRETS: ",".join(secrets)} if secrets else {}), **limit}
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray._private.ray_constants import get_runtime_env_default_excludes
+from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE, get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE, _dir_travel, _get_excludes
 
 from tilth.content import sha256
@@ -35,8 +36,9 @@ class Upload:
     def of(folder: Path, excludes: Sequence[str] = ()) -> Upload:
         """What of a folder travels: all but what `excludes`, .gitignore and .rayignore name, as Ray reads them."""
         found: list[Path] = []
+        gitignore = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
         _dir_travel(
-            folder, [_get_excludes(folder, list(excludes))], found.append, include_gitignore=True, logger=_SILENT
+            folder, [_get_excludes(folder, list(excludes))], found.append, include_gitignore=gitignore, logger=_SILENT
         )
         return Upload(folder, {path: path.stat().st_size for path in sorted(found) if path.is_file()})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,6 +18,7 @@ from transformers import set_seed
 
 from tilth.config import digest
 from tilth.data.loading import MEMBERS, Card, Pretrained, load_pretrained, load_tokenizer
+from tilth.disk import own_folder
 from tilth.storage import Store
 from tilth.train import fitting, held_pairs, objectives, retention, trace
 from tilth.train.adapters import Tensors, factors, plain_lora
@@ -111,7 +111,7 @@ def _folder(job: Job) -> Path:
     if "LOCAL_RANK" not in os.environ:
         return scratch()
     place = hashlib.sha256(job.out.url.encode()).hexdigest()[:32]
-    return Path(tempfile.gettempdir()) / f"tilth-train-{os.getuid()}" / place
+    return own_folder("tilth-train") / place
 
 
 def _path(folder: Path | None) -> str | None:
