@@ -82,7 +82,7 @@ def _put(order: Iterable[Workers], nodes: Sequence[Node]) -> bool:
 def refuse_crowded(asked: Sequence[Workers], join_seconds: float = room.JOIN_SECONDS) -> None:
     """ClusterError unless the nodes there can be hold all of these at the same time, or as few as they go on with.
 
-    Kinds are few, and every order of them is tried: what is refused has no place however it is begun.
+    Kinds are few, and every order of them is tried; a mixture so tight that no order finds it is refused too.
     """
     least = [replace(one, count=one.least) for one in asked]
     for one in least:
