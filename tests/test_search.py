@@ -26,6 +26,7 @@ from tilth.jobs.inside import _within
 from tilth.planning import plan
 from tilth.recipe import Recipe, load
 from tilth.report import write_report
+from tilth.report.search import _scaled as scaled
 from tilth.runs import Artifact, Run
 from tilth.search import one_by_one
 from tilth.search.bench import Bench, Outcome
@@ -767,3 +768,14 @@ def test_schedulers_end_what_is_worse_and_nothing_that_is_trained(tmp_path: Path
     assert all(value < 0 for value in ended)
     assert all(1 <= len(trial["curve"]) < 6 for trial in told if trial["state"] == "pruned")
     assert len(list(artifact.store.local("tensorboard").glob("trial-*"))) == len(values)
+
+
+def test_an_axis_of_numbers_that_some_trials_lack_is_in_their_order() -> None:
+    """The line of a trial of another kind passes below the numbers, which would be names beside it: 16 before 4."""
+    heights, ticks = scaled([16, None, 4, 8])
+    assert sorted(zip(heights, [16, 0, 4, 8], strict=True)) == [
+        (h, n) for h, n in zip(sorted(heights), [0, 4, 8, 16], strict=True)
+    ]
+    assert ticks[0] == (0.0, "–")
+    assert [text for _, text in ticks[1:]] == ["4", "8", "16"]
+    assert scaled([16, 4, 8])[0] == [1.0, 0.0, pytest.approx(1 / 3)]

@@ -16,6 +16,8 @@ from tilth.report.svg import BAD, INK, MUTED, SERIES, Picture, Pictures, drawing
 Plain = tuple[str, tuple[str, ...], Sequence[Sequence[Any]]]
 _WIDTH = 7.6
 _LOG_SPAN = 20
+# how far above the trials that lack a field those with a number for it begin
+_ABSENT = 0.15
 
 
 def pictures_of(pictures: Pictures, found: Mapping[str, Any], stage: str) -> Iterator[Picture]:
@@ -115,12 +117,20 @@ def _columns(found: Mapping[str, Any], trials: Sequence[Any]) -> dict[str, list[
 
 
 def _scaled(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Heights from 0 to 1, and the ticks: numbers by size, over a wide span by their logarithm, others by name."""
+    """Heights from 0 to 1, and the ticks: numbers by size, over a wide span by their logarithm, others by name.
+
+    Where another kind was chosen a field is not there: such a trial's line passes below the numbers.
+    """
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if numbers and len(numbers) + list(values).count(None) == len(values) > len(numbers):
+        above, ticks = _scaled(numbers)
+        risen = iter(_ABSENT + (1 - _ABSENT) * height for height in above)
+        heights = [0.0 if value is None else next(risen) for value in values]
+        return heights, [(0.0, "–"), *((_ABSENT + (1 - _ABSENT) * height, name) for height, name in ticks)]
     if len(numbers) < len(values):
         names = sorted({str(_shown(value)) for value in values})
-        heights = {name: place / max(1, len(names) - 1) for place, name in enumerate(names)}
-        return [heights[str(_shown(value))] for value in values], [(height, name) for name, height in heights.items()]
+        by_name = {name: place / max(1, len(names) - 1) for place, name in enumerate(names)}
+        return [by_name[str(_shown(value))] for value in values], [(height, name) for name, height in by_name.items()]
     low, high = min(numbers), max(numbers)
     log = low > 0 and high / low >= _LOG_SPAN
     ends = np.log([low, high]) if log else np.array([low, high], dtype=float)
