@@ -303,6 +303,20 @@ def test_who_is_left_out_counts_for_nothing_and_their_items_go_to_others(pairs: 
     assert {item.person for item in counted(pairs)} == {3}
 
 
+def test_an_annotator_whose_number_no_database_holds_is_none(pairs: Campaign) -> None:
+    manager = pairs.manager()
+    pairs.annotator("Ann", manager)
+    hidden = manager.fields(manager.get("/manage").text, "/manage/people/2")
+    assert manager.client.post(f"/manage/people/{1 << 70}", data=hidden).status_code == 404
+
+
+def test_a_host_of_ipv6_is_asked_for_in_brackets(tmp_path: Path) -> None:
+    serving = {"host": "2001:db8::7", "plain_http": True, "names": ["judge.example.org"]}
+    held = Campaign(write_items(tmp_path / "items.jsonl", 1), serving=serving)
+    for host, status in (("[2001:db8::7]", 200), ("judge.example.org", 200), ("[2001:db8::8]", 400)):
+        assert TestClient(held.app, base_url=f"http://{host}:8400").get("/").status_code == status, host
+
+
 def test_answers_to_another_text_are_not_mixed(tmp_path: Path) -> None:
     items = write_items(tmp_path / "items.jsonl", 2)
     begun = Campaign(items)

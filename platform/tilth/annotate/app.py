@@ -16,7 +16,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from tilth.annotate import people
 from tilth.annotate.book import Book, now
-from tilth.annotate.config import Annotation
+from tilth.annotate.config import Annotation, in_url
 from tilth.annotate.forms import Form
 from tilth.annotate.guard import COOKIE, GUESSES, HEADERS, LARGEST, Limiter, form_token, is_ours, same_origin
 from tilth.annotate.quality import figure
@@ -64,7 +64,7 @@ def create_app(book: Book, campaign: Annotation, form: Form) -> FastAPI:
     app.add_exception_handler(StarletteHTTPException, _failed)
     app.middleware("http")(_guarded)
     # a name that is not ours is another site's, pointed at this machine to read what it serves
-    hosts = ["localhost", "127.0.0.1", "[::1]", campaign.serving.host, *campaign.serving.reached]
+    hosts = ["localhost", "127.0.0.1", *map(in_url, ("::1", campaign.serving.host, *campaign.serving.reached))]
     everywhere = campaign.serving.host in ("0.0.0.0", "::") and not campaign.serving.reached
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["*"] if everywhere else hosts)
     return app

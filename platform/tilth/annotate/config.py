@@ -119,6 +119,11 @@ class Serving(Component):
         return found
 
 
+def in_url(host: str) -> str:
+    """As it stands in a URL and in a request: an address of IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def _loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -14,7 +14,7 @@ from tilth import ui
 from tilth.annotate import people
 from tilth.annotate.app import create_app
 from tilth.annotate.book import Book
-from tilth.annotate.config import Annotation, Serving, load_annotation
+from tilth.annotate.config import Annotation, Serving, in_url, load_annotation
 from tilth.annotate.forms import Form
 from tilth.annotate.items import campaign
 from tilth.annotate.judgements import Judgement, judgements
@@ -113,7 +113,7 @@ class _Server(uvicorn.Server):
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         host = "localhost" if self.config.host in ("127.0.0.1", "localhost", "0.0.0.0", "::", "::1") else host
         scheme = "https" if self.config.is_ssl else "http"
-        link = f"{self.public or f'{scheme}://{host}:{port}'}{self.link}"
+        link = f"{self.public or f'{scheme}://{in_url(host)}:{port}'}{self.link}"
         ui.reporter().say(f"manage the campaign at {link}", event="serving", url=link)
 
 

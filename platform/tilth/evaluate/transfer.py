@@ -166,7 +166,7 @@ def detail(found: Mapping[str, Slice], single: Mapping[str, str]) -> dict[str, A
 
 
 def flat(found: Mapping[str, Slice]) -> dict[str, float]:
-    """Metrics of the artifact: task/TASK/MODEL/METRIC; transfer/TASK/MODEL against the task's own model, with _p."""
+    """Metrics of the artifact: task/TASK/MODEL/METRIC; transfer/TASK/MODEL over the task's own, _p and _p_holm."""
     numbers: dict[str, float] = {}
     for task, part in found.items():
         for model, scores in part.models.items():
@@ -175,6 +175,8 @@ def flat(found: Mapping[str, Slice]) -> dict[str, float]:
             gap = item.difference
             name = f"transfer/{task}/{model}"
             numbers |= {name: gap.value, f"{name}_low": gap.low, f"{name}_high": gap.high, f"{name}_p": item.p}
+            if item.holm is not None:
+                numbers[f"{name}_p_holm"] = item.holm
     return numbers
 
 
