@@ -224,10 +224,14 @@ class Ledger:
         if self._pending:
             lines = "".join(record.line() + "\n" for record in self._pending).encode()
             # one that was taken for dead may have written it: none is replaced, and lines that stand twice say the same
-            while not self.store.create(f"ledger/{self._segments:08d}.jsonl", lines):
+            while not self._written(f"ledger/{self._segments:08d}.jsonl", lines):
                 self._segments += 1
             self._segments += 1
             self._pending.clear()
+
+    def _written(self, name: str, lines: bytes) -> bool:
+        """Whether these lines are in that segment now, also where the store said otherwise of the very write."""
+        return self.store.create(name, lines) or self.store.read(name) == lines
 
     def clear(self) -> None:
         """Remove the unit files: their rows are in the finished dataset."""
