@@ -14,12 +14,12 @@ from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
+from scipy.sparse import csr_matrix, identity
 
-from tilth.data.bootstrap import Floats, Statistic, resamples
+from tilth.data.bootstrap import Floats, Statistic, drawn
 
 Of = Literal["same", "nominal", "quadratic", "correlation"]
 Twos = Sequence[tuple[int, int]]
-_CELLS = 4_000_000  # numbers of one block of sums: 32 MB
 
 
 def of_pairs(table: Floats, of: Of, twos: Twos | None = None, weighted: bool = True) -> Statistic:
@@ -81,15 +81,11 @@ def rank_correlation(one: Floats, other: Floats, groups: Sequence[Any]) -> Stati
         spread = np.sqrt((weights * x * x).sum(axis=1) * (weights * y * y).sum(axis=1))
         return _ratio((weights * x * y).sum(axis=1), np.where(spread > 1e-9, spread, 0.0))
 
-    from scipy.sparse import identity
-
     return by_group(Statistic(identity(len(one), format="csr"), value), groups)
 
 
 def _ranks(weights: Floats, places: Any) -> Floats:
     """The middle rank of every pair (draws, pairs) where each counts as often as it was drawn."""
-    from scipy.sparse import csr_matrix
-
     held = np.asarray(weights @ csr_matrix((np.ones(len(places)), (np.arange(len(places)), places))))
     middle = held.cumsum(axis=1) - held + (held + 1) / 2
     found: Floats = middle[:, places]
@@ -98,8 +94,6 @@ def _ranks(weights: Floats, places: Any) -> Floats:
 
 def by_group(statistic: Statistic, groups: Sequence[Any]) -> Statistic:
     """The same figure where all items of a group (items,) are drawn together, as several answers to one row."""
-    from scipy.sparse import csr_matrix
-
     names, places = np.unique(np.asarray([str(name) for name in groups]), return_inverse=True)
     member = csr_matrix((np.ones(len(places)), (places, np.arange(len(places)))), shape=(len(names), len(places)))
     return Statistic(member @ statistic.terms, statistic.value)
@@ -107,13 +101,10 @@ def by_group(statistic: Statistic, groups: Sequence[Any]) -> Statistic:
 
 def spread(statistic: Statistic, samples: int = 1000, seed: int = 0) -> tuple[float, float] | tuple[None, None]:
     """The 95 % interval by resampled items (percentile bootstrap); None where most draws tell nothing."""
-    wide = max(1, _CELLS // int(statistic.terms.shape[1]))
-    found: list[Floats] = []
-    if len(statistic) > 1:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            for weights in resamples(len(statistic), samples, seed):
-                found += [statistic.of(weights[at : at + wide]) for at in range(0, len(weights), wide)]
-    draws = np.concatenate(found) if found else np.empty(0)
+    if len(statistic) < 2:
+        return None, None
+    with np.errstate(invalid="ignore", divide="ignore"):
+        draws = drawn(statistic, samples, seed)
     known = draws[np.isfinite(draws)]
     if 2 * len(known) <= len(draws):
         return None, None
@@ -154,8 +145,6 @@ def _terms(left: Floats, right: Floats, of: Of, classes: int) -> tuple[Any, Floa
 
 def _beside(found: Sequence[tuple[Any, Floats]], items: int, parts: int) -> Any:
     """Terms of all pairs as one sparse table (items, pairs × parts): few raters judge the same item."""
-    from scipy.sparse import csr_matrix
-
     rows = [np.repeat(both, parts) for both, _ in found]
     columns = [np.tile(np.arange(parts), len(both)) + at * parts for at, (both, _) in enumerate(found)]
     values = [terms.ravel() for _, terms in found]

@@ -88,8 +88,18 @@ def correlation(one: Floats, other: Floats) -> Statistic:
 
 def interval(statistic: Statistic, samples: int = 2000, seed: int = 0) -> Interval:
     """Percentile bootstrap over rows (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13)."""
-    draws = [statistic.of(weights) for weights in resamples(len(statistic), samples, seed)]
-    return percentiles(statistic.point(), np.concatenate(draws))
+    return percentiles(statistic.point(), drawn(statistic, samples, seed))
+
+
+def drawn(statistic: Statistic, samples: int, seed: int) -> Floats:
+    """The score of each draw of rows (samples,); sums of many terms are made of few draws at a time."""
+    wide = max(1, _CELLS // int(statistic.terms.shape[1]))
+    found = (
+        statistic.of(weights[start : start + wide])
+        for weights in resamples(len(statistic), samples, seed)
+        for start in range(0, len(weights), wide)
+    )
+    return np.concatenate(list(found))
 
 
 def percentiles(value: float, draws: Floats) -> Interval:
